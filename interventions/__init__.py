@@ -1,0 +1,55 @@
+"""Typed intervention graphs over named submodules. Imports torch and jaxtyping; knows no checkpoint."""
+
+from interventions.ablating import mean_ablate_neurons, scale_neurons, zero_neurons
+from interventions.attention import knock_out_attention
+from interventions.attribution import direct_logit_attribution
+from interventions.bindings import batch_field, module, per_layer
+from interventions.counting import (
+    count_active,
+    count_active_by_kind,
+    count_positions,
+    mean_activation,
+    sum_activations,
+)
+from interventions.graph import Graph
+from interventions.hidden import keep, last_hidden_state, root_mean_square
+from interventions.intervention import Intervention, reads, rewires, writes
+from interventions.patching import patch_activations
+from interventions.saving import load_graph, save_graph
+from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
+from interventions.steering import add_vector
+from interventions.unembedding import lens_entropy, logit_lens
+
+__all__ = [
+    "GROUP_KINDS",
+    "NEURON_SITES",
+    "SITES",
+    "Graph",
+    "Intervention",
+    "Site",
+    "add_vector",
+    "batch_field",
+    "count_active",
+    "count_active_by_kind",
+    "count_positions",
+    "direct_logit_attribution",
+    "keep",
+    "knock_out_attention",
+    "last_hidden_state",
+    "lens_entropy",
+    "load_graph",
+    "logit_lens",
+    "mean_ablate_neurons",
+    "mean_activation",
+    "module",
+    "patch_activations",
+    "per_layer",
+    "reads",
+    "rewires",
+    "root_mean_square",
+    "save_graph",
+    "scale_neurons",
+    "sum_activations",
+    "writes",
+    "zero_neurons",
+]

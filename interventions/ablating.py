@@ -1,0 +1,33 @@
+"""Ablating: switching neurons off, turning them up or down, or holding them at their mean."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interventions.intervention import writes
+
+
+@writes("llm.mlp.act")
+def zero_neurons(
+    act: Float[Tensor, "*where neuron"], neurons: Bool[Tensor, " neuron"]
+) -> Float[Tensor, "*where neuron"]:
+    """Switch the marked neurons off: their activation becomes 0 (section 4.2.2)."""
+    return act.masked_fill(neurons.to(act.device), 0)
+
+
+@writes("llm.mlp.act")
+def scale_neurons(
+    act: Float[Tensor, "*where neuron"], neurons: Bool[Tensor, " neuron"], factor: float
+) -> Float[Tensor, "*where neuron"]:
+    """Multiply the activation of the marked neurons by `factor`."""
+    return torch.where(neurons.to(act.device), act * factor, act)
+
+
+@writes("llm.mlp.act")
+def mean_ablate_neurons(
+    act: Float[Tensor, "*where neuron"], neurons: Bool[Tensor, " neuron"], mean: Float[Tensor, " neuron"]
+) -> Float[Tensor, "*where neuron"]:
+    """Hold the marked neurons at `mean`, for instance the result of `mean_activation`."""
+    return torch.where(neurons.to(act.device), mean.to(act), act)

@@ -1,0 +1,61 @@
+"""Counting: how often each neuron is active, and how much."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interventions.bindings import batch_field
+from interventions.intervention import reads
+
+# float32 holds integers exactly up to 2^24: 256 positions, each counted at most 65,535 times, stay below it.
+_CHUNK = 256
+
+
+@reads("llm.mlp.act", over="sum", weight=batch_field("weight"))
+def count_active(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]) -> Int[Tensor, " neuron"]:
+    """M of equation 4: at how many positions each neuron's activation exceeds zero (section 3.1).
+
+    Each position counts `weight` times (0 for padding, at most 65,535). Returns int64 `[neuron]`.
+    """
+    return _count(act, weight[..., None])[0]
+
+
+@reads("llm.mlp.act", over="sum", weight=batch_field("weight"), kind=batch_field("kind"))
+def count_active_by_kind(
+    act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"], kind: Bool[Tensor, "*where kind"]
+) -> Int[Tensor, "kind neuron"]:
+    """`count_active` for each kind of position apart; `kind` is one-hot. Returns int64 `[kind, neuron]`."""
+    return _count(act, weight[..., None] * kind)
+
+
+@reads("llm.mlp.act", over="sum", weight=batch_field("weight"), kind=batch_field("kind"))
+def count_positions(
+    act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"], kind: Bool[Tensor, "*where kind"]
+) -> Int[Tensor, " kind"]:
+    """N of equation 4: how many positions of each kind were seen. Returns int64 `[kind]`."""
+    return (weight[..., None] * kind).flatten(0, -2).sum(0)
+
+
+@reads("llm.mlp.act", over="sum", weight=batch_field("weight"))
+def sum_activations(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]) -> Float[Tensor, " neuron"]:
+    """The sum of each neuron's activation over positions, in float64. Returns `[neuron]`."""
+    return (act.double() * weight[..., None]).flatten(0, -2).sum(0)
+
+
+@reads("llm.mlp.act", over="mean", weight=batch_field("weight"))
+def mean_activation(
+    act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]
+) -> tuple[Float[Tensor, " neuron"], Int[Tensor, ""]]:
+    """The mean activation of each neuron over positions: what mean ablation puts in its place."""
+    return (act.double() * weight[..., None]).flatten(0, -2).sum(0), weight.sum()
+
+
+def _count(act: Float[Tensor, "*where neuron"], weights: Int[Tensor, "*where kind"]) -> Int[Tensor, "kind neuron"]:
+    active = (act > 0).flatten(0, -2)
+    rows = weights.flatten(0, -2).T.float()
+    counts = torch.zeros(rows.shape[0], active.shape[1], dtype=torch.int64, device=act.device)
+    for some_active, some_rows in zip(active.split(_CHUNK), rows.split(_CHUNK, dim=1), strict=True):
+        counts += (some_rows @ some_active.float()).long()
+    return counts

@@ -1,0 +1,16 @@
+"""Steering: adding a direction to the residual stream."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from interventions.intervention import writes
+
+
+@writes("llm.residual")
+def add_vector(
+    hidden: Float[Tensor, "*where hidden"], vector: Float[Tensor, " hidden"], scale: float = 1.0
+) -> Float[Tensor, "*where hidden"]:
+    """Add `scale * vector` at every position."""
+    return hidden + scale * vector.to(hidden)

@@ -1,0 +1,57 @@
+"""Unembedding: the logit lens of section 3.3, reduced where the hidden states are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interventions.bindings import batch_field, module
+from interventions.intervention import reads
+
+_UNEMBED = module("llm.norm", "llm.unembed")
+_CHUNK = 256
+
+
+@reads("llm.residual", over="list", unembed=_UNEMBED)
+def logit_lens(
+    hidden: Float[Tensor, "*where hidden"], unembed: Callable[[Tensor], Tensor], top_k: int = 5, chunk: int = _CHUNK
+) -> dict[str, Tensor]:
+    """Equation 10 at every position: the `top_k` next tokens and the entropy of their distribution.
+
+    Returns `tokens` int64 and `probabilities` `[*where, top_k]`, best first, and `entropy` `[*where]` in nats.
+    Logits exist for at most `chunk` positions at a time: `chunk x vocabulary` float32 is the bound. Add
+    `"llm.embedding"` with `.at(...)` for layer 0.
+    """
+    rows = [_lens(some, unembed, top_k) for some in hidden.flatten(0, -2).split(chunk)]
+    tokens, probabilities, entropy = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    where = hidden.shape[:-1]
+    return {
+        "tokens": tokens.unflatten(0, where),
+        "probabilities": probabilities.unflatten(0, where),
+        "entropy": entropy.unflatten(0, where),
+    }
+
+
+@reads("llm.residual", over="mean", unembed=_UNEMBED, weight=batch_field("weight"), kind=batch_field("kind"))
+def lens_entropy(
+    hidden: Float[Tensor, "*where hidden"],
+    unembed: Callable[[Tensor], Tensor],
+    weight: Int[Tensor, "*where"],
+    kind: Bool[Tensor, "*where kind"],
+    chunk: int = _CHUNK,
+) -> tuple[Float[Tensor, " kind"], Int[Tensor, " kind"]]:
+    """Mean entropy of the next-token distribution for each kind of position, in nats (Figure 7, Table 9)."""
+    entropy = torch.cat([_lens(some, unembed, 1)[2] for some in hidden.flatten(0, -2).split(chunk)])
+    counted = (weight[..., None] * kind).flatten(0, -2)
+    return (entropy.double()[:, None] * counted).sum(0), counted.sum(0)
+
+
+def _lens(
+    hidden: Float[Tensor, "position hidden"], unembed: Callable[[Tensor], Tensor], top_k: int
+) -> tuple[Int[Tensor, "position k"], Float[Tensor, "position k"], Float[Tensor, " position"]]:
+    logs = unembed(hidden).float().log_softmax(-1)
+    best, tokens = logs.topk(top_k, dim=-1)
+    return tokens, best.exp(), -(logs.exp() * logs).sum(-1)

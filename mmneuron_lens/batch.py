@@ -1,0 +1,100 @@
+"""A batch: model inputs that know which position is image, text or padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from interventions.sites import GROUP_KINDS
+from mmneuron_lens.wire import layout
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What `lens.encode` makes.
+
+    inputs: the processor's tensors, prompts padded on the left. fields: by group of sites, `weight` int64
+    `[rows, positions]` (0 for padding) and `kind` bool `[rows, positions, kinds]`, one-hot. images: how many
+    each row has. prompt_length: columns before generated tokens; all of them unless an answer was appended.
+    """
+
+    inputs: Mapping[str, Tensor]
+    fields: Mapping[str, Mapping[str, Tensor]]
+    images: tuple[int, ...]
+    prompt_length: int
+    facts: Mapping[str, Any]
+    tokenizer: Any = field(repr=False, default=None)
+
+    @property
+    def rows(self) -> int:
+        return self.inputs["input_ids"].shape[0]
+
+    @property
+    def kind(self) -> list[list[str]]:
+        """For every position: "image", "text", "generated" or "padding"."""
+        fields = self.fields["llm"]
+        names = GROUP_KINDS["llm"]
+        return [
+            [names[index] if weight else "padding" for weight, index in zip(weights, kinds, strict=True)]
+            for weights, kinds in zip(fields["weight"].tolist(), fields["kind"].int().argmax(-1).tolist(), strict=True)
+        ]
+
+    @property
+    def tokens(self) -> list[list[str]]:
+        """Every position as text. Image positions are named by image and place in its span: `<image 1: 17>`."""
+        shown = []
+        counts = self.span_lengths()
+        for ids, kinds in zip(self.inputs["input_ids"].tolist(), self.kind, strict=True):
+            words = self.tokenizer.convert_ids_to_tokens(ids)
+            spans = [(number, place) for number, length in enumerate(next(counts), 1) for place in range(length)]
+            names = iter(spans)
+            row = []
+            for word, kind in zip(words, kinds, strict=True):
+                if kind == "image":
+                    number, place = next(names)
+                    row.append(f"<image {number}: {place}>")
+                else:
+                    row.append(word if kind != "padding" else self.tokenizer.pad_token)
+            shown.append(row)
+        return shown
+
+    def span_lengths(self):
+        """Per row, how many positions each of its images takes."""
+        is_image = self.fields["llm"]["kind"][..., 0] & (self.fields["llm"]["weight"] > 0)
+        lengths = iter(layout.image_lengths(self.inputs, self.facts))
+        for row, count in enumerate(self.images):
+            if not self.facts["images_in_text"]:
+                yield [int(is_image[row].sum())] if count else []
+                continue
+            yield [next(lengths) for _ in range(count)]
+
+    def with_fields(self, **fields: Tensor) -> Batch:
+        """Add your own fields along the language model's axes `[rows, tokens, ...]`, for `batch_field(name)`.
+
+        Raises `ValueError` when the leading axes differ.
+        """
+        shape = tuple(self.inputs["input_ids"].shape)
+        for name, tensor in fields.items():
+            if tuple(tensor.shape[:2]) != shape:
+                raise ValueError(f"Field {name!r} starts with {list(tensor.shape[:2])}; this batch has {list(shape)}.")
+        return replace(self, fields={**self.fields, "llm": {**self.fields["llm"], **fields}})
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            inputs={name: tensor.to(device) for name, tensor in self.inputs.items()},
+            fields={
+                group: {name: tensor.to(device) for name, tensor in some.items()} for group, some in self.fields.items()
+            },
+        )
+
+    def __repr__(self) -> str:
+        weight, kind = self.fields["llm"]["weight"], self.fields["llm"]["kind"]
+        counts = (weight[..., None] * kind).sum((0, 1)).tolist()
+        parts = [f"{count} {name}" for name, count in zip(GROUP_KINDS["llm"], counts, strict=True) if count]
+        padding = int((weight == 0).sum())
+        return f"Batch({self.rows} rows, {sum(self.images)} images: {', '.join(parts)}, {padding} padding positions)"

@@ -1,0 +1,65 @@
+"""The paper's prompts, to the character (Table 5, Figure 8, appendix C.1), as pure functions of a question.
+
+`<image>` is LLaVA-NeXT's image placeholder, expanded by its processor; InstructBLIP's processor places the image
+itself, so its prompts name none. Nothing follows the last character of a prompt; BOS is left to the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+ModelKind = Literal["llava-next", "instructblip"]
+
+MODEL_KINDS: tuple[ModelKind, ...] = ("llava-next", "instructblip")
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+DRIVING_ROLE = (
+    "Role: You are an advanced AI assistant installed on the Ego vehicle, equipped with conversational analysis "
+    "capabilities for discussing autonomous driving scenarios. The perspective presented is from the point-of-view of "
+    "the Ego vehicle, where the camera is mounted. It's important to note that the Ego vehicle itself is not visible "
+    "in the images provided."
+)
+"""Appendix C.1's role description, which only the auto driving domain is given."""
+
+ANSWER_SHORTLY = "Answer the question using a single word or phrase."
+ANSWER_BY_LETTER = "Answer with the option's letter from the given choices directly."
+
+
+def identification(model_kind: ModelKind, question: str) -> str:
+    """The plain question, as neurons are identified with."""
+    return f"<image>\n{question}" if _known(model_kind) == "llava-next" else question
+
+
+def evaluation(model_kind: ModelKind, question: str, options: Sequence[str] = (), domain: str = "") -> str:
+    """The evaluation prompt: in the options form when `options` (texts without letters) are given, else open-ended.
+
+    The role description is given to the domain "auto_driving" alone, and only in the open-ended form, as in Table 5.
+    """
+    llava = _known(model_kind) == "llava-next"
+    if options:
+        body = f"Question: {question}\n"
+        body += "Context: N/A\n" if llava else ""
+        body += f"Options: {option_list(options)}\n{ANSWER_BY_LETTER}"
+    else:
+        role = f"{DRIVING_ROLE}\n" if domain == "auto_driving" else ""
+        ending = f"Context: N/A\n{ANSWER_SHORTLY}" if llava else "Short Answer:"
+        body = f"{role}Question: {question}\n{ending}"
+    return f"{SYSTEM} USER: <image>\n{body} ASSISTANT:" if llava else body
+
+
+def option_list(options: Sequence[str]) -> str:
+    """`['A: ...', 'B: ...']`, as in Figure 8b; single quotes also where Python's repr would change them."""
+    if len(options) > 26:
+        raise ValueError(f"{len(options)} options, but the alphabet has 26 letters: ask with fewer options")
+    return "[" + ", ".join(f"'{chr(65 + i)}: {option.strip()}'" for i, option in enumerate(options)) + "]"
+
+
+def _known(model_kind: str) -> str:
+    if model_kind not in MODEL_KINDS:
+        raise ValueError(f"unknown model kind {model_kind!r}: choose one of {', '.join(MODEL_KINDS)}")
+    return model_kind

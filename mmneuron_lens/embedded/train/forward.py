@@ -1,0 +1,86 @@
+"""One forward of either model that runs the vision tower once per image however many questions are asked about it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import InstructBlipForConditionalGeneration, LlavaNextForConditionalGeneration, PreTrainedModel
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from mmneuron_lens.embedded.train.batches import IGNORED, Batch
+
+
+class Forward(NamedTuple):
+    """`logits` and `labels` where an answer or the end is predicted; `patches` and `queries` for temporary heads."""
+
+    logits: Float[Tensor, "place vocabulary"]
+    labels: Int[Tensor, " place"]
+    patches: Float[Tensor, "image patch width"]
+    queries: Float[Tensor, "row query width"] | None = None
+
+
+def see(model: PreTrainedModel, images: dict[str, Tensor]) -> tuple[Float[Tensor, "image patch width"], object]:
+    """The vision tower alone: every image's patches (zero in missing tiles), and what the rest of the model reads."""
+    if isinstance(model, LlavaNextForConditionalGeneration):
+        seen = model.model.get_image_features(images["pixel_values"], images["image_sizes"], return_dict=True)
+        chosen = seen.hidden_states[model.config.vision_feature_layer][:, 1:]
+        tiles = _tiles(model, images)
+        padded = chosen.new_zeros(*tiles.shape, *chosen.shape[1:]).masked_scatter(tiles[..., None, None], chosen)
+        return padded.flatten(1, 2), torch.cat(list(seen.pooler_output))
+    seen = model.vision_model(images["pixel_values"]).last_hidden_state
+    return seen[:, 1:], seen
+
+
+def _tiles(model: LlavaNextForConditionalGeneration, images: dict[str, Tensor]) -> Bool[Tensor, "image tile"]:
+    """Which tiles there are: the processor fills images of fewer tiles up with empty ones."""
+    sides = (model.config.image_grid_pinpoints, model.config.vision_config.image_size)
+    counts = torch.tensor([image_size_to_num_patches(size.tolist(), *sides) for size in images["image_sizes"]])
+    return torch.arange(images["pixel_values"].shape[1]) < counts[:, None]
+
+
+def forward(model: PreTrainedModel, batch: Batch) -> Forward:
+    """Predictions at all labelled places."""
+    patches, seen = see(model, batch.images)
+    queries = None
+    if batch.positions is not None:
+        hidden = _llava_next(model, batch, seen)
+    else:
+        hidden, queries = _instructblip(model, batch, seen)
+    places = batch.labels != IGNORED
+    return Forward(model.get_output_embeddings()(hidden[places]).float(), batch.labels[places], patches, queries)
+
+
+def _embed(model: PreTrainedModel, ids: Int[Tensor, "row token"], features: Tensor) -> Float[Tensor, "row token width"]:
+    embedded = model.get_input_embeddings()(ids)
+    image = (ids == model.config.image_token_id)[..., None]
+    return embedded.masked_scatter(image, features.to(embedded.dtype))
+
+
+def _llava_next(
+    model: LlavaNextForConditionalGeneration, batch: Batch, features: Tensor
+) -> Float[Tensor, "row token width"]:
+    return model.model.language_model(
+        inputs_embeds=_embed(model, batch.ids, features),
+        attention_mask=batch.mask,
+        position_ids=batch.positions,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def _instructblip(model: InstructBlipForConditionalGeneration, batch: Batch, seen: Tensor) -> tuple[Tensor, Tensor]:
+    rows, queries = len(batch.ids), model.config.num_query_tokens
+    asked = model.qformer(
+        input_ids=batch.qformer_ids,
+        attention_mask=torch.cat([batch.qformer_mask.new_ones(rows, queries), batch.qformer_mask], 1),
+        query_embeds=model.query_tokens.expand(rows, -1, -1),
+        encoder_hidden_states=seen[batch.image_of_row],
+    ).last_hidden_state[:, :queries]
+    hidden = model.language_model.model(
+        inputs_embeds=_embed(model, batch.ids, model.language_projection(asked)),
+        attention_mask=batch.mask,
+        use_cache=False,
+    ).last_hidden_state
+    return hidden, asked

@@ -1,0 +1,84 @@
+"""Anatomy: where each named site of one model lies, how large it is, and what can reach the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from interventions.sites import GROUP_KINDS, SITES, site_order, unknown
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site in one model.
+
+    path: the module, with `{l}` for the layer. at: its output, its first input, or a keyword input; item: which
+    element of a tuple, attribute of an output object, or name of the keyword. view: how the site sees the value
+    (`("heads", dimension)`, `("part", index, of, dimension)` of a fused projection, `("rows",)` where the model
+    flattens batch and tokens, `("mask",)`). sizes: the axes whose length the configuration fixes.
+    dead: layers that cannot reach the logits (`True`: none can), and why. fixed: why it cannot be written.
+    """
+
+    path: str
+    layers: int | None
+    sizes: Mapping[str, int]
+    at: Literal["output", "input", "keyword"] = "output"
+    item: str | int | None = None
+    view: tuple[Any, ...] | None = None
+    axes: str | None = None
+    dead: frozenset[int] | Literal[True] = frozenset()
+    why_dead: str = ""
+    fixed: str = ""
+
+    def paths(self) -> list[tuple[int | None, str]]:
+        """`(layer, module path)` for every layer, or one `(None, path)`."""
+        if self.layers is None:
+            return [(None, self.path)]
+        return [(layer, self.path.format(l=layer)) for layer in range(self.layers)]
+
+    def reaches(self, layer: int | None) -> bool:
+        return self.dead is not True and layer not in self.dead
+
+    @property
+    def port(self) -> dict[str, Any]:
+        return {"at": self.at, "item": self.item, "view": self.view}
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """All sites of one model by name, in forward order, and the facts that laying out a batch needs."""
+
+    architecture: str
+    places: Mapping[str, Place]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ordered = dict(sorted(self.places.items(), key=lambda item: site_order(item[0])))
+        object.__setattr__(self, "places", ordered)
+        object.__setattr__(self, "facts", {"kinds": GROUP_KINDS, **self.facts})
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return tuple(self.places)
+
+    def place(self, site: str) -> Place:
+        """Raises `KeyError` with the choices for a site this architecture does not have."""
+        if site not in self.places:
+            raise KeyError(f"{self.architecture} has no such site. {unknown('site', site, self.sites)}")
+        return self.places[site]
+
+    def axes(self, site: str) -> str:
+        return self.place(site).axes or SITES[site].axes
+
+    def neurons(self, site: str) -> int:
+        """How many neurons a site has over all its layers."""
+        place = self.place(site)
+        return (place.layers or 1) * place.sizes["neuron"]
+
+
+def under(prefix: str, places: Mapping[str, Place]) -> dict[str, Place]:
+    """The same places below a module path."""
+    return {
+        site: replace(place, path=f"{prefix}.{place.path}" if prefix else place.path) for site, place in places.items()
+    }

@@ -1,0 +1,59 @@
+"""Loading: a checkpoint and its processor from a folder or a hub id, with weights or without."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+EMBEDDED = ("llava-next", "instructblip")
+
+
+def load(repo_or_folder: str, revision: str | None = None, **settings: Any) -> tuple[torch.nn.Module, Any]:
+    """The stock transformers model in evaluation mode, and its processor.
+
+    settings: what `from_pretrained` takes (`dtype`, `device_map`, `attn_implementation`). Raises `OSError` naming
+    the folder or id when it cannot be found.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(repo_or_folder, revision=revision, **settings)
+    return model.eval(), load_processor(repo_or_folder, revision)
+
+
+def load_meta(repo_or_folder: str, revision: str | None = None, **settings: Any) -> tuple[torch.nn.Module, Any]:
+    """The same model on the meta device: every module, no weights."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(repo_or_folder, revision=revision)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, **settings)
+    return model.eval(), load_processor(repo_or_folder, revision)
+
+
+def load_processor(repo_or_folder: str, revision: str | None = None) -> Any:
+    """The checkpoint's own processor; its image part falls back to PIL where torchvision is absent."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(repo_or_folder, revision=revision)
+
+
+def embedded_folder(name: str) -> Path:
+    """Where an embedded model lies. Raises `KeyError` with the choices."""
+    from interventions.sites import unknown
+
+    if name not in EMBEDDED:
+        raise KeyError(unknown("embedded model", name, list(EMBEDDED)))
+    return Path(__file__).parent.parent / "embedded" / name
+
+
+def wrap(module: torch.nn.Module, processor: Any) -> Any:
+    """The nnsight model around a transformers model."""
+    from nnsight.modeling.transformers import TransformersModel
+
+    with warnings.catch_warnings():
+        # The Q-Former's children named `output` are reached as `E_output`; `wire.execute.find` knows.
+        warnings.filterwarnings("ignore", message="Module '.*' has a submodule named 'output'")
+        return TransformersModel(module, task="image-text-to-text", processor=processor, tokenizer=processor.tokenizer)

@@ -1,0 +1,26 @@
+"""Silent neurons: active on no token of any domain (appendix D, Figure 9)."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from mmneuron_lens.neurons.counts import Counts, refuse_differences
+from mmneuron_lens.neurons.selection import CORPUS_FIELDS
+
+
+def silent_neurons(
+    counts: list[Counts], site: str, kinds: tuple[str, ...] | None = None
+) -> Bool[Tensor, "layer neuron"]:
+    """True where a neuron's count is zero over all domains together; `.sum(1)` is the number in each layer.
+
+    Raises `ValueError` for an empty list or counts that were not made in the same way, `KeyError` for an unknown site.
+    """
+    if not counts:
+        raise ValueError("no counts to look for silent neurons in; give the counts of every domain.")
+    for one in counts[1:]:
+        refuse_differences(counts[0], one, CORPUS_FIELDS, action="compare", domain=False)
+    silent = counts[0].total(site, kinds)[0] == 0
+    for one in counts[1:]:
+        silent &= one.total(site, kinds)[0] == 0
+    return silent

@@ -1,0 +1,184 @@
+"""The tables: artifacts to polars frames with fixed columns, and these to CSV, terminal and page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from rich.table import Table
+
+from mmneuron_lens.neurons.control import FalseDiscovery, HalvesOverlap
+from mmneuron_lens.neurons.counts import Counts
+from mmneuron_lens.neurons.selection import Selection, in_order, module_of, sites_of
+from mmneuron_lens.neurons.silent import silent_neurons
+
+DOMAIN_NAMES = {
+    "common": "Common Scenes",
+    "remote_sensing": "Remote Sensing",
+    "medical": "Medical",
+    "document": "Document",
+    "auto_driving": "Auto Driving",
+}
+"""The paper's names of the domains (Table 4); a domain it does not have keeps its own name."""
+
+ABLATION: dict[str, pl.DataType] = {
+    "model": pl.String(),
+    "module": pl.String(),
+    "condition": pl.String(),
+    "domain": pl.String(),
+    "accuracy": pl.Float64(),
+    "difference": pl.Float64(),
+    "low": pl.Float64(),
+    "high": pl.Float64(),
+    "questions": pl.Int64(),
+}
+"""Columns of the ablation table. Condition: "none", "domain", or "random 0", "random 1", ...; module: "None", one of
+the paper's, or "All". Accuracy in per cent; difference to "none" and its interval [low, high] in percentage points."""
+
+
+def domain_name(domain: str) -> str:
+    """How a domain is written in tables and figures."""
+    return DOMAIN_NAMES.get(domain, domain)
+
+
+def neurons_per_domain(selection: Selection, by: Literal["module", "site"] = "module") -> pl.DataFrame:
+    """Table 1 (at 5 %: Table 6): model, module, domain, neurons. With `by="site"`, a row per site and column `site`.
+
+    A neuron that belongs to several domains is counted in each.
+    """
+    groups = dict.fromkeys(map(module_of, selection.masks) if by == "module" else selection.masks)
+    rows = []
+    for group in groups:
+        for domain in selection.domains:
+            count = sum(int(mask.sum()) for mask in selection.neurons(domain, group).values())
+            place = {"module": group} if by == "module" else {"module": module_of(group), "site": group}
+            rows.append({"model": selection.model, **place, "domain": domain, "neurons": count})
+    return pl.DataFrame(rows)
+
+
+def selection_summary(selection: Selection) -> pl.DataFrame:
+    """What the rule came to at each site: model, module, site, neurons, requested, selected, shortfall, threshold."""
+    return pl.DataFrame(
+        {
+            "model": selection.model,
+            "module": module_of(site),
+            "site": site,
+            "neurons": selection.entropy[site].numel(),
+            "requested": selection.requested[site],
+            "selected": selection.selected(site),
+            "shortfall": selection.shortfall(site),
+            "threshold": selection.threshold[site],
+        }
+        for site in selection.masks
+    )
+
+
+def layer_distribution(selection: Selection) -> pl.DataFrame:
+    """Figure 5: model, module, site, layer (from 0), domain, neurons."""
+    return pl.DataFrame(
+        {
+            "model": selection.model,
+            "module": module_of(site),
+            "site": site,
+            "layer": layer,
+            "domain": domain,
+            "neurons": int(selection.masks[site][layer, :, number].sum()),
+        }
+        for site in selection.masks
+        for layer in range(len(selection.masks[site]))
+        for number, domain in enumerate(selection.domains)
+    )
+
+
+def silent(counts: list[Counts]) -> pl.DataFrame:
+    """Figure 9, at every site: model, site, layer (from 0), silent, neurons (all of the layer)."""
+    rows = []
+    for site in in_order(counts[0].active):
+        mask = silent_neurons(counts, site)
+        for layer, count in enumerate(mask.sum(1).tolist()):
+            rows.append(
+                {"model": counts[0].model, "site": site, "layer": layer, "silent": count, "neurons": mask.shape[1]}
+            )
+    return pl.DataFrame(rows)
+
+
+def control(discovery: FalseDiscovery, overlap: HalvesOverlap) -> pl.DataFrame:
+    """The controls: model, module, fdr, null_mean, selected, overlap_mean, overlap_min, overlap_max.
+
+    A row per module of the paper, one more per site where a module has several, and "All". NaN where nothing was
+    selected.
+    """
+    rows = []
+    groups: dict[str, str | None] = {}
+    for module in dict.fromkeys(map(module_of, in_order(discovery.selected))):
+        sites = sites_of(discovery.selected, module)
+        groups |= {module: module} | ({site: site for site in sites} if len(sites) > 1 else {})
+    for name, chosen in (groups | {"All": None}).items():
+        values = overlap.jaccard(chosen)
+        undefined = any(map(math.isnan, values))
+        rows.append(
+            {
+                "model": discovery.model,
+                "module": name,
+                "fdr": discovery.rate(chosen),
+                "null_mean": discovery.null_mean(chosen),
+                "selected": discovery.count(chosen),
+                "overlap_mean": overlap.mean(chosen),
+                "overlap_min": math.nan if undefined else min(values),
+                "overlap_max": math.nan if undefined else max(values),
+            }
+        )
+    return pl.DataFrame(rows)
+
+
+def ablation(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """The ablation table from the experiment's rows, with exactly the columns of `ABLATION`, in the order given.
+
+    Raises `ValueError` naming the columns that are missing or not known.
+    """
+    rows = [dict(row) for row in rows]
+    for number, row in enumerate(rows):
+        if row.keys() != ABLATION.keys():
+            missing, unknown = sorted(ABLATION.keys() - row.keys()), sorted(row.keys() - ABLATION.keys())
+            raise ValueError(f"ablation row {number} lacks {missing} and has unknown {unknown}; give {list(ABLATION)}.")
+    return pl.DataFrame(rows, schema=ABLATION)
+
+
+def wide(frame: pl.DataFrame, value: str, domains: Iterable[str], precision: int | None = None) -> pl.DataFrame:
+    """The frame with a column per domain, in this order, holding `value`, as the paper prints its tables."""
+    index = [name for name in frame.columns if name in ("model", "module", "site", "condition")]
+    table = frame.pivot("domain", index=index, values=value, maintain_order=True, sort_columns=False)
+    columns = [pl.col(domain).round(precision) if precision is not None else pl.col(domain) for domain in domains]
+    return table.select(*index, *columns).rename({domain: domain_name(domain) for domain in domains})
+
+
+def save_csv(frame: pl.DataFrame, path: str | Path) -> None:
+    """Writes the frame as CSV, floats in full precision, and makes the folder if need be."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    frame.write_csv(path)
+
+
+def shown(value: Any) -> str:
+    """A cell as people read it: 12,345; 0.0123; 71.4; a dash for nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and abs(value) < 0.001:
+        return f"{value:.2g}".replace("-", "−")
+    return f"{value:,.3f}".rstrip("0").rstrip(".").replace("-", "−") if abs(value) < 100 else f"{value:,.1f}"
+
+
+def terminal_table(frame: pl.DataFrame, title: str) -> Table:
+    """The frame for `rich`: numbers to the right, written as `shown`."""
+    table = Table(title=title, title_justify="left")
+    for name, kind in frame.schema.items():
+        table.add_column(name.replace("_", " "), justify="right" if kind.is_numeric() else "left")
+    for row in frame.iter_rows():
+        table.add_row(*map(shown, row))
+    return table

@@ -1,0 +1,54 @@
+"""What a run returns: results by intervention and site, and the answers when it generated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from interventions.sites import unknown
+
+
+class Result(Mapping[tuple[str, str], Any]):
+    """A mapping from `(intervention name, site)` to a tensor whose first axis is the layer, where the site has layers.
+
+    text: the answers, one per row of all batches. tokens: their token ids, int64, without padding. logits: on
+    request, one tensor per batch: `[rows, tokens, vocabulary]` of a forward, `[rows, answer tokens, vocabulary]`
+    of a generation (teacher-forced).
+    """
+
+    def __init__(
+        self, values: dict[tuple[str, str], Any], text: list[str], tokens: list[Tensor], logits: list[Tensor]
+    ) -> None:
+        self._values = values
+        self.text = text
+        self.tokens = tokens
+        self.logits = logits
+
+    def __getitem__(self, key: tuple[str, str]) -> Any:
+        if key not in self._values:
+            shown = [f"{name}, {site}" for name, site in self._values]
+            raise KeyError(unknown("result", ", ".join(key) if isinstance(key, tuple) else str(key), shown))
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        lines = [f"  {name!r}, {site!r}: {_show(value)}" for (name, site), value in self._values.items()]
+        answers = [f"  text: {len(self.text)} answers"] if self.text else []
+        return "\n".join(["Result", *lines, *answers])
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_show(part)}" for name, part in value.items()) + "}"
+    if isinstance(value, list):
+        return f"list of {len(value)}: {_show(value[0])}" if value else "empty list"
+    return type(value).__name__

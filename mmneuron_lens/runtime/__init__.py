@@ -1,0 +1,1 @@
+"""Runtime: a graph compiled for one model, and run."""

@@ -1,0 +1,39 @@
+"""Images and texts to model inputs, through the model's own processor."""
+
+from __future__ import annotations
+
+import torch
+
+
+def encode(processor, images, texts, facts):
+    """`images` is a list with one list of RGB pictures per text; returns a dict of tensors.
+
+    Prompts are padded on the left, so that the last column is the last token of every row.
+    """
+    # Batches without any image have no pixel inputs at all.
+    pictures = [picture for several in images for picture in several]
+    # The slow path of some processors reads the side from the tokenizer only.
+    processor.tokenizer.padding_side = "left"
+    if getattr(processor, "qformer_tokenizer", None) is not None:
+        processor.qformer_tokenizer.padding_side = facts["qformer_padding_side"]
+    options = {"images": pictures} if pictures else {}
+    made = processor(text=list(texts), return_tensors="pt", padding=True, **options)
+    inputs = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
+    # Some tokenizers hand back segment ids that none of these models takes.
+    inputs.pop("token_type_ids", None)
+    inputs["position_ids"] = positions(inputs["attention_mask"])
+    return inputs
+
+
+def positions(attention_mask):
+    """Positions that skip padding, as generation counts them, so that a padded row computes what it does alone."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def extend(inputs, answers, pad):
+    """The inputs with `answers` (int64 `[rows, tokens]`, padded with `pad` on the right) appended: teacher forcing."""
+    longer = dict(inputs)
+    longer["input_ids"] = torch.cat([inputs["input_ids"], answers], dim=1)
+    longer["attention_mask"] = torch.cat([inputs["attention_mask"], (answers != pad).long()], dim=1)
+    longer["position_ids"] = positions(longer["attention_mask"])
+    return longer

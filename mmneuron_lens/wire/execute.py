@@ -1,0 +1,279 @@
+"""Execute: what the worker of one site does while the model runs."""
+
+from __future__ import annotations
+
+import torch
+
+
+def serve(plan, root, context, step, results):
+    """Visit the layers of one site in one forward pass: read each value once, apply, write once."""
+    for layer, path in plan["places"]:
+        acts = [act for act in plan["acts"] if acts_here(act, layer, step, context["columns"])]
+        if not acts:
+            continue
+        envoy = find(root, path)
+        held, value = take(envoy, plan["port"], layer, context)
+        changed = False
+        for act in acts:
+            arguments = bound(act, plan, root, context, layer, step, value)
+            if act["mode"] == "reads":
+                keep(results, act, layer, read(act, plan, context, step, value, arguments))
+            else:
+                value = write(act, plan, context, step, value, arguments)
+                changed = True
+        if changed:
+            put(envoy, plan["port"], held, value)
+
+
+def acts_here(act, layer, step, columns):
+    """Whether an intervention acts at this layer and forward pass (0 is the prompt).
+
+    Under teacher forcing one pass holds all steps, and `choose` takes the columns of those that are due.
+    """
+    if act["layers"] is not None and layer is not None and layer not in act["layers"]:
+        return False
+    return columns is not None or due(act, step)
+
+
+def due(act, step):
+    """Whether an intervention acts at a step."""
+    steps = act["steps"]
+    if act["mode"] == "rewires" and step > 0:
+        return False
+    if steps == "all":
+        return True
+    if steps == "prompt":
+        return step == 0
+    if steps == "generated":
+        return step > 0
+    return step in steps
+
+
+def find(root, path):
+    """The envoy or module at a dotted path. nnsight serves a child named `output` as `E_output`."""
+    for name in path.split("."):
+        if name.isdigit():
+            root = root[int(name)]
+        elif name == "output" and hasattr(root, "E_output"):
+            root = root.E_output
+        else:
+            root = getattr(root, name)
+    return root
+
+
+def take(envoy, port, layer, context):
+    """The raw value that the module holds at a port, and the site's view of it."""
+    if port["at"] == "output":
+        held = envoy.output
+        value = held if port["item"] is None else held[port["item"]]
+    else:
+        held = envoy.inputs
+        positional, keywords = held
+        value = keywords.get(port["item"]) if port["at"] == "keyword" else first(positional, keywords, port["item"])
+    if port["view"] == ("mask",):
+        return held, allowed(value, held, layer)
+    if port["view"] == ("rows",):
+        return held, value.unflatten(0, (context["rows"] * context["beams"], -1))
+    return held, view(value, port["view"])
+
+
+def put(envoy, port, held, value):
+    """Write the site's view back where it came from."""
+    if port["at"] == "output":
+        if port["item"] is None:
+            envoy.output = unview(value, port["view"], held)
+        elif isinstance(held, tuple):
+            whole = list(held)
+            whole[port["item"]] = unview(value, port["view"], held[port["item"]])
+            envoy.output = tuple(whole)
+        else:
+            whole = held.copy()
+            whole[port["item"]] = unview(value, port["view"], held[port["item"]])
+            envoy.output = type(held)(**whole)
+        return
+    positional, keywords = held
+    if port["at"] == "keyword":
+        keywords = dict(keywords)
+        keywords[port["item"]] = unview(value, port["view"], keywords.get(port["item"]))
+    elif positional:
+        positional = (unview(value, port["view"], positional[0]), *positional[1:])
+    else:
+        keywords = {**keywords, port["item"]: unview(value, port["view"], keywords[port["item"]])}
+    envoy.inputs = (positional, keywords)
+
+
+def first(positional, keywords, name):
+    return positional[0] if positional else keywords[name]
+
+
+def view(value, kind):
+    """Heads apart, or one part of a fused projection."""
+    if kind is None:
+        return value
+    if kind[0] == "heads":
+        return value.unflatten(-1, (-1, kind[1]))
+    return value.chunk(kind[2], dim=-1)[kind[1]].unflatten(-1, (-1, kind[3]))
+
+
+def unview(value, kind, before):
+    if kind is None:
+        return value
+    if kind[0] == "heads":
+        return value.flatten(-2)
+    if kind[0] == "rows":
+        return value.flatten(0, 1)
+    if kind[0] == "part":
+        parts = list(before.chunk(kind[2], dim=-1))
+        parts[kind[1]] = value.flatten(-2)
+        return torch.cat(parts, dim=-1)
+    if before is None or before.dtype == torch.bool:
+        return value[:, None]
+    return torch.where(value[:, None], torch.zeros_like(before), torch.finfo(before.dtype).min)
+
+
+def allowed(mask, held, layer):
+    """The mask that an attention layer was given as bool `[rows, queries, keys]`; None means causal."""
+    positional, keywords = held
+    hidden = first(positional, keywords, "hidden_states")
+    rows, queries = hidden.shape[:2]
+    if mask is not None:
+        open_ = mask if mask.dtype == torch.bool else mask >= 0
+        return open_[:, 0].expand(rows, -1, -1)
+    cache = keywords.get("past_key_values")
+    past = 0 if cache is None else cache.get_seq_length(layer)
+    everything = torch.ones(queries, past + queries, dtype=torch.bool, device=hidden.device)
+    return everything.tril(past).expand(rows, -1, -1)
+
+
+def bound(act, plan, root, context, layer, step, value):
+    """The arguments of an intervention at this layer and step."""
+    arguments = dict(act["constants"])
+    for name, tensor in act["per_layer"].items():
+        arguments[name] = tensor if layer is None else tensor[layer]
+    for name, paths in act["modules"].items():
+        arguments[name] = chain([find(root, path) for path in paths])
+    for name, field in act["fields"].items():
+        arguments[name] = field_at(field, plan, context, step, value, act)
+    if act["mode"] == "rewires":
+        arguments["source"] = context["sources"][plan["site"], layer]
+    return arguments
+
+
+def chain(modules):
+    def apply(tensor):
+        for module in modules:
+            tensor = module(tensor)
+        return tensor
+
+    return apply
+
+
+def field_at(name, plan, context, step, value, act):
+    """A field at one step: as laid out for the prompt, one column of generated tokens afterwards."""
+    fields = context["fields"][plan["group"]]
+    if step == 0 or not plan["stepped"]:
+        field = fields[name]
+    elif name == "weight":
+        field = torch.ones(context["rows"], 1, dtype=torch.int64, device=value.device)
+    else:
+        field = torch.zeros(context["rows"], 1, fields["kind"].shape[-1], dtype=torch.bool, device=value.device)
+        field[..., -1] = True
+    field = field.to(value.device)
+    if sees_beams(act, plan, step) and context["beams"] > 1:
+        field = field.repeat_interleave(context["beams"], dim=0)
+    return field
+
+
+def sees_beams(act, plan, step):
+    """Writes and `all_beams` reads see the LLM's rows beam by beam; other reads see one row per sample."""
+    return plan["stepped"] and (act["mode"] != "reads" or act["all_beams"] or step > 0)
+
+
+def read(act, plan, context, step, value, arguments):
+    if context["beams"] > 1 and plan["stepped"] and not sees_beams(act, plan, step):
+        value = value[:: context["beams"]]
+    chosen = choose(act, plan, context, step, value)
+    if chosen is not None:
+        value = value[chosen]
+        for name in act["fields"]:
+            arguments[name] = arguments[name][chosen]
+    return detached(act["function"](value, **arguments), value)
+
+
+def write(act, plan, context, step, value, arguments):
+    chosen = choose(act, plan, context, step, value)
+    part, source = value, arguments.pop("source", None)
+    if source is not None:
+        source = source.repeat_interleave(value.shape[0] // source.shape[0], dim=0)
+    if chosen is not None:
+        part = value[chosen]
+        for name in act["fields"]:
+            arguments[name] = arguments[name][chosen]
+    if source is not None:
+        source = source if chosen is None else source[chosen]
+        if source.shape != part.shape:
+            raise ValueError(
+                f"{act['name']} at {plan['site']}: the source batch has shape {list(source.shape)} there and this "
+                f"batch {list(part.shape)}; encode both with prompts and images of equal length."
+            )
+        new = act["function"](part, source, **arguments)
+    else:
+        new = act["function"](part, **arguments)
+    if not isinstance(new, torch.Tensor) or new.shape != part.shape:
+        got = list(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__
+        raise ValueError(
+            f"{act['name']} at {plan['site']} returned {got} for a value of shape {list(part.shape)}; "
+            "a write returns a tensor of the same shape."
+        )
+    if chosen is None:
+        return new.to(value.dtype)
+    whole = value.clone()
+    whole[chosen] = new.to(value.dtype)
+    return whole
+
+
+def choose(act, plan, context, step, value):
+    """An index of the positions to act on (rows x tokens), or None for all of them."""
+    positions, columns = act["positions"], context["columns"]
+    partial = columns is not None and plan["stepped"] and act["steps"] != "all"
+    if positions is None and not partial:
+        return None
+    tokens = value.shape[1]
+    length = context["prompt_length"] if plan["stepped"] else tokens
+    offset = 0 if step == 0 or not plan["stepped"] else length + step - 1
+    chosen = [
+        column
+        for column in range(tokens)
+        if (not partial or columns is None or due(act, columns[column]))
+        and (positions is None or isinstance(positions, str) or at_position(positions, offset + column, length))
+    ]
+    if not isinstance(positions, str):
+        # The same columns in every row: the value keeps its axes.
+        return (slice(None), chosen)
+    kind = field_at("kind", plan, context, step, value, act)[..., plan["kinds"].index(positions)]
+    columns_due = torch.zeros(tokens, dtype=torch.bool, device=value.device)
+    columns_due[chosen] = True
+    return kind & columns_due
+
+
+def at_position(positions, column, length):
+    """Whether a column of the padded batch is meant; negative positions count from the prompt's end."""
+    if positions and positions[0] == "slice":
+        return column in range(*slice(*positions[1:]).indices(max(length, column + 1)))
+    return column in [position + length if position < 0 else position for position in positions]
+
+
+def detached(result, value):
+    """A result that later in-place edits of the model cannot reach."""
+    if isinstance(result, dict):
+        return {name: detached(part, value) for name, part in result.items()}
+    if isinstance(result, tuple):
+        return tuple(detached(part, value) for part in result)
+    result = result.detach()
+    same = result.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+    return result.clone() if same else result
+
+
+def keep(results, act, layer, result):
+    """Collect what a read returned, by key and layer; several steps are one list here, folded later."""
+    results.setdefault(act["key"], {}).setdefault(layer, []).append(result)

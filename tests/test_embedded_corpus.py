@@ -1,0 +1,134 @@
+"""The drawn corpus: the same from the same seed, splits apart, answers balanced, every answer one token."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer
+
+from mmneuron_lens.corpora import prompts
+from mmneuron_lens.corpora.sample import DOMAINS
+from mmneuron_lens.embedded.corpus import real
+from mmneuron_lens.embedded.corpus.draw import PAINTERS, SPLITS, draw, draw_real, write_folder
+
+EMBEDDED = Path(real.__file__).parent.parent
+KINDS = {"yes/no", "count", "name", "place", "option"}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_seed_names_one_scene(domain: str) -> None:
+    first, again, other = draw(domain, 7), draw(domain, 7), draw(domain, 8)
+    assert first.image.tobytes() == again.image.tobytes() and first.questions == again.questions
+    assert first.image.tobytes() != other.image.tobytes()
+    assert first.image.mode == "RGB" and 80 <= min(first.image.size) and max(first.image.size) <= 160
+
+
+def test_sizes_vary_within_every_domain() -> None:
+    for domain in DOMAINS:
+        assert len({draw(domain, seed).image.size for seed in range(40)}) >= 3
+
+
+def test_splits_are_disjoint() -> None:
+    ranges = list(SPLITS.values())
+    assert {"train", "validation", "demo", "held_out"} <= set(SPLITS)
+    for i, one in enumerate(ranges):
+        for other in ranges[i + 1 :]:
+            assert one.stop <= other.start or other.stop <= one.start
+
+
+def test_real_crops_of_held_out_come_from_the_right_third(monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = Image.linear_gradient("L").rotate(90).resize((100, 60)).convert("RGB")  # its grey tells the column
+    monkeypatch.setattr(real, "_open", lambda name: ramp)
+    shade = [p[0] for p in ramp.crop((0, 0, 100, 1)).get_flattened_data()]
+    limits = shade[64], shade[67]
+    for i in range(60):
+        trained = draw_real("common", SPLITS["train"][i]).image.getextrema()[0]
+        held_out = draw_real("common", SPLITS["held_out"][i]).image.getextrema()[0]
+        if shade[0] < shade[-1]:
+            assert trained[1] <= limits[0] + 3 and held_out[0] >= limits[1] - 3
+        else:
+            assert trained[0] >= limits[0] - 3 and held_out[1] <= limits[1] + 3
+
+
+def test_every_real_image_has_its_licence() -> None:
+    told = {entry["file"]: entry for entry in json.loads((real.FOLDER / "LICENSES.json").read_text())}
+    files = {p.name for p in real.FOLDER.iterdir() if p.suffix in (".jpg", ".png")}
+    assert files == set(told) == {name for images in real.SHOWN.values() for name in images}
+    assert all(entry["licence"] and len(entry["sha256_of_original"]) == 64 for entry in told.values())
+    assert sum(p.stat().st_size for p in real.FOLDER.iterdir()) < 400_000
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_answers_are_balanced(domain: str) -> None:
+    """Over many seeds no answer to a question is much more frequent than one over the number of answers."""
+    facts, answers, options = defaultdict(Counter), defaultdict(Counter), Counter()
+    for seed in range(1200):
+        scene = draw(domain, seed)
+        for name, value in scene.facts.items():
+            facts[name][value] += 1
+        for place, question in enumerate(scene.questions):
+            answers[place, question.kind][question.answer] += 1
+            if question.options:
+                options[
+                    question.options.index(scene.facts["marked"]) if scene.facts["marked"] in question.options else -1
+                ] += 1
+    for name, values in PAINTERS[domain].FACTS.items():
+        assert max(facts[name].values()) / 1200 < 1 / len(values) + 0.05, name
+    for place, counter in answers.items():
+        assert max(counter.values()) / 1200 < 1 / len(counter) + 0.05, place
+    assert {kind for _, kind in answers} >= {"yes/no", "count", "name", "place"}
+    if domain == "medical":
+        assert {kind for _, kind in answers} == KINDS
+        assert max(options[i] for i in range(4)) / 1200 < 0.3
+
+
+@pytest.mark.parametrize("model_kind", prompts.MODEL_KINDS)
+def test_every_answer_is_one_token_after_every_prompt(model_kind: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / model_kind)
+    scenes = [draw(domain, seed) for domain in DOMAINS for seed in range(25)]
+    scenes += [draw_real(domain, seed) for domain in real.DOMAINS_WITH_IMAGES for seed in range(40)]
+    for scene in scenes:
+        for question in scene.questions:
+            for prompt in (
+                prompts.identification(model_kind, question.question),
+                prompts.evaluation(model_kind, question.question, question.options, scene.domain),
+            ):
+                before, after = tokenizer(prompt).input_ids, tokenizer(f"{prompt} {question.answer}").input_ids
+                assert after[:-1] == before, (prompt, question.answer)
+                assert tokenizer.decode(after[-1]).strip() == question.answer
+                assert before[0] == tokenizer.bos_token_id and before.count(tokenizer.bos_token_id) == 1
+
+
+def test_the_tokenizer_encodes_any_text() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "llava-next")
+    text = "Où est le café? 漢字 🙂 \t{}"
+    ids = tokenizer(text).input_ids
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_a_folder_is_written_as_users_bring_theirs(tmp_path: Path) -> None:
+    write_folder(tmp_path, "demo", images_per_domain=4, real_share=0.5)
+    rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert {row["domain"] for row in rows} == set(DOMAINS) and {row["kind"] for row in rows} == KINDS
+    assert len(list((tmp_path / "images").glob("*.png"))) == 20
+    for row in rows:
+        assert set(row) - {"options"} == {"id", "domain", "image", "question", "answer", "kind"}
+        assert (tmp_path / row["image"]).is_file()
+        assert ("options" in row) == (row["kind"] == "option")
+        if "options" in row:
+            assert ord(row["answer"]) - 65 in range(len(row["options"]))
+
+
+def test_what_is_unknown_is_named_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="unknown domain 'street': choose one of common, remote_sensing"):
+        draw("street", 0)
+    with pytest.raises(ValueError, match="no real image of 'auto_driving'"):
+        draw_real("auto_driving", 0)
+    with pytest.raises(ValueError, match="unknown split 'test'"):
+        write_folder("nowhere", "test")

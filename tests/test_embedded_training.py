@@ -1,0 +1,118 @@
+"""How the embedded models are made: the shared forward equals the stock one, and a few steps train them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mmneuron_lens.corpora.prompts import MODEL_KINDS, ModelKind
+from mmneuron_lens.corpora.sample import DOMAINS
+from mmneuron_lens.embedded.corpus.draw import draw
+from mmneuron_lens.embedded.train.batches import Encoder, choose, scenes_of
+from mmneuron_lens.embedded.train.build import build
+from mmneuron_lens.embedded.train.checking import answers_right, shown
+from mmneuron_lens.embedded.train.forward import forward
+from mmneuron_lens.embedded.train.train import train
+
+SMALL = dict(images=5, questions=1, check_images=1, seed=3)
+
+UNREACHED = {
+    "llava-next": ("vision_tower.encoder.layers.4.", "vision_tower.post_layernorm"),
+    "instructblip": ("qformer.encoder.layer.3.intermediate.", "qformer.encoder.layer.3.output."),
+}
+"""What the stock forward computes and throws away: LLaVA-NeXT reads the vision tower's last layer but one, and of the
+Q-Former's last layer only the query branch."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def scrambled(model_kind: ModelKind) -> tuple[torch.nn.Module, Encoder]:
+    """An untrained model with weights large enough that every part of its input matters."""
+    model, processor = build(model_kind, 0)
+    for parameter in model.eval().parameters():
+        if parameter.ndim >= 2:
+            torch.nn.init.normal_(parameter, std=0.06)
+    return model, Encoder(model_kind, processor)
+
+
+@pytest.mark.parametrize("form", ("identification", "evaluation"))
+@pytest.mark.parametrize("model_kind", MODEL_KINDS)
+def test_shared_forward_equals_the_stock_model(model_kind: ModelKind, form: str) -> None:
+    """Questions behind one prefix, or sharing one vision tower, predict as the stock processor and forward do."""
+    model, encoder = scrambled(model_kind)
+    random = Random(0)
+    scenes = scenes_of(random, 5, real_share=0.5)
+    asked = [choose(scene, random, form, 2) for scene in scenes]
+    texts = [encoder.prompt(s, q, form) for s, questions in zip(scenes, asked, strict=True) for q in questions]
+    images = [s.image for s, questions in zip(scenes, asked, strict=True) for _ in questions]
+    with torch.no_grad():
+        ours = forward(model, encoder(scenes, asked, form)).logits[::2]
+        if model_kind == "llava-next":
+            stock = torch.stack([
+                model(**encoder.processor(images=i, text=t, return_tensors="pt")).logits[0, -1]
+                for i, t in zip(images, texts, strict=True)
+            ])  # fmt: skip
+        else:
+            stock = model(**encoder.processor(images=images, text=texts, padding=True, return_tensors="pt")).logits[
+                :, -1
+            ]
+    assert ours.std() > 0.1
+    torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_kind", MODEL_KINDS)
+def test_a_few_steps_lower_the_loss_and_leave_a_whole_folder(model_kind: ModelKind, tmp_path: Path) -> None:
+    before, _ = build(model_kind, SMALL["seed"])
+    model = train(model_kind, tmp_path, steps=10, facts_share=0.0, rate=1e-2, log_every=9, **SMALL)
+    lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 1.0
+    checks = [line["check"] for line in lines if "check" in line]
+    assert {"identification image", "identification blank", "evaluation swapped", *DOMAINS, "count"} <= set(checks[-1])
+    old, new = before.state_dict(), model.state_dict()
+    still = [name for name in new if "position_ids" not in name and torch.equal(old[name], new[name])]
+    assert [name for name in still if not any(part in name for part in UNREACHED[model_kind])] == []
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert all(torch.equal(new[name], value) for name, value in again.state_dict().items())
+    assert type(AutoProcessor.from_pretrained(tmp_path)).__name__ == type(build(model_kind, 0)[1]).__name__
+
+
+@pytest.mark.parametrize("model_kind", MODEL_KINDS)
+def test_a_seed_reproduces_and_another_does_not(model_kind: ModelKind, tmp_path: Path) -> None:
+    runs = {}
+    for name, seed in (("one", 3), ("again", 3), ("other", 4)):
+        train(model_kind, tmp_path / name, steps=2, facts_share=0.5, images=5, questions=1, check_images=1, seed=seed)
+        runs[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert runs["one"] == runs["again"] != runs["other"]
+
+
+def test_controls_keep_the_questions_and_change_the_image() -> None:
+    scenes = [draw(domain, seed) for domain in DOMAINS for seed in range(3)]
+    for condition in ("blank", "swapped"):
+        changed = shown(scenes, condition)
+        for old, new in zip(scenes, changed, strict=True):
+            assert new.questions == old.questions and new.domain == old.domain
+            assert new.image.tobytes() != old.image.tobytes()
+    swapped = shown(scenes, "swapped")
+    assert swapped[0].image.tobytes() == scenes[1].image.tobytes()
+    assert swapped[2].image.tobytes() == scenes[0].image.tobytes()
+
+
+def test_an_untrained_model_is_right_about_nothing() -> None:
+    model, encoder = scrambled("llava-next")
+    scenes = [draw("common", seed) for seed in range(6)]
+    right = answers_right(model, encoder, scenes, [scene.questions for scene in scenes], "identification")
+    assert len(right) == sum(len(scene.questions) for scene in scenes) and sum(right) <= 2

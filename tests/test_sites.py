@@ -1,0 +1,77 @@
+"""Every site of every architecture is where the table says, and does what it says."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny_models
+import torch
+from conftest import ARCHITECTURES, tiny_lens
+
+from interventions import NEURON_SITES, SITES, keep
+from mmneuron_lens import Lens
+from mmneuron_lens.models import anatomy_of
+from mmneuron_lens.models.checking import check_places
+from mmneuron_lens.models.proving import example
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_site_is_proved(name):
+    lens = tiny_lens(name)
+    proofs = {proof.site: proof for proof in lens.prove()}
+    # Attention weights exist under eager attention only; see the next test.
+    assert set(proofs) == {site for site in lens.sites if not site.endswith("pattern")}
+    alive = {site for site, proof in proofs.items() if proof.moved}
+    assert set(proofs) - alive == {"vision.pooled"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_attention_patterns_are_read_under_eager_attention(name):
+    module, processor = getattr(tiny_models, name)()
+    module = copy.deepcopy(module)
+    module.set_attn_implementation("eager")
+    lens = Lens.wrap(module, processor)
+    proofs = {proof.site: proof for proof in lens.prove()}
+    assert set(proofs) == set(lens.sites)
+    for site in ("llm.attention.pattern", "vision.attention.pattern"):
+        assert proofs[site].moved == ()
+        pattern = lens.run(keep.at(site), example(lens))["keep", site][0]
+        torch.testing.assert_close(pattern.sum(-1), torch.ones(pattern.shape[:-1]))
+
+
+def test_a_site_that_is_wired_wrongly_is_caught(lens):
+    place = lens.anatomy.places["llm.mlp.act"]
+    wrong = {**lens.anatomy.places, "llm.mlp.act": type(place)(place.path.replace("act_fn", "up_proj"), 3, {"neuron": 47})}
+    lens.anatomy = type(lens.anatomy)(lens.anatomy.architecture, wrong, lens.anatomy.facts)
+    with pytest.raises(AssertionError, match=r"llm\.mlp\.act layer 0: shape"):
+        lens.prove()
+    with pytest.raises(ValueError, match=r"llm\.mlp\.act at '.*up_proj' is 48 wide, not 47"):
+        check_places(lens.anatomy, lens.module)
+
+
+def test_a_renamed_module_is_found_on_load(lens):
+    place = lens.anatomy.places["llm.norm"]
+    places = {**lens.anatomy.places, "llm.norm": type(place)("model.final_norm", None, place.sizes)}
+    with pytest.raises(ValueError, match=r"llm\.norm should be at 'model\.final_norm'"):
+        check_places(type(lens.anatomy)(lens.anatomy.architecture, places, lens.anatomy.facts), lens.module)
+
+
+def test_unknown_architecture_names_the_choices():
+    from transformers import LlamaConfig
+
+    with pytest.raises(ValueError, match=r"Unknown architecture 'llama'\. Did you mean 'llava'\? Choices: llava_next"):
+        anatomy_of(LlamaConfig())
+
+
+def test_an_encoder_decoder_language_model_is_refused():
+    _, _ = tiny_models.blip2()
+    config = copy.deepcopy(tiny_models.blip2()[0].config)
+    config.use_decoder_only_language_model = False
+    with pytest.raises(ValueError, match="only decoder-only language models"):
+        anatomy_of(config)
+
+
+def test_neuron_sites_are_those_of_the_paper():
+    assert NEURON_SITES == ("vision.mlp.act", "qformer.query.act", "qformer.text.act", "projector.act", "llm.mlp.act")
+    assert all(SITES[site].axes.endswith("neuron") for site in NEURON_SITES)
