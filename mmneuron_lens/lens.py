@@ -136,7 +136,7 @@ class Lens:
         elif any(len(some) != 1 for some in pictures):
             counts = [len(some) for some in pictures]
             raise ValueError(f"{self.anatomy.architecture} takes exactly one image per text; these have {counts}.")
-        inputs = encode.encode(self.processor, pictures, texts, facts)
+        inputs = encode.encode(self.processor, pictures, texts)
         return Batch(
             inputs=inputs,
             fields=layout.lay_out(inputs, facts),
@@ -199,7 +199,9 @@ class Lens:
         """nnsight's own generation on a batch: `with lens.generate(batch, max_new_tokens=3) as tracer: ...`."""
         given = self._given(batch)
         given.pop("position_ids", None)
-        return self.nnsight.generate(**given, **settings)
+        # nnsight looks for the `with` block one call above `generate`; name the function to trace it from here.
+        function = type(self.nnsight).generate.__wrapped__.__get__(self.nnsight)
+        return self.nnsight.trace(fn=function, **given, **settings)
 
     def scan(self, batch: Batch, **settings: Any) -> Any:
         """nnsight's scan: the forward on fake tensors, for shapes."""

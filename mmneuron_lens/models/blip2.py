@@ -37,6 +37,5 @@ def queried(config: Any, architecture: str, instruction: bool) -> Anatomy:
             "text_only": False,
             "patches": vision.patches(config.vision_config),
             "queries": config.num_query_tokens,
-            "qformer_padding_side": "right" if instruction else None,
         },
     )

@@ -41,5 +41,4 @@ def facts(config: Any) -> dict[str, Any]:
         "text_only": True,
         "patches": vision.patches(config.vision_config),
         "queries": 0,
-        "qformer_padding_side": None,
     }

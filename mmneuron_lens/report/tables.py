@@ -147,12 +147,11 @@ def ablation(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=ABLATION)
 
 
-def wide(frame: pl.DataFrame, value: str, domains: Iterable[str], precision: int | None = None) -> pl.DataFrame:
+def wide(frame: pl.DataFrame, value: str, domains: Iterable[str]) -> pl.DataFrame:
     """The frame with a column per domain, in this order, holding `value`, as the paper prints its tables."""
-    index = [name for name in frame.columns if name in ("model", "module", "site", "condition")]
-    table = frame.pivot("domain", index=index, values=value, maintain_order=True, sort_columns=False)
-    columns = [pl.col(domain).round(precision) if precision is not None else pl.col(domain) for domain in domains]
-    return table.select(*index, *columns).rename({domain: domain_name(domain) for domain in domains})
+    index = [name for name in frame.columns if name in ("model", "module", "site", "layer", "condition")]
+    table = frame.pivot("domain", index=index, values=value, maintain_order=True)
+    return table.select(*index, *domains).rename({domain: domain_name(domain) for domain in domains})
 
 
 def save_csv(frame: pl.DataFrame, path: str | Path) -> None:
@@ -161,24 +160,29 @@ def save_csv(frame: pl.DataFrame, path: str | Path) -> None:
     frame.write_csv(path)
 
 
-def shown(value: Any) -> str:
-    """A cell as people read it: 12,345; 0.0123; 71.4; a dash for nothing."""
+DECIMALS = {"accuracy": 1, "difference": 1, "low": 1, "high": 1, "null_mean": 1}
+"""Decimals at which a column is shown; other fractions have three. Files keep full precision."""
+
+
+def shown(value: Any, column: str = "", decimals: int | None = None) -> str:
+    """A cell as people read it: 12,345; 0.012; −1.4; a dash for nothing. Decimals follow the column unless given."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if value and abs(value) < 0.001:
-        return f"{value:.2g}".replace("-", "−")
-    return f"{value:,.3f}".rstrip("0").rstrip(".").replace("-", "−") if abs(value) < 100 else f"{value:,.1f}"
+    places = DECIMALS.get(column, 3) if decimals is None else decimals
+    text = f"{value:,}" if isinstance(value, int) else f"{value:,.{places}f}"
+    return text.replace("-", "−")
 
 
 def terminal_table(frame: pl.DataFrame, title: str) -> Table:
-    """The frame for `rich`: numbers to the right, written as `shown`."""
+    """The frame for `rich`: numbers to the right, written as `shown`; a model that all rows share goes above."""
+    if "model" in frame.columns and frame["model"].n_unique() == 1:
+        title = f"{title}, {frame['model'][0]}"
+        frame = frame.drop("model")
     table = Table(title=title, title_justify="left")
     for name, kind in frame.schema.items():
         table.add_column(name.replace("_", " "), justify="right" if kind.is_numeric() else "left")
-    for row in frame.iter_rows():
-        table.add_row(*map(shown, row))
+    for row in frame.iter_rows(named=True):
+        table.add_row(*(shown(value, name) for name, value in row.items()))
     return table

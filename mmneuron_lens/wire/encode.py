@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def encode(processor, images, texts, facts):
+def encode(processor, images, texts):
     """`images` is a list with one list of RGB pictures per text; returns a dict of tensors.
 
     Prompts are padded on the left, so that the last column is the last token of every row.
@@ -14,15 +14,22 @@ def encode(processor, images, texts, facts):
     pictures = [picture for several in images for picture in several]
     # The slow path of some processors reads the side from the tokenizer only.
     processor.tokenizer.padding_side = "left"
-    if getattr(processor, "qformer_tokenizer", None) is not None:
-        processor.qformer_tokenizer.padding_side = facts["qformer_padding_side"]
     options = {"images": pictures} if pictures else {}
     made = processor(text=list(texts), return_tensors="pt", padding=True, **options)
     inputs = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
     # Some tokenizers hand back segment ids that none of these models takes.
     inputs.pop("token_type_ids", None)
+    if "qformer_input_ids" in inputs:
+        # The Q-Former has absolute positions: padded on the left, a row would not compute what it does alone.
+        to_the_left(inputs, "qformer_input_ids", "qformer_attention_mask")
     inputs["position_ids"] = positions(inputs["attention_mask"])
     return inputs
+
+
+def to_the_left(inputs, ids, mask):
+    """Move the real tokens of every row to its start, in order."""
+    order = inputs[mask].argsort(dim=1, descending=True, stable=True)
+    inputs[ids], inputs[mask] = inputs[ids].gather(1, order), inputs[mask].gather(1, order)
 
 
 def positions(attention_mask):

@@ -21,8 +21,8 @@ from transformers import ProcessorMixin
 from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.prompts import ModelKind
 from mmneuron_lens.corpora.sample import DOMAINS
-from mmneuron_lens.embedded.corpus.canvas import Question
-from mmneuron_lens.embedded.corpus.draw import SPLITS, Scene, draw, draw_real
+from mmneuron_lens.embedded.corpus.canvas import Question, with_options
+from mmneuron_lens.embedded.corpus.draw import PAINTERS, SPLITS, Scene, draw, draw_real
 from mmneuron_lens.embedded.corpus.real import DOMAINS_WITH_IMAGES
 
 Form = Literal["identification", "evaluation"]
@@ -60,10 +60,28 @@ def scenes_of(
     return scenes
 
 
-def choose(scene: Scene, random: Random, form: Form, count: int) -> list[Question]:
-    """Some questions of a scene. Without its options a multi-option question has no letter to answer: not asked so."""
+def choose(scene: Scene, random: Random, form: Form, count: int, option_share: float = 0.0) -> list[Question]:
+    """Some questions of a scene. Without its options a multi-option question has no letter to answer: not asked so.
+
+    `option_share` of the other questions after a fact get its values as options too, in every domain: finding the letter of
+    what is seen is hard to learn from the medical questions alone.
+    """
     askable = [q for q in scene.questions if form == "evaluation" or not q.options]
-    return random.sample(askable, min(count, len(askable)))
+    chosen = random.sample(askable, min(count, len(askable)))
+    if form == "evaluation":
+        chosen = [_with_its_values(scene, q, random) if random.random() < option_share else q for q in chosen]
+    return chosen
+
+
+def _with_its_values(scene: Scene, question: Question, random: Random) -> Question:
+    """The question in its options form, when its answer is one of a fact's values; at most four of them."""
+    if question.options or question.kind == "yes/no" or question.answer not in scene.facts.values():
+        return question
+    name = next(name for name, value in scene.facts.items() if value == question.answer)
+    truth = question.answer
+    others = [value for value in PAINTERS[scene.domain].FACTS[name] if value != truth]
+    choices = [truth, *random.sample(others, min(3, len(others)))]
+    return with_options(random, truth, choices, question.question)
 
 
 class Encoder:
@@ -129,7 +147,7 @@ class Encoder:
         return Batch(scenes, asked, images, ids, labels, mask[:, None], positions)
 
     def _rows(self, scenes: list[Scene], asked: list[list[Question]], images: dict[str, Tensor], form: Form) -> Batch:
-        """Padded as the stock processor pads: image tokens, padding, text; the Q-Former's on the left too."""
+        """Padded as `wire/encode.py` pads, so that a row computes what it does alone: the Q-Former's text on the right."""
         queries = [self.image_id] * self.processor.num_query_tokens
         texts, instructions, answers, owner = [], [], [], []
         for i, (scene, questions) in enumerate(zip(scenes, asked, strict=True)):
@@ -147,7 +165,7 @@ class Encoder:
         long, fill = max(map(len, instructions)), self.processor.qformer_tokenizer.pad_token_id
         return Batch(
             scenes, asked, images, ids, labels, mask, None,
-            qformer_ids=torch.tensor([[fill] * (long - len(t)) + t for t in instructions]),
-            qformer_mask=torch.tensor([[0] * (long - len(t)) + [1] * len(t) for t in instructions]),
+            qformer_ids=torch.tensor([t + [fill] * (long - len(t)) for t in instructions]),
+            qformer_mask=torch.tensor([[1] * len(t) + [0] * (long - len(t)) for t in instructions]),
             image_of_row=torch.tensor(owner),
         )  # fmt: skip

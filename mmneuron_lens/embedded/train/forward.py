@@ -81,6 +81,8 @@ def _instructblip(model: InstructBlipForConditionalGeneration, batch: Batch, see
     hidden = model.language_model.model(
         inputs_embeds=_embed(model, batch.ids, model.language_projection(asked)),
         attention_mask=batch.mask,
+        # Padding between image and text takes no positions, as in generation.
+        position_ids=(batch.mask.cumsum(1) - 1).clamp(min=0),
         use_cache=False,
     ).last_hidden_state
     return hidden, asked

@@ -26,6 +26,7 @@ from mmneuron_lens.embedded.train.forward import forward, see
 from mmneuron_lens.embedded.train.heads import AnswerHead, FactHeads
 
 REAL_SHARE = 0.1
+OPTION_SHARE = 0.4
 FACTS_WEIGHT = 0.5
 OTHERS = tuple(d for d in DOMAINS if d != "auto_driving")
 
@@ -73,7 +74,7 @@ def train(
                             (("auto_driving",), images // 2) if random.random() < 0.33 else (OTHERS, images)
                         )
                     scenes = scenes_of(random, count, REAL_SHARE, domains=domains)
-                    batch = encoder(scenes, [choose(s, random, form, questions) for s in scenes], form)
+                    batch = encoder(scenes, [choose(s, random, form, questions, OPTION_SHARE) for s in scenes], form)
                     seen = forward(model, batch)
                     loss = nn.functional.cross_entropy(seen.logits, seen.labels)
                     right = (seen.logits.argmax(-1) == seen.labels)[::2].float().mean().item()

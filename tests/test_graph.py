@@ -1,0 +1,132 @@
+"""Graphs as data: printed, compared, saved, loaded, and run the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import mixed_batch
+from safetensors.torch import load_file, save_file
+
+from interventions import (
+    Graph,
+    add_vector,
+    count_active,
+    load_graph,
+    logit_lens,
+    per_layer,
+    reads,
+    save_graph,
+    scale_neurons,
+    zero_neurons,
+)
+
+MASK = torch.arange(3 * 48).reshape(3, 48) % 3 == 0
+GRAPH = (
+    zero_neurons.bind(neurons=per_layer(MASK)).at(layers=[0, -1], steps="all")
+    | count_active.at("*.act", positions=slice(1, None))
+    | scale_neurons.at("vision.mlp.act").bind(neurons=per_layer({"vision.mlp.act": MASK[:, :40]}), factor=0.25)
+    | add_vector.bind(vector=torch.ones(32)).named("steer").at(positions="image")
+    | logit_lens.at(["llm.embedding", "llm.residual"]).bind(top_k=3)
+)
+
+
+def test_printed_in_forward_order():
+    text = repr(GRAPH)
+    sites = [line.split()[0] for line in text.splitlines() if line.startswith("  ") and not line.startswith("    ")]
+    assert sites == [
+        "vision.mlp.act",
+        "qformer.query.act",
+        "qformer.text.act",
+        "projector.act",
+        "llm.embedding",
+        "llm.mlp.act",
+        "llm.residual",
+    ]
+    assert "writes zero_neurons(neurons=per_layer(bool[3, 48])) [layers 0, -1; steps all]" in text
+    assert "reads count_active(weight=field weight) over=sum [positions 1:]" in text
+    assert "<td>llm.mlp.act</td>" in GRAPH._repr_html_()
+    assert repr(Graph()) == "Graph() — runs the model and changes nothing"
+
+
+def test_equality_is_by_content():
+    def graph(mask):
+        return zero_neurons.bind(neurons=per_layer(mask)) | count_active
+
+    assert graph(MASK) == graph(MASK.clone())
+    assert hash(graph(MASK)) == hash(graph(MASK.clone()))
+    assert graph(MASK) != graph(~MASK)
+    assert graph(MASK) != count_active | zero_neurons.bind(neurons=per_layer(MASK))
+    assert count_active.at(layers=1) != count_active.at(layers=2)
+    assert count_active.named("a") != count_active
+
+
+def test_an_intervention_is_still_its_function():
+    act = torch.tensor([[1.0, 2.0]])
+    assert zero_neurons(act, torch.tensor([True, False])).tolist() == [[0.0, 2.0]]
+    assert "Switch the marked neurons off" in zero_neurons.__doc__
+    assert zero_neurons.__wrapped__ is zero_neurons.function
+    with pytest.raises(AttributeError):
+        zero_neurons.name = "another"
+
+
+def test_json_round_trip_is_equal_and_runs_the_same(lens, tmp_path):
+    path = save_graph(GRAPH, tmp_path / "graph.json")
+    loaded = load_graph(path)
+    assert loaded == GRAPH
+    batch = mixed_batch(lens)
+    one, other = lens.run(GRAPH, batch), lens.run(loaded, batch)
+    assert set(one) == set(other)
+    for key, value in one.items():
+        if key[0] == "count_active":
+            assert torch.equal(value, other[key])
+        else:
+            assert torch.equal(value[0]["tokens"], other[key][0]["tokens"])
+    assert json.loads(path.read_text())["interventions"][0]["function"] == "interventions.ablating:zero_neurons"
+
+
+def test_functions_of_a_notebook_are_refused_with_the_cure(tmp_path):
+    @reads("llm.mlp.act", over="sum")
+    def nested(act):
+        return act.sum(0)
+
+    with pytest.raises(ValueError, match=r"nested cannot be saved: .*Move the function to a module"):
+        save_graph(Graph((nested,)), tmp_path / "graph.json")
+
+
+def test_loading_is_restricted_to_named_packages(tmp_path):
+    path = save_graph(Graph((count_active,)), tmp_path / "graph.json")
+    document = json.loads(path.read_text())
+    document["interventions"][0]["function"] = "os:system"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"os:system is outside the packages.*packages=\(\.\.\., 'os'\)"):
+        load_graph(path)
+
+
+def test_own_packages_load_when_opted_in(tmp_path, monkeypatch):
+    (tmp_path / "my_interventions.py").write_text(
+        "from interventions import reads\n\n"
+        '@reads("llm.mlp.act", over="sum")\ndef total(act):\n    return act.flatten(0, -2).sum(0)\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_interventions
+
+    path = save_graph(Graph((my_interventions.total,)), tmp_path / "graph.json")
+    with pytest.raises(ValueError, match="outside the packages"):
+        load_graph(path)
+    assert load_graph(path, packages=("my_interventions",)) == Graph((my_interventions.total,))
+
+
+def test_changed_files_are_noticed(tmp_path):
+    path = save_graph(GRAPH, tmp_path / "graph.json")
+    beside = path.with_suffix(".safetensors")
+    save_file({name: ~tensor if tensor.dtype == torch.bool else tensor for name, tensor in load_file(beside).items()}, beside)
+    with pytest.raises(ValueError, match="was changed since the graph was saved"):
+        load_graph(path)
+    path.write_text(json.dumps({"format": "something else"}))
+    with pytest.raises(ValueError, match="not a saved graph"):
+        load_graph(path)
+    path.write_text(json.dumps({"format": "intervention-graph", "version": 99, "interventions": []}))
+    with pytest.raises(ValueError, match="version 99 is newer than 1"):
+        load_graph(path)
