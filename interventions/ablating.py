@@ -14,7 +14,7 @@ def zero_neurons(
     act: Float[Tensor, "*where neuron"], neurons: Bool[Tensor, " neuron"]
 ) -> Float[Tensor, "*where neuron"]:
     """Switch the marked neurons off: their activation becomes 0 (section 4.2.2)."""
-    return act.masked_fill(neurons.to(act.device), 0)
+    return act.masked_fill(neurons, 0)
 
 
 @writes("llm.mlp.act")
@@ -22,7 +22,7 @@ def scale_neurons(
     act: Float[Tensor, "*where neuron"], neurons: Bool[Tensor, " neuron"], factor: float
 ) -> Float[Tensor, "*where neuron"]:
     """Multiply the activation of the marked neurons by `factor`."""
-    return torch.where(neurons.to(act.device), act * factor, act)
+    return torch.where(neurons, act * factor, act)
 
 
 @writes("llm.mlp.act")
@@ -30,4 +30,4 @@ def mean_ablate_neurons(
     act: Float[Tensor, "*where neuron"], neurons: Bool[Tensor, " neuron"], mean: Float[Tensor, " neuron"]
 ) -> Float[Tensor, "*where neuron"]:
     """Hold the marked neurons at `mean`, for instance the result of `mean_activation`."""
-    return torch.where(neurons.to(act.device), mean.to(act), act)
+    return torch.where(neurons, mean.to(act), act)

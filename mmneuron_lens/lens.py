@@ -220,7 +220,7 @@ class Lens:
 
         Returns one `Proof` per site; raises `AssertionError` naming the first that fails.
         """
-        from mmneuron_lens.models.proving import prove
+        from mmneuron_lens.proving import prove
 
         return prove(self, batch)
 

@@ -107,7 +107,9 @@ def test_steering_during_beam_search(lens):
     beams = {"num_beams": 5, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 
     # the analysis
-    happy, sad = (lens.run(keep.at("llm.residual", layers=1), lens.encode(pictures((32, 32)), [t])) for t in ("good", "evil"))
+    happy, sad = (
+        lens.run(keep.at("llm.residual", layers=1), lens.encode(pictures((32, 32)), [t])) for t in ("good", "evil")
+    )
     means = [out["keep", "llm.residual"][0][0].mean((0, 1)) for out in (happy, sad)]
     steer = add_vector.bind(vector=means[0] - means[1], scale=40.0).at(layers=1)
     steered = lens.run(steer, batch, **beams)
@@ -156,7 +158,10 @@ def test_splicing_a_sparse_autoencoder(lens):
 
     logits = lens.run(splice.bind(encoder=encoder, decoder=decoder).at(layers=1), batch, logits=True).logits[0]
 
-    with torch.no_grad(), hooked(lens.module, {layer_paths(lens)[1]: lambda hidden: (hidden @ encoder).relu() @ decoder}):
+    with (
+        torch.no_grad(),
+        hooked(lens.module, {layer_paths(lens)[1]: lambda hidden: (hidden @ encoder).relu() @ decoder}),
+    ):
         expected = lens.module(**batch.inputs).logits
     assert torch.equal(logits, expected)
 

@@ -85,7 +85,9 @@ def test_writes_act_left_to_right(lens):
     out = lens.run(graph.interventions[0] | Graph(graph.interventions[1:]), batch)
     first = {key[0]: value[0][0] for key, value in out.items()}
     torch.testing.assert_close(first["after"], first["before"] * 2 + 1)
-    out = lens.run(keep.at("llm.mlp.act").named("before") | add_one | double | keep.at("llm.mlp.act").named("after"), batch)
+    out = lens.run(
+        keep.at("llm.mlp.act").named("before") | add_one | double | keep.at("llm.mlp.act").named("after"), batch
+    )
     first = {key[0]: value[0][0] for key, value in out.items()}
     torch.testing.assert_close(first["after"], (first["before"] + 1) * 2)
 

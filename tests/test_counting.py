@@ -75,7 +75,10 @@ def test_large_weights_stay_exact():
 
 
 def test_mean_is_divided_once(lens):
-    batches = [mixed_batch(lens), lens.encode([None], ["only text"]) if lens.anatomy.facts["text_only"] else mixed_batch(lens)]
+    batches = [
+        mixed_batch(lens),
+        lens.encode([None], ["only text"]) if lens.anatomy.facts["text_only"] else mixed_batch(lens),
+    ]
     mean = lens.run(mean_activation, batches)["mean_activation", "llm.mlp.act"]
     total = torch.zeros(3, 48, dtype=torch.float64)
     positions = 0
@@ -93,7 +96,9 @@ def test_a_summing_read_without_weight_is_refused_where_padding_would_count(lens
     def active(act):
         return (act > 0).flatten(0, -2).sum(0)
 
-    with pytest.raises(ValueError, match=r'active at llm\.mlp\.act adds over positions but binds no weight.*batch_field'):
+    with pytest.raises(
+        ValueError, match=r"active at llm\.mlp\.act adds over positions but binds no weight.*batch_field"
+    ):
         lens.run(active, mixed_batch(lens))
     single = lens.encode([mixed_image()], ["no padding"])
     assert torch.equal(

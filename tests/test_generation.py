@@ -115,7 +115,9 @@ def test_generated_tokens_are_read_in_one_teacher_forced_forward(lens):
     # Hooks registered later run later: what they see is already zeroed.
     expected = torch.stack([torch.stack([(seen[path][0][kind] > 0).sum(0) for kind in kinds]) for path in paths])
     assert torch.equal(out["count_active_by_kind", "llm.mlp.act"], expected)
-    generated = lens.run(zero_neurons.bind(neurons=per_layer(mask)) | count_active.at(steps="generated"), batch, **BEAMS)
+    generated = lens.run(
+        zero_neurons.bind(neurons=per_layer(mask)) | count_active.at(steps="generated"), batch, **BEAMS
+    )
     assert torch.equal(generated["count_active", "llm.mlp.act"], expected[:, 2])
 
 

@@ -121,7 +121,9 @@ def test_own_packages_load_when_opted_in(tmp_path, monkeypatch):
 def test_changed_files_are_noticed(tmp_path):
     path = save_graph(GRAPH, tmp_path / "graph.json")
     beside = path.with_suffix(".safetensors")
-    save_file({name: ~tensor if tensor.dtype == torch.bool else tensor for name, tensor in load_file(beside).items()}, beside)
+    save_file(
+        {name: ~tensor if tensor.dtype == torch.bool else tensor for name, tensor in load_file(beside).items()}, beside
+    )
     with pytest.raises(ValueError, match="was changed since the graph was saved"):
         load_graph(path)
     path.write_text(json.dumps({"format": "something else"}))

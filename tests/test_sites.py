@@ -13,7 +13,7 @@ from interventions import NEURON_SITES, SITES, keep
 from mmneuron_lens import Lens
 from mmneuron_lens.models import anatomy_of
 from mmneuron_lens.models.checking import check_places
-from mmneuron_lens.models.proving import example
+from mmneuron_lens.proving import example
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -42,7 +42,10 @@ def test_attention_patterns_are_read_under_eager_attention(name):
 
 def test_a_site_that_is_wired_wrongly_is_caught(lens):
     place = lens.anatomy.places["llm.mlp.act"]
-    wrong = {**lens.anatomy.places, "llm.mlp.act": type(place)(place.path.replace("act_fn", "up_proj"), 3, {"neuron": 47})}
+    wrong = {
+        **lens.anatomy.places,
+        "llm.mlp.act": type(place)(place.path.replace("act_fn", "up_proj"), 3, {"neuron": 47}),
+    }
     lens.anatomy = type(lens.anatomy)(lens.anatomy.architecture, wrong, lens.anatomy.facts)
     with pytest.raises(AssertionError, match=r"llm\.mlp\.act layer 0: shape"):
         lens.prove()

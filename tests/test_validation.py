@@ -36,7 +36,9 @@ def untouchable(lens, monkeypatch):
 
 
 def test_misspelt_site():
-    with pytest.raises(KeyError, match=r"Unknown site 'llm\.mlp\.akt'\. Did you mean 'llm\.mlp\.act'\? Choices: vision"):
+    with pytest.raises(
+        KeyError, match=r"Unknown site 'llm\.mlp\.akt'\. Did you mean 'llm\.mlp\.act'\? Choices: vision"
+    ):
         count_active.at("llm.mlp.akt")
 
 
@@ -79,7 +81,9 @@ def test_wrong_number_of_layers(untouchable):
 
 def test_wrong_number_of_neurons(untouchable):
     lens, batch = untouchable
-    with pytest.raises(ShapeError, match=r"zero_neurons does not fit llm\.mlp\.act \(value \[3, \d+, 48\], neurons \[47\]\)"):
+    with pytest.raises(
+        ShapeError, match=r"zero_neurons does not fit llm\.mlp\.act \(value \[3, \d+, 48\], neurons \[47\]\)"
+    ):
         lens.run(zero_neurons.bind(neurons=per_layer(torch.zeros(3, 47, dtype=torch.bool))), batch)
 
 
@@ -126,7 +130,9 @@ def test_kinds_that_a_site_does_not_have(untouchable):
 
 
 def test_two_results_under_one_key():
-    with pytest.raises(ValueError, match=r"Two results would come back as out\['count_active', 'llm\.mlp\.act'\].*named"):
+    with pytest.raises(
+        ValueError, match=r"Two results would come back as out\['count_active', 'llm\.mlp\.act'\].*named"
+    ):
         count_active | count_active
     assert len(count_active | count_active.named("again")) == 2
 
@@ -179,6 +185,8 @@ def test_checking_needs_no_weights(lens, tmp_path):
     light = Lens.weightless(tmp_path)
     assert light.device.type == "meta"
     batch = mixed_batch(light)
-    light.check(count_active.at("*.act") | zero_neurons.bind(neurons=per_layer(torch.zeros(3, 48, dtype=torch.bool))), batch)
+    light.check(
+        count_active.at("*.act") | zero_neurons.bind(neurons=per_layer(torch.zeros(3, 48, dtype=torch.bool))), batch
+    )
     with pytest.raises(ShapeError, match="zero_neurons does not fit"):
         light.check(zero_neurons.bind(neurons=per_layer(torch.zeros(3, 40, dtype=torch.bool))), batch)

@@ -143,7 +143,7 @@ def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
                 panel.set_xlim(-0.5, len(domains) - 0.5)
                 panel.set_xlabel("the module’s only layer")
             else:
-                panel.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+                panel.set_xticks(range(0, layers, max(1, layers // 12)))
                 panel.set_xlabel("layer")
         return figure
 

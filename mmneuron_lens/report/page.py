@@ -1,4 +1,4 @@
-"""One page for one model: what was run, every table and figure, the controls, and what was not run. No script needed."""
+"""One page for one model: what was run, tables, figures, controls, and what was not run. It needs no script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from mmneuron_lens.neurons.control import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.neurons.counts import Counts
-from mmneuron_lens.neurons.selection import Selection
+from mmneuron_lens.neurons.selection import Selection, module_of
 from mmneuron_lens.report import figures, tables
 
 
@@ -63,6 +63,8 @@ class Report:
 
     `wider` is the selection at a larger fraction (5 % in Table 6), `ablation` a frame of `tables.ablation`, `sections`
     what other experiments add, `not_run` further statements of what was not done.
+
+    Raises `ValueError` for one control without the other, and for results of another model.
     """
 
     title: str
@@ -75,6 +77,16 @@ class Report:
     sections: tuple[Section, ...] = ()
     not_run: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if (self.discovery is None) != (self.overlap is None):
+            raise ValueError("the report has one control of two; give both discovery and overlap, or neither.")
+        parts = (self.wider, self.discovery, self.overlap, *self.counts)
+        others = {part.model for part in parts if part is not None} - {self.selection.model}
+        if others:
+            raise ValueError(
+                f"the report is of {self.selection.model}, but holds results of {', '.join(sorted(others))}."
+            )
+
     def everything(self) -> tuple[Section, ...]:
         """All sections but the last, in the order of the page."""
         parts = (_neurons(self), _layers(self), _controls(self), _silent(self), _ablation(self))
@@ -83,8 +95,7 @@ class Report:
     def missing(self) -> tuple[str, ...]:
         """What was not run, in plain words."""
         absent = {
-            "The null of permuted domain labels was not computed.": self.discovery is None,
-            "The selection was not compared between halves of the data.": self.overlap is None,
+            "No control says how much of the selection is more than chance.": self.discovery is None,
             "Silent neurons were not counted.": not self.counts,
             "The selection was not repeated at a larger fraction.": self.wider is None,
             "No neurons were switched off, so accuracy after ablation is not reported.": self.ablation is None,
@@ -113,9 +124,9 @@ def render(report: Report) -> str:
         report=report,
         selection=selection,
         lead=f"Domain-specific neurons of {selection.model} in {len(selection.domains)} visual domains: {names}.",
-        run=f"{samples:,} image-question pairs went through {selection.model}, and every neuron’s activations above zero "
-        f"were counted, domain by domain. In each module the {fraction} of neurons most specific to few domains were "
-        "then selected.",
+        run=f"{samples:,} image-question pairs went through {selection.model}, and every neuron’s activations above "
+        f"zero were counted, domain by domain. In each module the {fraction} of neurons most specific to few domains "
+        "were then selected.",
         domains=_domains(report),
         facts=facts,
         sections=report.everything(),
@@ -247,7 +258,13 @@ def _domains(report: Report) -> pl.DataFrame:
         own = selection.provenance.get("domains", {}).get(domain, {})
         corpus = own.get("corpus")
         name = corpus.get("name", json.dumps(corpus)) if isinstance(corpus, dict) else corpus
-        tokens = {f"tokens at {site}": int(values[number]) for site, values in selection.tokens.items()}
+        modules = [module_of(site) for site in selection.tokens]
+        places = [
+            module if modules.count(module) == 1 else site
+            for site, module in zip(selection.tokens, modules, strict=True)
+        ]
+        sizes = [int(values[number]) for values in selection.tokens.values()]
+        tokens = {f"{place} tokens": size for place, size in zip(places, sizes, strict=True)}
         rows.append({"domain": tables.domain_name(domain), "corpus": name, "samples": own.get("samples"), **tokens})
     return pl.DataFrame(rows)
 

@@ -147,16 +147,21 @@ def allowed(mask, held, layer):
 
 def bound(act, plan, root, context, layer, step, value):
     """The arguments of an intervention at this layer and step."""
-    arguments = dict(act["constants"])
+    arguments = {name: beside(constant, value) for name, constant in act["constants"].items()}
     for name, tensor in act["per_layer"].items():
-        arguments[name] = tensor if layer is None else tensor[layer]
+        arguments[name] = beside(tensor if layer is None else tensor[layer], value)
     for name, paths in act["modules"].items():
         arguments[name] = chain([find(root, path) for path in paths])
     for name, field in act["fields"].items():
         arguments[name] = field_at(field, plan, context, step, value, act)
     if act["mode"] == "rewires":
-        arguments["source"] = context["sources"][plan["site"], layer]
+        arguments["source"] = beside(context["sources"][plan["site"], layer], value)
     return arguments
+
+
+def beside(argument, value):
+    """A tensor where the value is: layers of one model may lie on several devices."""
+    return argument.to(value.device) if isinstance(argument, torch.Tensor) else argument
 
 
 def chain(modules):

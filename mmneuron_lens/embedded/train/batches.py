@@ -63,8 +63,8 @@ def scenes_of(
 def choose(scene: Scene, random: Random, form: Form, count: int, option_share: float = 0.0) -> list[Question]:
     """Some questions of a scene. Without its options a multi-option question has no letter to answer: not asked so.
 
-    `option_share` of the other questions after a fact get its values as options too, in every domain: finding the letter of
-    what is seen is hard to learn from the medical questions alone.
+    `option_share` of the other questions after a fact get its values as options too, in every domain: to find the
+    letter of what is seen is hard to learn from the medical questions alone.
     """
     askable = [q for q in scene.questions if form == "evaluation" or not q.options]
     chosen = random.sample(askable, min(count, len(askable)))
