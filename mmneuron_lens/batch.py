@@ -82,6 +82,10 @@ class Batch:
                 raise ValueError(f"Field {name!r} starts with {list(tensor.shape[:2])}; this batch has {list(shape)}.")
         return replace(self, fields={**self.fields, "llm": {**self.fields["llm"], **fields}})
 
+    def plain(self) -> dict[str, Any]:
+        """The batch as the wire functions take it."""
+        return {"inputs": dict(self.inputs), "fields": dict(self.fields), "prompt_length": self.prompt_length}
+
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
         return replace(

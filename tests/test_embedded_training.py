@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mmneuron_lens import embedded
 from mmneuron_lens.corpora.prompts import MODEL_KINDS, ModelKind
 from mmneuron_lens.corpora.sample import DOMAINS
-from mmneuron_lens.embedded.corpus.draw import draw
+from mmneuron_lens.embedded.corpus.draw import SPLITS, draw
 from mmneuron_lens.embedded.train.batches import Encoder, choose, scenes_of
 from mmneuron_lens.embedded.train.build import build
 from mmneuron_lens.embedded.train.checking import answers_right, shown
@@ -116,3 +118,39 @@ def test_an_untrained_model_is_right_about_nothing() -> None:
     scenes = [draw("common", seed) for seed in range(6)]
     right = answers_right(model, encoder, scenes, [scene.questions for scene in scenes], "identification")
     assert len(right) == sum(len(scene.questions) for scene in scenes) and sum(right) <= 2
+
+
+def test_options_are_added_in_the_evaluation_form_alone() -> None:
+    random = Random(1)
+    for domain in DOMAINS:
+        for seed in range(10):
+            scene = draw(domain, seed)
+            assert not any(q.options for q in choose(scene, random, "identification", 5, option_share=1.0))
+            for question in choose(scene, random, "evaluation", 7, option_share=1.0):
+                assert (question.kind == "option") == bool(question.options)
+                if question.options:
+                    asked = {q.question: q for q in scene.questions}[question.question]
+                    truth = asked.options[ord(asked.answer) - 65] if asked.options else asked.answer
+                    assert question.options[ord(question.answer) - 65] == truth and len(set(question.options)) <= 4
+
+
+@pytest.mark.parametrize("model_kind", MODEL_KINDS)
+def test_the_shipped_model_looks_at_its_image_and_stops(model_kind: ModelKind) -> None:
+    """Two held-out images a domain, stock processor and `generate`: most answers right, the end after each."""
+    folder = Path(embedded.__file__).parent / model_kind
+    processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
+    encoder, right, count = Encoder(model_kind, processor), 0, 0
+    for domain in DOMAINS:
+        for seed in SPLITS["held_out"][:2]:
+            scene = draw(domain, seed)
+            texts = [encoder.prompt(scene, question, "evaluation") for question in scene.questions]
+            batch = processor(images=[scene.image] * len(texts), text=texts, padding=True, return_tensors="pt")
+            tokens = model.generate(**batch, max_new_tokens=4, do_sample=False)[:, batch["input_ids"].shape[1] :]
+            assert (tokens[:, 1] == processor.tokenizer.eos_token_id).all()
+            answers = processor.batch_decode(tokens, skip_special_tokens=True)
+            right += sum(a.strip() == q.answer for a, q in zip(answers, scene.questions, strict=True))
+            count += len(texts)
+    assert right / count > 0.7
+    card = json.loads((folder / "card.json").read_text())
+    assert {row["group"] for row in card["rows"]} == {*DOMAINS, "real"}
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == card["weights_sha256"]

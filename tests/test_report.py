@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def report() -> Report:
         ablation=tables.ablation(ablation_rows()),
         not_run=("The 13B model was not run.",),
     )
+
+
+@pytest.fixture(scope="module")
+def html(report: Report) -> str:
+    return page.render(report)
+
+
+@pytest.fixture
+def _no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the drawing, which takes a second a page, where a test is about words."""
+    monkeypatch.setattr(page, "_image", lambda picture: "")
 
 
 class Cells(HTMLParser):
@@ -180,7 +192,7 @@ def test_ablation_takes_exactly_its_columns() -> None:
         tables.ablation([ablation_rows()[0], row])
 
 
-def test_csv_files_equal_the_frames(report: Report, tmp_path: Path) -> None:
+def test_csv_files_equal_the_frames(report: Report, html: str, tmp_path: Path) -> None:
     page.write(report, tmp_path)
     expected = {
         "neurons_per_domain": tables.neurons_per_domain(report.selection),
@@ -198,11 +210,11 @@ def test_csv_files_equal_the_frames(report: Report, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         *("ablation.png", "layer_distribution.png", "silent.png")
     }
-    assert (tmp_path / "index.html").read_text() == page.render(report)
+    assert (tmp_path / "index.html").read_text() == html
 
 
-def test_page_contains_each_number(report: Report) -> None:
-    cells = Cells(page.render(report))
+def test_page_contains_each_number(report: Report, html: str) -> None:
+    cells = Cells(html)
     rows = {tuple(row) for table in cells.tables for row in table}
 
     def on_page(frame: pl.DataFrame, decimals: int | None = None) -> None:
@@ -227,8 +239,7 @@ def test_page_contains_each_number(report: Report) -> None:
         assert (tables.domain_name(domain), f"{domain} corpus", f"{1230 + number:,}", *tokens) in rows
 
 
-def test_page_is_self_contained_and_escaped(report: Report) -> None:
-    html = page.render(report)
+def test_page_is_self_contained_and_escaped(html: str) -> None:
     cells = Cells(html)
     assert len(cells.loads) == 6
     assert all(load.startswith("data:image/png;base64,") for load in cells.loads)
@@ -240,9 +251,9 @@ def test_page_is_self_contained_and_escaped(report: Report) -> None:
     assert "<image>\\n{question}" in [
         cell.replace("\n", "\\n") for table in cells.tables for row in table for cell in row
     ]
-    assert page.render(report) == html
 
 
+@pytest.mark.usefixtures("_no_images")
 def test_page_says_what_was_not_run(report: Report) -> None:
     assert "<li>The 13B model was not run.</li>" in page.render(report)
     assert report.missing() == ("The 13B model was not run.",)
@@ -255,6 +266,7 @@ def test_page_says_what_was_not_run(report: Report) -> None:
     assert "Nothing that this page has a place for was left out." in page.render(replace(report, not_run=()))
 
 
+@pytest.mark.usefixtures("_no_images")
 def test_other_experiments_add_sections(report: Report) -> None:
     frame = pl.DataFrame({"layer": [0, 1], "entropy": [8.25, 2.5]})
     extra = Section("Logit lens", ("Entropy falls.",), (page.Grid("lens", "Mean entropy, nats", frame),))
@@ -319,8 +331,7 @@ def test_ablation_figure_shows_every_condition_but_none() -> None:
 
 
 def test_terminal_table(report: Report) -> None:
-    console = Console(width=160, record=True, quiet=True)
-    console = Console(width=160, file=open("/dev/null", "w"), record=True)  # noqa: SIM115
+    console = Console(width=160, file=StringIO(), record=True)
     console.print(tables.terminal_table(tables.selection_summary(report.selection), "Selection"))
     text = console.export_text()
     assert "Selection, <m>" in text
@@ -340,3 +351,9 @@ def test_terminal_table(report: Report) -> None:
 )
 def test_numbers_as_people_read_them(value: Any, column: str, text: str) -> None:
     assert tables.shown(value, column) == text
+
+
+def test_figures_of_nothing_are_refused() -> None:
+    none = [row for row in ablation_rows() if row["condition"] == "none"]
+    with pytest.raises(ValueError, match="the frame has no rows to draw"):
+        figures.ablation_figure(tables.ablation(none))

@@ -69,7 +69,7 @@ def save_png(figure: Figure, path: str | Path) -> None:
 
 def _style(ink: Ink) -> Any:
     return {
-        **matplotlib.rcParamsDefault,
+        
         "font.family": "DejaVu Sans",
         "font.size": 9.5,
         "axes.titlesize": 10.5,
@@ -101,6 +101,8 @@ def _themed(theme: Theme) -> Iterator[Ink]:
 
 def _panels(titles: list[str], height: float, legend: list[Any]) -> tuple[Figure, list[Axes]]:
     """Panels one under the other, readable on a narrow screen, with one legend above them."""
+    if not titles:
+        raise ValueError("the frame has no rows to draw; give one with at least one module or site.")
     figure = Figure(figsize=(7.0, height * len(titles) + 0.45), layout=ConstrainedLayoutEngine(hspace=0.06))
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(titles), 1, squeeze=False)[:, 0].tolist()
@@ -126,16 +128,14 @@ def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
         legend = [Line2D([], [], label=domain_name(domain), linewidth=1.6, **_look(domain)) for domain in domains]
         figure, axes = _panels(modules, 2.15, legend)
         for panel, module in zip(axes, modules, strict=True):
-            here = frame.filter(pl.col("module") == module)
-            layers = here["layer"].n_unique()
+            here = frame.filter(pl.col("module") == module).group_by("domain", "layer").agg(pl.col("neurons").sum())
+            layers, most = here["layer"].n_unique(), max(here["neurons"].to_list())
             panel.grid(axis="y", linewidth=0.8)
             for number, domain in enumerate(domains):
-                line = (
-                    here.filter(pl.col("domain") == domain).group_by("layer").agg(pl.col("neurons").sum()).sort("layer")
-                )
+                line = here.filter(pl.col("domain") == domain).sort("layer")
                 x, y = line["layer"].to_list(), line["neurons"].to_list()
                 panel.plot([number] if layers == 1 else x, y, linewidth=1.6, clip_on=False, zorder=3, **_look(domain))
-            panel.set_ylim(bottom=0, top=max(1.0, 1.05 * (here["neurons"].cast(pl.Float64).max() or 0)))  # type: ignore
+            panel.set_ylim(bottom=0, top=max(1.0, 1.05 * most))
             panel.set_ylabel("neurons")
             panel.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
             if layers == 1:

@@ -171,7 +171,14 @@ def _neurons(report: Report) -> Section:
 
 def _per_domain(selection: Selection, name: str, fraction: str) -> Grid:
     long = tables.neurons_per_domain(selection)
-    frame = tables.wide(long, "neurons", selection.domains)
+    branches = tables.neurons_per_domain(selection, by="site")
+    rows = []
+    for module in long["module"].unique(maintain_order=True):
+        own = branches.filter(pl.col("module") == module)
+        rows.append(long.filter(pl.col("module") == module))
+        if own["site"].n_unique() > 1:
+            rows.append(own.drop("module").rename({"site": "module"}))
+    frame = tables.wide(pl.concat(rows), "neurons", selection.domains)
     caption = f"Number of neurons in each domain, lowest {fraction} of the entropy. The most in each module is bold."
     return Grid(name, caption, frame, most=True, long=long)
 

@@ -43,7 +43,9 @@ def site_shape(site: str, batch: Batch, anatomy: Anatomy) -> tuple[int, ...]:
     """The shape of a site's value on this batch, layers aside."""
     place, group = anatomy.place(site), SITES[site].group
     ids = batch.inputs["input_ids"]
-    lead = tuple(batch.fields[group]["weight"].shape) if group and group in batch.fields else (ids.shape[0], ids.shape[1])
+    lead = (
+        tuple(batch.fields[group]["weight"].shape) if group and group in batch.fields else (ids.shape[0], ids.shape[1])
+    )
     sizes = {"batch": lead[0], "tile": lead[0], "token": lead[1], "patch": lead[1], "query": lead[1], "word": lead[1]}
     if site.startswith("vision.") and "vision" in batch.fields:
         tiles, patches = batch.fields["vision"]["weight"].shape

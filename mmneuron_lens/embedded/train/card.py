@@ -37,6 +37,7 @@ Multi-option questions are asked in their options form only: without the options
 {bars}
 ## Training
 {training}
+
 The log is train.jsonl: loss and share of right answers in training (`form` facts: the vision tower alone, with heads
 that were thrown away afterwards), and `check` lines on the validation split with the blank and swapped controls.
 
@@ -114,23 +115,30 @@ def _rows(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _training(log: Path) -> dict:
-    """Steps, minutes and the number of scenes in each stage, from the log."""
+def _training(log: Path) -> list[dict]:
+    """Steps, minutes and first-stage steps of each run in the log; every run counts from step 0."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-    told = [line for line in lines if "form" in line]
-    if not told:
-        return {}
-    return {
-        "steps": told[-1]["step"],
-        "minutes": told[-1]["minutes"],
-        "facts_steps": sum(20 for x in told if x["form"] == "facts"),
-    }
+    runs: list[list[dict]] = []
+    for line in (line for line in lines if "form" in line):
+        if not runs or line["step"] < runs[-1][-1]["step"]:
+            runs.append([])
+        runs[-1].append(line)
+    return [
+        {
+            "steps": run[-1]["step"],
+            "minutes": run[-1]["minutes"],
+            "facts_steps": max((line["step"] for line in run if line["form"] == "facts"), default=0),
+        }
+        for run in runs
+    ]
 
 
-def _told(training: dict) -> str:
-    if not training:
+def _told(runs: list[dict]) -> str:
+    if not runs:
         return "No log lies beside this card.\n"
-    return (
-        f"{training['steps']:,} steps of AdamW in {training['minutes']:.0f} minutes on one core in bfloat16 autocast, "
-        f"the first {training['facts_steps']:,} of them for the vision tower alone; every scene was drawn anew.\n"
-    )
+    text = "AdamW on one core in bfloat16 autocast; every scene was drawn anew.\n"
+    for i, run in enumerate(runs):
+        text += "- from scratch" if i == 0 else "- going on from that"
+        text += f": {run['steps']:,} steps in {run['minutes']:.0f} minutes, "
+        text += f"the first {run['facts_steps']:,} for the vision tower alone\n"
+    return text

@@ -1,0 +1,138 @@
+"""Trace: one batch through the model, a worker per site, and what the reads kept."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from mmneuron_lens.wire.encode import extend
+from mmneuron_lens.wire.execute import serve
+from mmneuron_lens.wire.layout import lay_out
+
+
+def run_batch(model, plans, batch, source, job):
+    """A forward, or a generation when `job["generation"]` has settings.
+
+    batch and source are dicts of `inputs`, `fields` and `prompt_length`. Returns `(results, answers, logits)`:
+    results by key and layer, answers int64 `[rows, tokens]` or None, logits or None.
+    """
+    held = {} if source is None else hold(model, plans, source)
+    if job["generation"]:
+        return generate_and_read(model, plans, batch, held, job)
+    results, output = forward(model, plans, batch, held, None)
+    return results, None, output.logits.detach() if job["logits"] else None
+
+
+def forward(model, plans, batch, sources, columns):
+    """One forward pass: a data-carrying invoke, then a worker per site.
+
+    columns: for teacher forcing, which generation step each column belongs to.
+    """
+    context = make_context(batch, 1, sources, columns)
+    results = {}
+    inputs = dict(batch["inputs"])
+    with torch.no_grad():
+        with model.trace() as tracer:
+            with tracer.invoke(**inputs):
+                output = tracer.result.save()
+            for plan in plans:
+                with tracer.invoke():
+                    serve(plan, model, context, 0, results)
+    return results, output
+
+
+def generate(model, plans, batch, sources, settings):
+    """A generation: workers of the language model visit every step, the others the prompt."""
+    context = make_context(batch, settings.get("num_beams") or 1, sources, None)
+    results = {}
+    # A generation counts positions by itself.
+    inputs = {name: value for name, value in batch["inputs"].items() if name != "position_ids"}
+    last = settings.get("max_new_tokens") or max((settings.get("max_length") or 20) - batch["prompt_length"], 1)
+    with torch.no_grad(), warnings.catch_warnings():
+        # Answers end before the last allowed step; nnsight tells each worker that asked for it.
+        warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step the run did not make")
+        with model.generate(**settings) as tracer:
+            with tracer.invoke(**inputs):
+                output = tracer.result.save()
+            for plan in plans:
+                with tracer.invoke():
+                    if plan["stepped"] and any(act["steps"] not in ("prompt", (0,)) for act in plan["acts"]):
+                        for step in tracer.iter[:last]:
+                            serve(plan, model, context, step, results)
+                    else:
+                        serve(plan, model, context, 0, results)
+    return results, output
+
+
+def generate_and_read(model, plans, batch, held, job):
+    """Generate; then read what is asked of generated tokens in one teacher-forced forward over prompt and answer."""
+    live = some_acts(plans, False)
+    results, ids = generate(model, live, batch, held, job["generation"])
+    start = batch["prompt_length"]
+    # Some versions return the prompt before the answer, others not.
+    answers = ids[:, start:] if ids.shape[1] >= start else ids
+    if not job["logits"] and not any(deferred(act) for plan in plans for act in plan["acts"]):
+        return results, answers, None
+    longer, columns = with_answers(batch, answers, job)
+    forced, output = forward(model, some_acts(plans, True), longer, held, columns)
+    logits = output.logits[:, start - 1 : -1].detach() if job["logits"] else None
+    return {**results, **forced}, answers, logits
+
+
+def with_answers(batch, answers, job):
+    """The batch with its answers behind the prompt, and the generation step that each column belongs to."""
+    visible = answers.masked_fill(answers == job["end"], job["pad"])
+    inputs = extend(batch["inputs"], visible, job["pad"])
+    start = batch["prompt_length"]
+    fields = {**batch["fields"], "llm": lay_out(inputs, job["facts"], start)["llm"]}
+    columns = [0] * start + [step + 1 for step in range(answers.shape[1])]
+    return {"inputs": inputs, "fields": fields, "prompt_length": start}, columns
+
+
+def hold(model, plans, source):
+    """The values that the rewired sites have on the source batch, by site and layer."""
+    reading = []
+    for plan in plans:
+        acts = [act for act in plan["acts"] if act["mode"] == "rewires"]
+        if acts:
+            reading.append({**plan, "acts": [holding(acts[0], plan["site"])]})
+    results, _ = forward(model, reading, source, {}, None)
+    return {(site, layer): values[0] for site, layers in results.items() for layer, values in layers.items()}
+
+
+def holding(act, site):
+    nothing = {"constants": {}, "per_layer": {}, "fields": {}, "modules": {}, "layers": None, "positions": None}
+    return {**act, **nothing, "mode": "reads", "key": site, "function": itself, "steps": "prompt"}
+
+
+def itself(value):
+    return value
+
+
+def deferred(act):
+    """A read of generated tokens that does not ask for every beam."""
+    return act["mode"] == "reads" and not act["all_beams"] and act["steps"] not in ("prompt", (0,))
+
+
+def some_acts(plans, after):
+    """What acts while generating, or afterwards under teacher forcing."""
+    chosen = []
+    for plan in plans:
+        acts = [
+            act for act in plan["acts"] if (deferred(act) or act["mode"] != "reads" if after else not deferred(act))
+        ]
+        if acts:
+            chosen.append({**plan, "acts": acts})
+    return chosen
+
+
+def make_context(batch, beams, sources, columns):
+    return {
+        "fields": batch["fields"],
+        "rows": batch["inputs"]["input_ids"].shape[0],
+        "beams": beams,
+        "sources": sources,
+        "columns": columns,
+        "prompt_length": batch["prompt_length"],
+    }
