@@ -69,7 +69,7 @@ def save_png(figure: Figure, path: str | Path) -> None:
 
 def _style(ink: Ink) -> Any:
     return {
-        
+        **matplotlib.rcParamsDefault,
         "font.family": "DejaVu Sans",
         "font.size": 9.5,
         "axes.titlesize": 10.5,
@@ -161,7 +161,7 @@ def silent_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
             layers = here["layer"].to_list()
             share = (here["silent"] / here["neurons"]).to_list()
             panel.bar(layers, share, width=0.8, color=colours["silent"])
-            panel.bar(layers, [1 - part for part in share], width=0.8, bottom=share, color=colours["activated"])
+            panel.bar(layers, [1 - part for part in share], width=0.8, bottom=0, color=colours["activated"])
             panel.set_ylim(0, 1)
             spare = max(0.6, 3 - len(layers) / 2)
             panel.set_xlim(-spare, len(layers) - 1 + spare)

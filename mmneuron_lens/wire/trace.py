@@ -32,13 +32,12 @@ def forward(model, plans, batch, sources, columns):
     context = make_context(batch, 1, sources, columns)
     results = {}
     inputs = dict(batch["inputs"])
-    with torch.no_grad():
-        with model.trace() as tracer:
-            with tracer.invoke(**inputs):
-                output = tracer.result.save()
-            for plan in plans:
-                with tracer.invoke():
-                    serve(plan, model, context, 0, results)
+    with torch.no_grad(), model.trace() as tracer:
+        with tracer.invoke(**inputs):
+            output = tracer.result.save()
+        for plan in plans:
+            with tracer.invoke():
+                serve(plan, model, context, 0, results)
     return results, output
 
 
@@ -119,9 +118,7 @@ def some_acts(plans, after):
     """What acts while generating, or afterwards under teacher forcing."""
     chosen = []
     for plan in plans:
-        acts = [
-            act for act in plan["acts"] if (deferred(act) or act["mode"] != "reads" if after else not deferred(act))
-        ]
+        acts = [act for act in plan["acts"] if deferred(act) == after or (after and act["mode"] != "reads")]
         if acts:
             chosen.append({**plan, "acts": acts})
     return chosen
