@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interventions.sites import GROUP_KINDS
 from mmneuron_lens.wire import layout
+from mmneuron_lens.wire.images import file_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +20,7 @@ class Batch:
     inputs: the processor's tensors, prompts padded on the left. fields: by group of sites, `weight` int64
     `[rows, positions]` (0 for padding) and `kind` bool `[rows, positions, kinds]`, one-hot. images: how many
     each row has. prompt_length: columns before generated tokens; all of them unless an answer was appended.
+    given: the images and texts it was made from, which is what travels to a server.
     """
 
     inputs: Mapping[str, Tensor]
@@ -27,6 +29,7 @@ class Batch:
     prompt_length: int
     facts: Mapping[str, Any]
     tokenizer: Any = field(repr=False, default=None)
+    given: tuple[tuple[tuple[Any, ...], ...], tuple[str, ...]] = field(repr=False, default=((), ()))
 
     @property
     def rows(self) -> int:
@@ -85,6 +88,12 @@ class Batch:
     def plain(self) -> dict[str, Any]:
         """The batch as the wire functions take it."""
         return {"inputs": dict(self.inputs), "fields": dict(self.fields), "prompt_length": self.prompt_length}
+
+    def travelling(self) -> dict[str, Any]:
+        """The batch as the bytes of its image files and its texts, with your own fields."""
+        images, texts = self.given
+        own = {name: tensor for name, tensor in self.fields["llm"].items() if name not in ("weight", "kind")}
+        return {"images": [[file_bytes(image) for image in some] for some in images], "texts": list(texts), "extra": own}
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""

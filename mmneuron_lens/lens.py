@@ -76,7 +76,7 @@ class Lens:
     def _adopt(self, module: Any, processor: Any, name: str, revision: str | None) -> None:
         self.module = module
         self.processor = processor
-        self.name = name
+        self.name = self.repo = name
         self.revision = revision
         self.anatomy = anatomy_of(module.config)
         check_places(self.anatomy, module)
@@ -86,7 +86,7 @@ class Lens:
     def nnsight(self) -> Any:
         """The nnsight model, made on first use."""
         if self._nnsight is None:
-            self._nnsight = loading.wrap(self.module, self.processor)
+            self._nnsight = loading.wrap(self.module, self.processor, self.repo, self.revision)
         return self._nnsight
 
     @property
@@ -144,6 +144,7 @@ class Lens:
             prompt_length=inputs["input_ids"].shape[1],
             facts=facts,
             tokenizer=self.processor.tokenizer,
+            given=(tuple(map(tuple, per_text)), tuple(texts)),
         )
 
     def check(self, graph: Graph | Intervention, batch: Batch) -> None:
@@ -158,21 +159,22 @@ class Lens:
         *,
         sources: Iterable[Batch] | Batch | None = None,
         logits: bool = False,
+        remote: bool | str = False,
         **generation: Any,
     ) -> Result:
         """Run a graph: a forward per batch, or a generation when settings such as `max_new_tokens` are given.
 
-        sources: for graphs that rewire, one paired batch per batch. logits: keep them. Everything that can be
+        sources: for graphs that rewire, one paired batch per batch. logits: keep them. remote: run on NDIF, at the
+        configured host or the URL given; the images' files go up, folded results come down. Everything that can be
         wrong with the graph is raised before the first forward.
         """
-        return running.run(
-            self,
-            _graph(graph),
-            [batches] if isinstance(batches, Batch) else batches,
-            [sources] if isinstance(sources, Batch) else sources,
-            generation,
-            logits,
-        )
+        batches = [batches] if isinstance(batches, Batch) else batches
+        sources = [sources] if isinstance(sources, Batch) else sources
+        if remote:
+            from mmneuron_lens.runtime.remote import run_remote
+
+            return run_remote(self, _graph(graph), batches, sources, generation, logits, remote)
+        return running.run(self, _graph(graph), batches, sources, generation, logits)
 
     def run_with_cache(self, batch: Batch, sites: Sequence[str] | str = "*") -> tuple[Tensor, dict[str, Any]]:
         """The logits and the activations by site name, as TransformerLens gives them: `[layer, ...]` per site.

@@ -62,15 +62,10 @@ def test_shared_forward_equals_the_stock_model(model_kind: ModelKind, form: str)
     images = [s.image for s, questions in zip(scenes, asked, strict=True) for _ in questions]
     with torch.no_grad():
         ours = forward(model, encoder(scenes, asked, form)).logits[::2]
-        if model_kind == "llava-next":
-            stock = torch.stack([
-                model(**encoder.processor(images=i, text=t, return_tensors="pt")).logits[0, -1]
-                for i, t in zip(images, texts, strict=True)
-            ])  # fmt: skip
-        else:
-            stock = model(**encoder.processor(images=images, text=texts, padding=True, return_tensors="pt")).logits[
-                :, -1
-            ]
+        stock = torch.stack([
+            model(**encoder.processor(images=i, text=t, return_tensors="pt")).logits[0, -1]
+            for i, t in zip(images, texts, strict=True)
+        ])  # fmt: skip
     assert ours.std() > 0.1
     torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
 
@@ -143,13 +138,15 @@ def test_the_shipped_model_looks_at_its_image_and_stops(model_kind: ModelKind) -
     for domain in DOMAINS:
         for seed in SPLITS["held_out"][:2]:
             scene = draw(domain, seed)
-            texts = [encoder.prompt(scene, question, "evaluation") for question in scene.questions]
-            batch = processor(images=[scene.image] * len(texts), text=texts, padding=True, return_tensors="pt")
-            tokens = model.generate(**batch, max_new_tokens=4, do_sample=False)[:, batch["input_ids"].shape[1] :]
-            assert (tokens[:, 1] == processor.tokenizer.eos_token_id).all()
-            answers = processor.batch_decode(tokens, skip_special_tokens=True)
-            right += sum(a.strip() == q.answer for a, q in zip(answers, scene.questions, strict=True))
-            count += len(texts)
+            for question in scene.questions[:4]:
+                text = encoder.prompt(scene, question, "evaluation")
+                inputs = processor(images=scene.image, text=text, return_tensors="pt")
+                answer, *rest = model.generate(**inputs, max_new_tokens=4, do_sample=False)[
+                    0, inputs["input_ids"].shape[1] :
+                ]
+                assert [int(token) for token in rest] == [processor.tokenizer.eos_token_id]
+                right += processor.tokenizer.decode(answer).strip() == question.answer
+                count += 1
     assert right / count > 0.7
     card = json.loads((folder / "card.json").read_text())
     assert {row["group"] for row in card["rows"]} == {*DOMAINS, "real"}

@@ -182,6 +182,15 @@ def test_control_has_modules_their_branches_and_all() -> None:
     assert tables.shown(frame["fdr"][3]) == "–"
 
 
+def test_wide_puts_each_domain_in_its_column(report: Report) -> None:
+    frame = tables.wide(tables.neurons_per_domain(report.selection), "neurons", DOMAINS)
+    assert frame.columns == ["model", "module", *map(tables.domain_name, DOMAINS)]
+    for row in frame.iter_rows(named=True):
+        for domain in DOMAINS:
+            masks = report.selection.neurons(domain, row["module"]).values()
+            assert row[tables.domain_name(domain)] == sum(int(mask.sum()) for mask in masks)
+
+
 def test_ablation_takes_exactly_its_columns() -> None:
     frame = tables.ablation(ablation_rows())
     assert frame.columns == list(tables.ABLATION)
@@ -320,6 +329,7 @@ def test_silent_figure_stacks_to_one(report: Report) -> None:
         here = frame.filter(pl.col("site") == site)
         assert heights[:layers] == pytest.approx((here["silent"] / here["neurons"]).to_list())
         assert [a + b for a, b in zip(heights[:layers], heights[layers:], strict=True)] == pytest.approx([1] * layers)
+        assert [bar.get_y() for bar in panel.patches] == pytest.approx([0] * layers + heights[:layers])
 
 
 def test_ablation_figure_shows_every_condition_but_none() -> None:

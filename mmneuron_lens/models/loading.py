@@ -49,11 +49,19 @@ def embedded_folder(name: str) -> Path:
     return Path(__file__).parent.parent / "embedded" / name
 
 
-def wrap(module: torch.nn.Module, processor: Any) -> Any:
-    """The nnsight model around a transformers model."""
+def wrap(module: torch.nn.Module, processor: Any, repo: str, revision: str | None) -> Any:
+    """The nnsight model around a transformers model, known to a server by `repo`: a hub id, or a folder both can see."""
+    from nnsight.modeling.huggingface import _ID_CACHE
     from nnsight.modeling.transformers import TransformersModel
+
+    if Path(repo).is_dir():
+        # A folder is its own name; nnsight would ask the hub for the spelling of an id.
+        repo = str(Path(repo).resolve())
+        _ID_CACHE[repo] = repo
 
     with warnings.catch_warnings():
         # The Q-Former's children named `output` are reached as `E_output`; `wire.execute.find` knows.
         warnings.filterwarnings("ignore", message="Module '.*' has a submodule named 'output'")
-        return TransformersModel(module, task="image-text-to-text", processor=processor, tokenizer=processor.tokenizer)
+        model = TransformersModel(module, task="image-text-to-text", processor=processor, tokenizer=processor.tokenizer)
+    model.repo_id, model.revision = repo, revision
+    return model

@@ -161,7 +161,7 @@ def silent_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
             layers = here["layer"].to_list()
             share = (here["silent"] / here["neurons"]).to_list()
             panel.bar(layers, share, width=0.8, color=colours["silent"])
-            panel.bar(layers, [1 - part for part in share], width=0.8, bottom=0, color=colours["activated"])
+            panel.bar(layers, [1 - part for part in share], width=0.8, bottom=share, color=colours["activated"])
             panel.set_ylim(0, 1)
             spare = max(0.6, 3 - len(layers) / 2)
             panel.set_xlim(-spare, len(layers) - 1 + spare)

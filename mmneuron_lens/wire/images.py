@@ -30,6 +30,18 @@ def decode(image):
     raise ValueError(f"An image is a path, bytes, a PIL image or an array, not {type(image).__name__}.")
 
 
+def file_bytes(image):
+    """The bytes of an image file: those of the file itself, or of a lossless one made from a picture or array."""
+    if isinstance(image, (str, os.PathLike)):
+        with open(image, "rb") as file:
+            return file.read()
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return bytes(image)
+    buffer = io.BytesIO()
+    decode(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def decode_bytes(data, name):
     try:
         return to_rgb(Image.open(io.BytesIO(data)))

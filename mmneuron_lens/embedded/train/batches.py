@@ -42,7 +42,7 @@ class Batch:
     ids: Int[Tensor, "row token"]
     labels: Int[Tensor, "row token"]
     mask: Bool[Tensor, "row 1 token token"] | Int[Tensor, "row token"]
-    positions: Int[Tensor, "row token"]
+    positions: Int[Tensor, "row token"] | None
     qformer_ids: Int[Tensor, "row text"] | None = None
     qformer_mask: Int[Tensor, "row text"] | None = None
     image_of_row: Int[Tensor, " row"] | None = None
@@ -164,7 +164,7 @@ class Encoder:
         labels[:, -2], labels[:, -1] = torch.tensor(answers), self.tokenizer.eos_token_id
         long, fill = max(map(len, instructions)), self.processor.qformer_tokenizer.pad_token_id
         return Batch(
-            scenes, asked, images, ids, labels, mask, (mask.cumsum(1) - 1).clamp(min=0),
+            scenes, asked, images, ids, labels, mask, None,
             qformer_ids=torch.tensor([t + [fill] * (long - len(t)) for t in instructions]),
             qformer_mask=torch.tensor([[1] * len(t) + [0] * (long - len(t)) for t in instructions]),
             image_of_row=torch.tensor(owner),

@@ -117,20 +117,26 @@ def _answers(
     asked: list[Asked],
     form: Form,
 ) -> Iterator[tuple[Asked, str]]:
-    """Greedy generation of two tokens, the answer and the end; decoded and stripped."""
-    for start in range(0, len(asked), BATCH):
-        items = asked[start : start + BATCH]
-        texts = [
-            prompts.identification(model_kind, q.question) if form == "identification"
-            else prompts.evaluation(model_kind, q.question, q.options, scenes[i].domain) for _, i, q in items
-        ]  # fmt: skip
-        batch = processor(
-            images=[scenes[item.scene].image for item in items], text=texts, padding=True, return_tensors="pt"
-        )
-        tokens = model.generate(**batch, max_new_tokens=2, do_sample=False)[:, batch["input_ids"].shape[1] :]
-        yield from zip(
-            items, (t.strip() for t in processor.batch_decode(tokens, skip_special_tokens=True)), strict=True
-        )
+    """Greedy generation of two tokens, the answer and the end; decoded and stripped.
+
+    Texts of a batch are equally long: the stock processor pads the Q-Former's text on the left, where its absolute
+    positions would make a padded row compute something else than it does alone.
+    """
+    by_length: dict[int, list[tuple[Asked, str]]] = defaultdict(list)
+    for item in asked:
+        question = item.question
+        text = prompts.identification(model_kind, question.question)
+        if form == "evaluation":
+            text = prompts.evaluation(model_kind, question.question, question.options, scenes[item.scene].domain)
+        by_length[len(processor.tokenizer(text).input_ids)].append((item, text))
+    for group in by_length.values():
+        for start in range(0, len(group), BATCH):
+            items, texts = zip(*group[start : start + BATCH], strict=True)
+            images = [scenes[item.scene].image for item in items]
+            batch = processor(images=images, text=list(texts), padding=True, return_tensors="pt")
+            tokens = model.generate(**batch, max_new_tokens=2, do_sample=False)[:, batch["input_ids"].shape[1] :]
+            answers = processor.batch_decode(tokens, skip_special_tokens=True)
+            yield from zip(items, (answer.strip() for answer in answers), strict=True)
 
 
 def main() -> None:

@@ -1,0 +1,180 @@
+"""The command `mmneuron`: demo, count, select, show. Exit codes: 0 done, 1 the input has a problem, 2 wrong usage.
+
+torch and the rest are imported when a command runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mmneuron_lens.corpora.folder import Problems
+
+app = typer.Typer(
+    name="mmneuron",
+    help="Find the domain-specific neurons of a vision-language model, switch them off, and look at them.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
+
+PROBLEMS_SHOWN = 10
+
+Run = Annotated[Path, typer.Argument(help="The folder that `mmneuron count` or `mmneuron demo` wrote.")]
+Out = Annotated[Path, typer.Option(help="The folder to write to.")]
+
+
+@app.command(epilog="Example: [bold]mmneuron demo --out runs/demo[/bold]")
+def demo(
+    out: Out = Path("runs/demo"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")] = 32,
+) -> None:
+    """Find domain-specific neurons in the two embedded models, on a drawn corpus: about two minutes, no network."""
+    with _in_one_line():
+        from mmneuron_lens.experiments.demo import demo as run
+
+        _quiet_loading()
+        page = run(out, batch_size=batch_size, progress=_bar, say=_say)
+        _print_tables(out, page)
+
+
+@app.command(
+    epilog="Example: [bold]mmneuron count --model embedded/llava-next --corpus runs/demo/corpus --out runs/mine[/bold]"
+)
+def count(
+    model: Annotated[str, typer.Option(help="embedded/llava-next, embedded/instructblip, a folder, or a hub id.")],
+    corpus: Annotated[Path, typer.Option(help="A folder of images with a questions.jsonl.")],
+    out: Out,
+    domain: Annotated[
+        list[str] | None, typer.Option(help="Only this domain; repeat it for several. May be one of your own.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")] = 32,
+    images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images of each domain.")] = None,
+    questions_per_image: Annotated[
+        int | None, typer.Option(min=1, help="Only so many questions of each image, drawn with a fixed seed.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+) -> None:
+    """Count how often each neuron is active, domain by domain.
+
+    Writes counts/MODEL/DOMAIN.safetensors. A row of questions.jsonl is one object with domain, image (or images),
+    question and answer; bad rows are named, counted and skipped.
+    """
+    with _in_one_line():
+        from mmneuron_lens.corpora.folder import CorpusError, by_domain, read_folder, some_of
+        from mmneuron_lens.corpora.sample import DOMAINS
+        from mmneuron_lens.experiments.stages import count_stage, open_lens
+
+        samples, problems = read_folder(corpus, tuple(dict.fromkeys([*DOMAINS, *(domain or ())])))
+        chosen = by_domain(some_of(samples, images, questions_per_image))
+        absent = [name for name in domain or () if name not in chosen]
+        if absent:
+            raise CorpusError(f"{corpus} has no good row of {', '.join(absent)}; it has {', '.join(chosen)}.")
+        chosen = {name: some for name, some in chosen.items() if not domain or name in domain}
+        _quiet_loading()
+        lens = open_lens(model, dtype=dtype, device=device)
+        name = corpus.resolve().name
+        files = count_stage(lens, chosen, out, batch_size=batch_size, corpus=name, problems=problems, progress=_bar)
+        _print_problems(problems, out)
+        for file in files:
+            typer.echo(str(file))
+        _say(f"Next: mmneuron select {out}")
+
+
+@app.command(epilog="Example: [bold]mmneuron select runs/mine --fraction 0.01 --kinds image[/bold]")
+def select(
+    run: Run,
+    fraction: Annotated[float, typer.Option(help="Share of each module's neurons to select.")] = 0.01,
+    percentile: Annotated[float, typer.Option(help="Threshold on probabilities, as a share of them.")] = 0.95,
+    kinds: Annotated[str, typer.Option(help="Only these kinds of token, with commas: image,text.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Where to write, if not into the run's own folder.")] = None,
+) -> None:
+    """Select each model's domain-specific neurons from its counts; write tables, figures and a page."""
+    with _in_one_line():
+        from mmneuron_lens.experiments.publish import publish
+        from mmneuron_lens.experiments.stages import results_of, select_stage
+
+        target = out or run
+        names = [name.strip() for name in kinds.split(",") if name.strip()]
+        found = select_stage(run, target, fraction=fraction, percentile=percentile, kinds=names, progress=_bar)
+        page = publish([results_of(target, one) for one in found], target)
+        _print_tables(target, page)
+
+
+@app.command(epilog="Example: [bold]mmneuron show runs/demo[/bold]")
+def show(run: Run) -> None:
+    """Print the tables of a run and say where its page is."""
+    with _in_one_line():
+        from mmneuron_lens.experiments.stages import RunError
+
+        page = run / "index.html"
+        if not page.is_file():
+            raise RunError(f"{run} holds no tables yet; write them with `mmneuron select {run}`.")
+        _print_tables(run, page)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """A problem with the input is one line on stderr and exit code 1; a fault of this program stays a traceback."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.echo(f"mmneuron: {' '.join(str(said).split())}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("mmneuron: stopped; what was written so far is complete files.", err=True)
+        raise typer.Exit(130) from None
+
+
+def _bar(items: Sequence[Any], name: str) -> Iterable[Any]:
+    from tqdm.auto import tqdm
+
+    return tqdm(items, desc=name, file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _quiet_loading() -> None:
+    """No progress bar of hundreds of weight tensors for a model that loads in a second."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _print_problems(problems: Problems, out: Path) -> None:
+    if not len(problems):
+        return
+    file = out / "problems.txt"
+    file.write_text(f"{problems}\n", encoding="utf-8")
+    lines = str(problems).splitlines()
+    more = len(problems) - PROBLEMS_SHOWN
+    shown = lines[: PROBLEMS_SHOWN + 1] + ([f"and {more} more"] if more > 0 else [])
+    typer.echo("\n".join([*shown, f"All of them: {file}"]), err=True)
+
+
+def _print_tables(out: Path, page: Path) -> None:
+    from rich.console import Console
+
+    from mmneuron_lens.experiments.publish import printed
+
+    console = Console()
+    for table in printed(out):
+        console.print(table)
+        console.print()
+    typer.echo(f"Page: {page.resolve()}")
+
+
+if __name__ == "__main__":
+    app()

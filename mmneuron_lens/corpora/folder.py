@@ -1,0 +1,283 @@
+"""A corpus as a user brings it: a folder of images with a `questions.jsonl`, one JSON object a line.
+
+    {"domain": "medical", "image": "images/001.png", "question": "Which organ is shown?", "answer": "heart"}
+
+`images` (a list) may stand in place of `image`, and `answer` may be a list of accepted answers. Optional: `id`, `kind`
+(the corpus's own type of question), `options` (texts without letters; the answer is then the letter). Paths are
+relative to the folder and stay inside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from PIL import Image
+
+from mmneuron_lens.corpora.sample import DOMAINS, Sample
+from mmneuron_lens.wire import images
+
+QUESTIONS = "questions.jsonl"
+SHOWN = 100
+"""Characters of a value that a problem quotes."""
+
+
+class CorpusError(ValueError):
+    """A folder is no corpus, or holds not one good row; the message says what to do."""
+
+
+class BadRow(ValueError):
+    """What is wrong with one row, and the next step."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row that is skipped: where it stands, what is wrong with it, what to do."""
+
+    file: Path
+    line: int
+    says: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.says}"
+
+
+@dataclass(eq=False)
+class Problems:
+    """The rows of one corpus that are skipped, in the order they were found, each once.
+
+    `lines` is the line of every good row by its sample's id, so that an image which turns out to be truncated when it
+    is decoded is named with its line too.
+    """
+
+    file: Path
+    rows: int = 0
+    found: list[Problem] = field(default_factory=list)
+    lines: dict[str, int] = field(default_factory=dict)
+    named: set[int] = field(default_factory=set, repr=False)
+
+    def add(self, line: int, says: str) -> None:
+        """Names a row; a row that is already named keeps its first reason."""
+        if line not in self.named:
+            self.named.add(line)
+            self.found.append(Problem(self.file, line, says))
+
+    def add_sample(self, sample: Sample, says: str) -> None:
+        """Names the row that a sample came from."""
+        self.add(self.lines[sample.id], says)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __iter__(self):
+        return iter(self.found)
+
+    def __str__(self) -> str:
+        counted = f"{len(self)} of {self.rows} rows skipped"
+        return "\n".join([f"{counted}:", *map(str, self.found)]) if self.found else f"{counted}."
+
+
+def read_folder(folder: str | Path, domains: Sequence[str] = DOMAINS) -> tuple[list[Sample], Problems]:
+    """The good rows of a corpus as samples, in file order, and what is wrong with the others.
+
+    Images are looked for, but opened only when they are used (`open_images`). `domains` are the names a row may have.
+    Raises `CorpusError` when there is no such folder, no `questions.jsonl` in it, or not one good row.
+    """
+    folder = Path(folder)
+    file = folder / QUESTIONS
+    if not file.is_file():
+        what = "has no questions.jsonl" if folder.is_dir() else "is not a folder"
+        raise CorpusError(f"{folder} {what}; write one JSON object a line with domain, image, question and answer.")
+    problems, samples, seen = Problems(file), [], {}
+    reader = _Reader(folder.resolve(), tuple(domains))
+    with open(file, "rb") as lines:
+        for number, raw in enumerate(lines, start=1):
+            if not raw.strip():
+                continue
+            problems.rows += 1
+            try:
+                sample = reader.sample(raw, number)
+                if sample.id in seen:
+                    raise BadRow(f"id {_quote(sample.id)} is that of line {seen[sample.id]} too; give each its own.")
+            except BadRow as error:
+                problems.add(number, str(error))
+                continue
+            seen[sample.id] = problems.lines[sample.id] = number
+            samples.append(sample)
+    if not samples:
+        first = f" The first: {problems.found[0]}" if problems.found else ""
+        raise CorpusError(f"{file} has no good row among {problems.rows}.{first}")
+    return samples, problems
+
+
+def open_images(sample: Sample, problems: Problems | None = None) -> list[Image.Image] | None:
+    """The images of a sample as RGB, decoded; None when one cannot be, which is then named in `problems`.
+
+    Without `problems` an image that cannot be decoded raises `ValueError` naming its file.
+    """
+    try:
+        return [images.decode(path) for path in sample.images]
+    except (ValueError, OSError) as error:
+        return _unreadable(sample, problems, error)
+
+
+def image_sizes(sample: Sample, problems: Problems | None = None) -> list[tuple[int, int]] | None:
+    """Width and height of each image from its header alone; None and a problem as in `open_images`."""
+    sizes = []
+    try:
+        for path in sample.images:
+            with Image.open(path) as image:
+                sizes.append(image.size)
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return _unreadable(sample, problems, ValueError(f"{path}: not an image that can be read ({error})."))
+    return sizes
+
+
+def some_of(
+    samples: Iterable[Sample],
+    images_per_domain: int | None = None,
+    questions_per_image: int | None = None,
+    skip_images: int = 0,
+    seed: int = 0,
+) -> list[Sample]:
+    """Part of a corpus: so many images of each domain, after skipping so many, and so many questions of each.
+
+    Images count in file order; the questions of an image are drawn with a seed that belongs to the image, so a larger
+    part holds the same questions of the images they share. Domain by domain, image by image. None takes all.
+    """
+    places: dict[str, dict[tuple[Path, ...], list[Sample]]] = {}
+    for sample in samples:
+        places.setdefault(sample.domain, {}).setdefault(sample.images, []).append(sample)
+    chosen: list[Sample] = []
+    for by_image in places.values():
+        end = None if images_per_domain is None else skip_images + images_per_domain
+        for asked in list(by_image.values())[skip_images:end]:
+            count = len(asked) if questions_per_image is None else min(questions_per_image, len(asked))
+            drawn = Random(f"{seed}:{asked[0].id}").sample(range(len(asked)), count)
+            chosen += [asked[index] for index in sorted(drawn)]
+    return chosen
+
+
+def by_domain(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """Samples by domain, those of the paper first and in its order."""
+    found: dict[str, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(sample.domain, []).append(sample)
+    return {domain: found[domain] for domain in [*DOMAINS, *found] if domain in found}
+
+
+@dataclass
+class _Reader:
+    folder: Path
+    domains: tuple[str, ...]
+    known: dict[str, Path] = field(default_factory=dict)
+
+    def sample(self, raw: bytes, number: int) -> Sample:
+        row = _object(raw)
+        missing = [name for name in ("domain", "question", "answer") if name not in row]
+        missing += [] if "image" in row or "images" in row else ["image"]
+        if missing:
+            raise BadRow(f"no {', '.join(missing)} in {_quote(row)}; a row needs domain, image, question and answer.")
+        if row["domain"] not in self.domains:
+            raise BadRow(f"unknown domain {_quote(row['domain'])}; choose from {', '.join(self.domains)}.")
+        options = self._options(row)
+        return Sample(
+            id=_identity(row, number),
+            domain=row["domain"],
+            images=tuple(self._image(name) for name in _image_names(row)),
+            question=_text("question", row["question"]),
+            answers=_answers(row["answer"], options),
+            options=options,
+            kind=_text("kind", row["kind"], empty=True) if row.get("kind") is not None else "",
+        )
+
+    def _image(self, name: Any) -> Path:
+        name = _text("image", name)
+        if name not in self.known:
+            try:
+                path = (self.folder / name).resolve()
+                inside, exists = path.is_relative_to(self.folder), path.is_file()
+            except (OSError, ValueError) as error:
+                raise BadRow(f"image {_quote(name)} is no path ({error}); give one relative to the folder.") from error
+            if not inside:
+                raise BadRow(f"image {_quote(name)} lies outside the corpus; copy it into {self.folder.name}.")
+            if not exists:
+                raise BadRow(f"image {_quote(name)} is missing; add the file, or correct its path from the folder.")
+            self.known[name] = path
+        return self.known[name]
+
+    def _options(self, row: dict[str, Any]) -> tuple[str, ...]:
+        options = row.get("options")
+        if options is None:
+            return ()
+        good = isinstance(options, list) and all(isinstance(text, str) and text.strip() for text in options)
+        if not good or not 2 <= len(options) <= 26:
+            raise BadRow(f"options {_quote(options)} are not 2 to 26 texts; list them without their letters.")
+        return tuple(_text("option", text) for text in options)
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        shown = _quote(raw.decode("utf-8", "backslashreplace").strip())
+        raise BadRow(f"not JSON ({error}): {shown}; write one object on one line, in UTF-8.") from error
+    if not isinstance(row, dict):
+        raise BadRow(f"{_quote(row)} is no object; write {{...}} with domain, image, question and answer.")
+    return row
+
+
+def _image_names(row: dict[str, Any]) -> list[Any]:
+    if "image" in row and "images" in row:
+        raise BadRow(f"both image {_quote(row['image'])} and images {_quote(row['images'])}; keep one of the two.")
+    if "image" in row:
+        return [row["image"]]
+    if not isinstance(row["images"], list) or not row["images"]:
+        raise BadRow(f"images {_quote(row['images'])} is no list of paths; give one path or more.")
+    return row["images"]
+
+
+def _identity(row: dict[str, Any], number: int) -> str:
+    given = row.get("id")
+    if given is None:
+        return f"line-{number}"
+    return str(given) if isinstance(given, int) and not isinstance(given, bool) else _text("id", given)
+
+
+def _answers(answer: Any, options: tuple[str, ...]) -> tuple[str, ...]:
+    answers = answer if isinstance(answer, list) else [answer]
+    if not answers:
+        raise BadRow("answer [] is empty; give a text, or a list of accepted ones.")
+    texts = tuple(_text("answer", one) for one in answers)
+    letters = [chr(65 + index) for index in range(len(options))]
+    if options and any(text.strip().upper() not in letters for text in texts):
+        raise BadRow(f"answer {_quote(answer)} is no letter of its options; give one of {', '.join(letters)}.")
+    return tuple(text.strip().upper() for text in texts) if options else texts
+
+
+def _text(name: str, value: Any, empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"{name} {_quote(value)} is {type(value).__name__}, not text; put it in quotation marks.")
+    if not value.strip() and not empty:
+        raise BadRow(f"{name} {_quote(value)} is empty; fill it in, or remove the row.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow(f"{name} {_quote(value)} holds half a character ({error.reason}); write it in UTF-8.") from error
+    return value
+
+
+def _quote(value: Any) -> str:
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _unreadable(sample: Sample, problems: Problems | None, error: Exception) -> None:
+    if problems is None:
+        raise ValueError(str(error)) from error
+    problems.add_sample(sample, f"image cannot be decoded: {error} Replace the file, or remove the row.")

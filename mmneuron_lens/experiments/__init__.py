@@ -1,0 +1,1 @@
+"""Experiments: the paper's stages, each a thin composition of corpora, interventions, a lens and artifacts."""

@@ -1,0 +1,67 @@
+"""The demo: a drawn corpus, and from there the path of a user's own, for both embedded models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmneuron_lens.corpora.folder import by_domain, read_folder, some_of
+from mmneuron_lens.corpora.sample import DOMAINS
+from mmneuron_lens.experiments.asking import Progress, quietly
+from mmneuron_lens.experiments.publish import publish
+from mmneuron_lens.experiments.stages import ablate_stage, count_stage, open_lens, results_of, select_stage
+from mmneuron_lens.models.loading import EMBEDDED
+
+GENERATION = {"max_new_tokens": 2, "do_sample": False, "num_beams": 1}
+"""Answers are one token and the end."""
+
+NOT_RUN = (
+    "The corpus is drawn by a program and the models are small ones trained on such drawings; nothing here says "
+    "anything about the published checkpoints.",
+    "Neurons were switched off in all modules at once, not in one module at a time.",
+)
+
+
+def demo(
+    out: str | Path,
+    *,
+    models: Sequence[str] = EMBEDDED,
+    domains: Sequence[str] = DOMAINS,
+    identification_images: int = 300,
+    identification_questions: int = 2,
+    evaluation_images: int = 100,
+    evaluation_questions: int = 2,
+    random_draws: int = 3,
+    permutations: int = 20,
+    fraction: float = 0.01,
+    batch_size: int = 32,
+    progress: Progress = quietly,
+    say: Callable[[str], Any] = lambda text: None,
+) -> Path:
+    """Draws `out/corpus`, counts, selects, switches off, writes tables, figures and the page, and returns its path.
+
+    Images and questions are per domain and per image. Neurons are identified on the first images of each domain and
+    switched off on the ones after them, so no image is in both. `say` is given a line before each step.
+    """
+    from mmneuron_lens.embedded.corpus.draw import write_folder
+
+    out = Path(out)
+    images = identification_images + evaluation_images
+    say(f"Drawing {images} images in each of {len(domains)} domains into {out / 'corpus'}")
+    corpus = write_folder(out / "corpus", images_per_domain=images, domains=domains)
+    samples, problems = read_folder(corpus)
+    identified = by_domain(some_of(samples, identification_images, identification_questions))
+    evaluated = by_domain(some_of(samples, evaluation_images, evaluation_questions, skip_images=identification_images))
+    lenses = [open_lens(f"embedded/{name}") for name in models]
+    shared: dict[str, Any] = {"batch_size": batch_size, "problems": problems, "progress": progress}
+    for lens in lenses:
+        say(f"Counting active neurons of {lens.name}")
+        count_stage(lens, identified, out, corpus="drawn", **shared)
+    say("Selecting domain-specific neurons, and shuffling domains to see what chance would select")
+    found = select_stage(out, fraction=fraction, permutations=permutations, progress=progress)
+    for lens in lenses:
+        say(f"Switching neurons of {lens.name} off and asking questions")
+        ablate_stage(lens, evaluated, out, random_draws=random_draws, **shared, **GENERATION)
+    say("Drawing figures and writing the page")
+    return publish([results_of(out, one) for one in found], out, NOT_RUN)

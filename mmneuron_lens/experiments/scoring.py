@@ -1,0 +1,117 @@
+"""Scoring: answers to accuracies and paired intervals. Pure; needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+from scipy.stats import bootstrap
+
+from mmneuron_lens.experiments.answers import DOMAIN, NONE, RANDOM, Answer, Match, exact_match
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+Right = dict[tuple[str, str, str, str], dict[str, bool]]
+"""By (module, condition, domain of the neurons, domain of the questions): was the answer right, by question id."""
+
+
+def scores(answers: Sequence[Answer], match: Match = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+    """The ablation table: model, module, condition, domain, accuracy, difference, low, high, questions.
+
+    Accuracy is in per cent; difference, low and high are accuracy(condition) - accuracy("none") in percentage points
+    with its interval, see `paired_interval`. Questions asked with another domain's neurons off are in `cross_scores`.
+    """
+    rows = []
+    for model, right in _by_model(answers, match):
+        for (module, condition, neurons_of, domain), correct in right.items():
+            if neurons_of not in ("", domain):
+                continue
+            names = {"model": model, "module": module, "condition": condition, "domain": domain}
+            rows.append(names | _compared(correct, right["None", NONE, "", domain], condition == NONE, seed))
+    return rows
+
+
+def against_random(answers: Sequence[Answer], match: Match = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+    """How much more the domain's neurons cost than random ones.
+
+    Columns: model, module, domain, difference, low, high, questions. The difference is accuracy("domain") minus the
+    mean accuracy of the random draws, in percentage points, paired by question: below zero, with its whole interval,
+    where the domain's own neurons matter more than chance.
+    """
+    rows = []
+    for model, right in _by_model(answers, match):
+        for module, condition, neurons_of, domain in list(right):
+            draws = [
+                correct
+                for (place, name, other, asked), correct in right.items()
+                if (place, other, asked) == (module, domain, domain) and name.startswith(f"{RANDOM} ")
+            ]
+            if condition != DOMAIN or neurons_of != domain or not draws:
+                continue
+            own = right[module, condition, neurons_of, domain]
+            mean = numpy.mean([[draw[question] for question in own] for draw in draws], axis=0)
+            rows.append(
+                {"model": model, "module": module, "domain": domain}
+                | _difference(numpy.array([*own.values()], float), mean, seed)
+                | {"questions": len(own)}
+            )
+    return rows
+
+
+def cross_scores(answers: Sequence[Answer], match: Match = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+    """Neurons of one domain off, questions of another: as `scores`, with a column neurons_of; own domains included."""
+    rows = []
+    for model, right in _by_model(answers, match):
+        for (module, condition, neurons_of, domain), correct in right.items():
+            if condition == DOMAIN:
+                names = {"model": model, "module": module, "neurons_of": neurons_of, "domain": domain}
+                rows.append(names | _compared(correct, right["None", NONE, "", domain], False, seed))
+    return rows
+
+
+def paired_interval(
+    first: numpy.ndarray[Any, Any], second: numpy.ndarray[Any, Any], seed: int = 0
+) -> tuple[float | None, float | None]:
+    """The `CONFIDENCE` interval of mean(first) - mean(second): percentile bootstrap over questions, pairs kept.
+
+    first and second: one number a question, [question], for the same questions in the same order. (None, None) for
+    fewer than two questions. The same seed gives the same interval.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} questions are no pairs; give answers to the same questions.")
+    if len(first) < 2:
+        return None, None
+    interval = bootstrap(
+        (first - second,),
+        numpy.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=numpy.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _by_model(answers: Sequence[Answer], match: Match) -> list[tuple[str, Right]]:
+    found: dict[str, Right] = {}
+    for one in answers:
+        key = one.module, one.condition, one.neurons_of, one.domain
+        found.setdefault(one.model, {}).setdefault(key, {})[one.id] = match(one.answer, one.answers)
+    return list(found.items())
+
+
+def _compared(correct: dict[str, bool], baseline: dict[str, bool], is_baseline: bool, seed: int) -> dict[str, Any]:
+    if correct.keys() != baseline.keys():
+        raise ValueError('a condition and "none" have answers to different questions; answer all under each.')
+    first = numpy.array([*correct.values()], float)
+    second = numpy.array([baseline[question] for question in correct], float)
+    row = {"accuracy": 100 * float(first.mean())}
+    row |= {"difference": 0.0, "low": None, "high": None} if is_baseline else _difference(first, second, seed)
+    return row | {"questions": len(first)}
+
+
+def _difference(first: numpy.ndarray[Any, Any], second: numpy.ndarray[Any, Any], seed: int) -> dict[str, float | None]:
+    low, high = paired_interval(100 * first, 100 * second, seed)
+    return {"difference": 100 * float((first - second).mean()), "low": low, "high": high}

@@ -1,0 +1,145 @@
+"""Stages on disk: a run is a folder in which each stage finds what the one before it wrote.
+
+counts/<model>/<domain>.safetensors    selection/<model>.safetensors    controls/<model>/*.safetensors
+answers/<model>.jsonl    tables/*.csv    figures/*.png    index.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmneuron_lens.artifacts import content_hash
+from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.experiments.ablate import ablate
+from mmneuron_lens.experiments.answers import load_answers, save_answers
+from mmneuron_lens.experiments.asking import Progress, file_name, model_name, quietly
+from mmneuron_lens.experiments.identify import Identified, count_domain, find
+from mmneuron_lens.experiments.publish import Results
+from mmneuron_lens.lens import Lens
+from mmneuron_lens.neurons.counts import Counts
+from mmneuron_lens.neurons.selection import Selection
+
+
+class RunError(ValueError):
+    """A run's folder lacks what a stage needs; the message says which stage writes it."""
+
+
+def open_lens(model: str, **settings: Any) -> Lens:
+    """A lens on `embedded/<name>`, a local folder or a hub id. settings: as of `Lens`, those that are None left out.
+
+    Raises `OSError` when it is not found, `KeyError` or `ValueError` with the choices for an unknown name or type.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if model.startswith("embedded/"):
+        return Lens.embedded(model.removeprefix("embedded/"), **given)
+    return Lens(model, **given)
+
+
+def count_stage(
+    lens: Lens,
+    samples_by_domain: Mapping[str, Sequence[Sample]],
+    out: str | Path,
+    *,
+    batch_size: int = 32,
+    corpus: str = "",
+    problems: Problems | None = None,
+    progress: Progress = quietly,
+) -> list[Path]:
+    """Counts every domain and writes `counts/<model>/<domain>.safetensors` after each; returns the files."""
+    files = []
+    for domain, samples in samples_by_domain.items():
+        counts = count_domain(lens, samples, batch_size=batch_size, corpus=corpus, problems=problems, progress=progress)
+        files.append(Path(out) / "counts" / file_name(counts.model) / f"{file_name(domain)}.safetensors")
+        counts.save(files[-1])
+    return files
+
+
+def counted(out: str | Path) -> list[list[Counts]]:
+    """The counts of every model in a run. Raises `RunError` when there are none."""
+    folders = sorted(path for path in (Path(out) / "counts").glob("*") if path.is_dir())
+    found = [[Counts.load(path) for path in sorted(folder.glob("*.safetensors"))] for folder in folders]
+    found = [counts for counts in found if counts]
+    if not found:
+        raise RunError(f"{out} holds no counts; write them with `mmneuron count --model ... --corpus ... --out {out}`.")
+    return found
+
+
+def kinds_by_site(counts: Counts, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The named kinds of token at each site that has any of them; a site that has none keeps all of its own.
+
+    Raises `ValueError` naming the choices for a kind that no site has.
+    """
+    choices = dict.fromkeys(kind for kinds in counts.kinds.values() for kind in kinds)
+    for name in names:
+        if name not in choices:
+            raise ValueError(f"no kind of token {name!r} was counted; choose from {', '.join(choices)}.")
+    chosen = {site: tuple(kind for kind in kinds if kind in names) for site, kinds in counts.kinds.items()}
+    return {site: kinds for site, kinds in chosen.items() if kinds}
+
+
+def select_stage(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    fraction: float = 0.01,
+    percentile: float = 0.95,
+    kinds: Sequence[str] = (),
+    permutations: int = 20,
+    seed: int = 0,
+    progress: Progress = quietly,
+) -> list[Identified]:
+    """Selects from the counts of every model in a run, and writes selection and controls; raises as `select` does.
+
+    out: the folder to write to, if not the run's own.
+    """
+    out, results = run if out is None else out, []
+    for counts in counted(run):
+        found = find(
+            counts,
+            fraction=fraction,
+            percentile=percentile,
+            kinds=kinds_by_site(counts[0], kinds),
+            permutations=permutations,
+            seed=seed,
+            progress=progress,
+        )
+        found.selection.save(selection_file(out, found.selection.model))
+        controls = Path(out) / "controls" / file_name(found.selection.model)
+        if found.discovery is not None and found.overlap is not None:
+            found.discovery.save(controls / "false_discovery.safetensors")
+            found.overlap.save(controls / "halves_overlap.safetensors")
+        results.append(found)
+    return results
+
+
+def ablate_stage(
+    lens: Lens, samples_by_domain: Mapping[str, Sequence[Sample]], out: str | Path, **settings: Any
+) -> Path:
+    """Answers questions with the run's neurons off and writes `answers/<model>.jsonl`. settings: those of `ablate`."""
+    file = selection_file(out, model_name(lens))
+    selection = Selection.load(file)
+    answers = ablate(lens, selection, samples_by_domain, selection_id=content_hash(file), **settings)
+    path = answers_file(out, selection.model)
+    save_answers(answers, path)
+    return path
+
+
+def results_of(out: str | Path, found: Identified) -> Results:
+    """What a page shows of one model: what was found, and the answers that were given with this very selection."""
+    model = found.selection.model
+    path, digest = answers_file(out, model), content_hash(selection_file(out, model))
+    answers = load_answers(path) if path.is_file() else []
+    return Results(found, tuple(answer for answer in answers if answer.selection == digest))
+
+
+def selection_file(out: str | Path, model: str) -> Path:
+    """Where the selection of a model lies in a run."""
+    return Path(out) / "selection" / f"{file_name(model)}.safetensors"
+
+
+def answers_file(out: str | Path, model: str) -> Path:
+    """Where the answers of a model lie in a run."""
+    return Path(out) / "answers" / f"{file_name(model)}.jsonl"

@@ -1,0 +1,91 @@
+"""Remote: the same graph on an NDIF server; files and words go up, folded results come down."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interventions import Graph
+from mmneuron_lens.batch import Batch
+from mmneuron_lens.result import Result
+from mmneuron_lens.runtime.compile import compile_graph, results_over
+from mmneuron_lens.runtime.run import job_of, needs_source, result_of
+from mmneuron_lens.runtime.shapes import check_plans
+from mmneuron_lens.runtime.shipping import bare, refuse_unshippable
+from mmneuron_lens.wire import fold
+from mmneuron_lens.wire.job import run_job
+
+if TYPE_CHECKING:
+    from mmneuron_lens.lens import Lens
+
+
+def run_remote(
+    lens: Lens,
+    graph: Graph,
+    batches: Iterable[Batch],
+    sources: Iterable[Batch] | None,
+    generation: dict[str, Any],
+    logits: bool,
+    remote: bool | str,
+) -> Result:
+    """One blocking session for all batches. `remote` is True (the configured host), a host's URL, or "local" (nnsight's
+    dry run of the remote path).
+
+    Everything wrong with the graph is raised here first; what cannot ship is refused before anything is sent.
+    Raises `RemoteError` with the server's message when the job fails there.
+    """
+    batches, sources = list(batches), None if sources is None else list(sources)
+    checked = compile_graph(graph, lens.anatomy, typed=True, attention=lens.attention)
+    if needs_source(checked) and sources is None:
+        raise TypeError("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
+    for batch in batches:
+        check_plans(checked, batch, lens.anatomy, lens.module, lens.dtype)
+    plans, entry = travelling(graph, lens)
+    overs = results_over(graph, lens.anatomy)
+    job = {**job_of(lens, generation, logits), "overs": overs}
+    items = [
+        {**batch.travelling(), "source": sources[index].travelling() if sources and needs_source(plans) else None}
+        for index, batch in enumerate(batches)
+    ]
+    model = lens.nnsight
+    with model.session(backend=backend_of(lens, remote)):
+        returned = entry(model, plans, items, job).save()
+    values = fold.finish(returned["values"], overs)
+    return result_of(lens, values, returned["answers"], returned["logits"], job["pad"])
+
+
+def travelling(graph: Graph, lens: Lens) -> tuple[list[dict[str, Any]], Any]:
+    """The compiled graph with bare functions, and the bare function that runs it."""
+    made: dict[int, Any] = {}
+    plans = compile_graph(graph, lens.anatomy, typed=False, attention=lens.attention)
+    for plan in plans:
+        for act in plan["acts"]:
+            act["function"] = bare(act["function"], made)
+    return plans, bare(run_job, made)
+
+
+def backend_of(lens: Lens, remote: bool | str, **settings: Any) -> Any:
+    """The nnsight backend of a host, whose payloads are inspected and whose results load tensors only."""
+    if remote == "local":
+        return lens.nnsight._remote_backend("local", True, None, False)
+    from nnsight.intervention.backends.remote import RemoteBackend
+
+    class Backend(RemoteBackend):
+        def _serialize(self, tracer: Any) -> bytes:
+            from nnsight.schema.request import RequestModel
+
+            refuse_unshippable(RequestModel.serialize(tracer, compress=False))
+            return super()._serialize(tracer)
+
+        def finalize(self, content: bytes) -> Any:
+            if self.compress:
+                import zstandard
+
+                content = zstandard.ZstdDecompressor().decompress(content)
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+    host = remote if isinstance(remote, str) else None
+    return Backend(lens.nnsight.to_model_key(), host=host, **settings)

@@ -1,0 +1,87 @@
+"""Shipping: functions made ready to travel, and what cannot travel refused by name before anything is sent."""
+
+from __future__ import annotations
+
+import pickletools
+import sys
+from collections.abc import Callable
+from types import CodeType, FunctionType
+from typing import Any
+
+from interventions import Intervention
+
+SERVER_PACKAGES = ("torch", "transformers", "nnsight", "numpy", "PIL", "safetensors", "cloudpickle", "builtins", "copyreg")
+"""What an NDIF server has, beside the standard library."""
+
+
+def bare(function: Callable[..., Any], made: dict[int, Any] | None = None) -> Callable[..., Any]:
+    """A copy of a function without annotations, whose globals are only those it names, made bare likewise.
+
+    nnsight ships functions by their source and pickles their `__annotations__`; a server has no jaxtyping to rebuild
+    these. Interventions that a function calls become the functions they wrap.
+    """
+    made = {} if made is None else made
+    if isinstance(function, Intervention):
+        function = function.function
+    if not isinstance(function, FunctionType):
+        return function
+    if id(function) in made:
+        return made[id(function)]
+    names: dict[str, Any] = {"__builtins__": __builtins__, "__name__": function.__module__}
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__module__ = "__main__"
+    made[id(function)] = copy
+    for name in _names(function.__code__):
+        if name in function.__globals__:
+            value = function.__globals__[name]
+            names[name] = bare(value, made) if _is_ours(value) else value
+    return copy
+
+
+def _is_ours(value: Any) -> bool:
+    """A function or intervention that does not belong to a package the server has."""
+    if isinstance(value, Intervention):
+        return True
+    if not isinstance(value, FunctionType):
+        return False
+    root = (value.__module__ or "").partition(".")[0]
+    return root not in SERVER_PACKAGES and root not in sys.stdlib_module_names
+
+
+def _names(code: CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _names(constant)
+    return names
+
+
+def refuse_unshippable(payload: bytes) -> None:
+    """Raise `ValueError` naming every package that a serialized job would import and a server does not have."""
+    missing = sorted({module for module in _modules(payload) if not _is_there(module)})
+    if missing:
+        raise ValueError(
+            f"The job needs {', '.join(missing)}, which an NDIF server does not have. Use torch inside the function, or "
+            "copy the code you need into it."
+        )
+
+
+def _is_there(module: str) -> bool:
+    root = module.partition(".")[0]
+    return root in SERVER_PACKAGES or root in sys.stdlib_module_names
+
+
+def _modules(payload: bytes) -> set[str]:
+    """Modules of all global references in a pickle, without loading it."""
+    found, strings = set(), []
+    for opcode, argument, _ in pickletools.genops(payload):
+        if opcode.name in ("GLOBAL", "INST"):
+            found.add(str(argument).partition(" ")[0])
+        elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
+            found.add(strings[-2])
+        if "UNICODE" in opcode.name:
+            strings.append(argument)
+    return found
+
+
