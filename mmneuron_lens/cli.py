@@ -26,6 +26,9 @@ app = typer.Typer(
 
 PROBLEMS_SHOWN = 10
 
+WIDTH = 100
+"""Characters a line of a table may take where there is no terminal to ask."""
+
 Run = Annotated[Path, typer.Argument(help="The folder that `mmneuron count` or `mmneuron demo` wrote.")]
 Out = Annotated[Path, typer.Option(help="The folder to write to.")]
 
@@ -170,6 +173,8 @@ def _print_tables(out: Path, page: Path) -> None:
     from mmneuron_lens.experiments.publish import printed
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     for table in printed(out):
         console.print(table)
         console.print()

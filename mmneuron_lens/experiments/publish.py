@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 from rich.table import Table
 
-from mmneuron_lens.experiments.answers import Answer
+from mmneuron_lens.experiments.answers import ALL, DOMAIN, NONE, RANDOM, Answer
 from mmneuron_lens.experiments.asking import file_name
 from mmneuron_lens.experiments.identify import Identified
 from mmneuron_lens.experiments.scoring import against_random, scores
@@ -20,12 +20,10 @@ from mmneuron_lens.report.page import Grid, Report, Section
 
 PRINTED = {
     "neurons_per_domain": "Domain-specific neurons",
-    "neurons_per_domain_wider": "Domain-specific neurons at the larger fraction",
-    "control": "Controls: false discovery rate, and overlap of halves",
-    "ablation_accuracy": "Accuracy in per cent with the domain's neurons off",
-    "ablation_against_random": "Accuracy without the domain's neurons minus without random ones, percentage points",
+    "neurons_per_domain_wider": "Domain-specific neurons, larger fraction",
+    "control": "Controls",
 }
-"""The tables that a terminal shows; the others are long and lie beside them as CSV."""
+"""The tables that a terminal shows besides that of ablations; the others are long and lie beside them as CSV."""
 
 ABLATION_TABLES = ("ablation", "ablation_accuracy", "ablation_against_random")
 
@@ -98,15 +96,43 @@ def joined(pages: Sequence[tuple[str, str]]) -> str:
 
 
 def printed(out: str | Path) -> Iterator[Table]:
-    """The run's tables for a terminal, a domain a column where it has that form."""
-    for name, title in PRINTED.items():
-        file = Path(out) / "tables" / f"{name}.csv"
-        if not file.is_file():
-            continue
-        frame = pl.read_csv(file)
-        if name.startswith("neurons_per_domain"):
-            frame = tables.wide(frame, "neurons", frame["domain"].unique(maintain_order=True))
-        yield tables.terminal_table(frame, title)
+    """The run's tables for a terminal, model by model, a domain a column where it has that form."""
+    frames = {file.stem: pl.read_csv(file) for file in sorted(Path(out).glob("tables/*.csv"))}
+    models = frames["neurons_per_domain"]["model"].unique(maintain_order=True) if "neurons_per_domain" in frames else ()
+    for model in models:
+        for name, title in PRINTED.items():
+            if name not in frames:
+                continue
+            frame = frames[name].filter(pl.col("model") == model)
+            if frame.is_empty():
+                continue
+            if name.startswith("neurons_per_domain"):
+                frame = tables.wide(frame, "neurons", frame["domain"].unique(maintain_order=True))
+            yield tables.terminal_table(frame, title)
+        if "ablation" in frames and "ablation_against_random" in frames:
+            yield from _accuracies(model, frames["ablation"], frames["ablation_against_random"])
+
+
+def _accuracies(model: str, ablation: pl.DataFrame, against: pl.DataFrame) -> Iterator[Table]:
+    """Per domain: accuracy with nothing off, its neurons off, random ones off, and the difference of the last two."""
+    for module in against.filter(pl.col("model") == model)["module"].unique(maintain_order=True):
+        where = "all modules" if module == ALL else module
+        title = f"Accuracy in per cent with neurons off in {where}, {model}"
+        table = Table(title=title, title_justify="left")
+        for name in ("domain", "none off", "own off", "random off", "own − random", "95 % interval", "questions"):
+            table.add_column(name, justify="left" if name == "domain" else "right")
+        for row in against.filter((pl.col("model") == model) & (pl.col("module") == module)).iter_rows(named=True):
+            here = ablation.filter((pl.col("model") == model) & (pl.col("domain") == row["domain"]))
+            there = here.filter(pl.col("module") == module)
+            accuracies = [
+                here.filter(pl.col("condition") == NONE)["accuracy"].mean(),
+                there.filter(pl.col("condition") == DOMAIN)["accuracy"].mean(),
+                there.filter(pl.col("condition").str.starts_with(RANDOM))["accuracy"].mean(),
+            ]
+            cells = [tables.shown(value, decimals=1) for value in (*accuracies, row["difference"])]
+            interval = f"{tables.shown(row['low'], 'low')} to {tables.shown(row['high'], 'high')}"
+            table.add_row(tables.domain_name(row["domain"]), *cells, interval, tables.shown(row["questions"]))
+        yield table
 
 
 def _against_random(answers: Sequence[Answer]) -> tuple[Section, ...]:

@@ -62,6 +62,10 @@ def wrap(module: torch.nn.Module, processor: Any, repo: str, revision: str | Non
     with warnings.catch_warnings():
         # The Q-Former's children named `output` are reached as `E_output`; `wire.execute.find` knows.
         warnings.filterwarnings("ignore", message="Module '.*' has a submodule named 'output'")
-        model = TransformersModel(module, task="image-text-to-text", processor=processor, tokenizer=processor.tokenizer)
+        task = "image-text-to-text"
+        if next(module.parameters()).is_meta:
+            # nnsight can only make its own model without weights: the same class from the same configuration.
+            return TransformersModel(repo, task=task, revision=revision)
+        model = TransformersModel(module, task=task, processor=processor, tokenizer=processor.tokenizer)
     model.repo_id, model.revision = repo, revision
     return model

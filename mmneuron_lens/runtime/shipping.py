@@ -74,14 +74,20 @@ def _is_there(module: str) -> bool:
 
 def _modules(payload: bytes) -> set[str]:
     """Modules of all global references in a pickle, without loading it."""
-    found, strings = set(), []
+    found: set[str] = set()
+    pushed: list[Any] = []
+    memo: list[Any] = []
     for opcode, argument, _ in pickletools.genops(payload):
-        if opcode.name in ("GLOBAL", "INST"):
-            found.add(str(argument).partition(" ")[0])
-        elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
-            found.add(strings[-2])
-        if "UNICODE" in opcode.name:
-            strings.append(argument)
+        if opcode.name == "MEMOIZE":
+            memo.append(pushed[-1] if pushed else None)
+        elif opcode.name in ("BINGET", "LONG_BINGET"):
+            pushed.append(memo[argument])
+        elif opcode.name == "STACK_GLOBAL":
+            # The two values pushed last are the module and the name.
+            found.add(str(pushed[-2]))
+            pushed.append(None)
+        else:
+            pushed.append(argument if "UNICODE" in opcode.name else None)
     return found
 
 

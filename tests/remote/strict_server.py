@@ -1,0 +1,45 @@
+"""A server without our packages: runs serialized jobs through ndif's own functions, one per line of standard input.
+
+Started with the interpreter of a server environment, so it must import nothing of this project. A line is
+`payload-file result-file`; the answer line is `ok` or `error` and the message.
+"""
+
+import contextlib
+import io
+import sys
+import traceback
+
+import torch
+from ndif.services.ray.deployments.modeling.nns import block_scope, execute_traced_block, prepare_traced_block
+from nnsight.modeling.transformers import TransformersModel
+from nnsight.schema.request import RequestModel
+
+
+def main(folder: str) -> None:
+    for forbidden in ("interventions", "mmneuron_lens", "jaxtyping", "beartype"):
+        with contextlib.suppress(ImportError):
+            __import__(forbidden)
+            raise SystemExit(f"this server has {forbidden}, so it proves nothing")
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    model = TransformersModel(folder, task="image-text-to-text", dispatch=True)
+    model._module.eval()
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        payload, result = line.split()
+        try:
+            with open(payload, "rb") as file, block_scope():
+                tracer, _ = prepare_traced_block(model, file.read(), False, RequestModel.deserialize)
+                saved = execute_traced_block(tracer, torch.float32)
+            buffer = io.BytesIO()
+            torch.save(saved, buffer)
+            with open(result, "wb") as file:
+                file.write(buffer.getvalue())
+            print("ok", file=answers, flush=True)
+        except BaseException as error:
+            traceback.print_exc()
+            print("error", " ".join(f"{type(error).__name__}: {error}".split()), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
