@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import Bool
 from torch import Tensor
+from torch.nn.functional import pad
 
 from interventions.intervention import writes
 
@@ -11,15 +12,21 @@ from interventions.intervention import writes
 @writes("llm.attention.mask")
 def knock_out_attention(
     allowed: Bool[Tensor, "batch query key"],
-    queries: Bool[Tensor, "batch query"],
-    keys: Bool[Tensor, "batch key"],
+    queries: Bool[Tensor, "row prompt"],
+    keys: Bool[Tensor, "row prompt"],
+    generated: bool = False,
 ) -> Bool[Tensor, "batch query key"]:
     """Forbid the marked queries to attend to the marked keys, in all heads. A position always sees itself.
 
-    Works with every attention implementation that takes a mask. During generation the queries are those of
-    the step at hand; narrow with `.at(steps="prompt")` when the masks describe the prompt.
+    queries, keys: positions of the prompt, one row per sample (each of its beams is treated alike). generated: whether
+    generated tokens are cut off from the marked keys too. Needs eager or sdpa attention.
     """
+    beams = allowed.shape[0] // queries.shape[0]
+    length, new = allowed.shape[-1], allowed.shape[-1] - keys.shape[-1]
+    # Along the whole sequence so far; the queries of this step are its last columns.
+    keys = pad(keys, (0, new)).repeat_interleave(beams, dim=0)
+    queries = pad(queries, (0, new), value=generated)[:, length - allowed.shape[-2] :].repeat_interleave(beams, dim=0)
     cut = queries[:, :, None] & keys[:, None, :]
-    offset = allowed.shape[-1] - allowed.shape[-2]
+    offset = length - allowed.shape[-2]
     itself = cut.new_ones(cut.shape[1:]).tril(offset).triu(offset)
     return allowed & ~(cut & ~itself)

@@ -184,3 +184,39 @@ out = lens.run(strong | count_active, batch)
         same = torch.equal(out["strong", "llm.mlp.act"], out["count_active", "llm.mlp.act"])
         assert same == (bar == 0)
     InteractiveShell.clear_instance()
+
+
+def test_generated_tokens_can_be_cut_off_from_the_image(lens):
+    batch = mixed_batch(lens)
+    beams = {"num_beams": 5, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    image = batch.fields["llm"]["kind"][..., 0]
+    cut = knock_out_attention.bind(queries=~image, keys=image, generated=True)
+    out = lens.run(cut, batch, **beams)
+
+    real = batch.inputs["attention_mask"].bool()
+
+    def masked(_module, positional, keywords):
+        # All beams of a row alike; every query of this step but image positions is cut off from the image.
+        rows, queries = keywords["hidden_states"].shape[:2]
+        keys = keywords["attention_mask"].shape[-1]
+        visible = torch.ones(3, keys, dtype=torch.bool)
+        visible[:, : real.shape[1]] = real
+        blind = torch.zeros(3, keys, dtype=torch.bool)
+        blind[:, : real.shape[1]] = image
+        seen = visible[:, None, :] & torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        asking = ~blind[:, keys - queries :]
+        itself = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries).triu(keys - queries)
+        seen = (seen & ~(asking[:, :, None] & blind[:, None, :])) | itself
+        return positional, {**keywords, "attention_mask": seen.repeat_interleave(rows // 3, dim=0)[:, None]}
+
+    handles = [
+        lens.module.get_submodule(f"{path}.self_attn").register_forward_pre_hook(masked, with_kwargs=True)
+        for path in layer_paths(lens)
+    ]
+    inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids"}
+    expected = lens.module.generate(**inputs, **beams)[:, batch.prompt_length :]
+    for handle in handles:
+        handle.remove()
+    plain = lens.module.generate(**inputs, **beams)[:, batch.prompt_length :]
+    assert not torch.equal(plain, expected)
+    assert [tokens.tolist() for tokens in out.tokens] == [[t for t in row if t != 0] for row in expected.tolist()]

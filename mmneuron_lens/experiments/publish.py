@@ -91,7 +91,7 @@ def joined(pages: Sequence[tuple[str, str]]) -> str:
         inner = html.split("<main>", 1)[1].rsplit("</main>", 1)[0]
         name = file_name(model)
         inner = re.sub(r'\b(id="|href="#|aria-labelledby=")', lambda match, name=name: f"{match[1]}{name}-", inner)
-        articles.append(f'<article id="{name}">{inner}</article>\n')
+        articles.append(f'<article id="{name}" style="padding-top: 2.5rem">{inner}</article>\n')
     return f'{head}<main>\n<nav aria-label="models">\n{links}</nav>\n{"".join(articles)}</main>{tail}'
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pickletools
 import sys
 from collections.abc import Callable
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from interventions import Intervention
 
-SERVER_PACKAGES = ("torch", "transformers", "nnsight", "numpy", "PIL", "safetensors", "cloudpickle", "builtins", "copyreg")
+SERVER_PACKAGES = ("torch", "transformers", "nnsight", "numpy", "PIL", "safetensors", "cloudpickle")
 """What an NDIF server has, beside the standard library."""
 
 
@@ -18,7 +18,8 @@ def bare(function: Callable[..., Any], made: dict[int, Any] | None = None) -> Ca
     """A copy of a function without annotations, whose globals are only those it names, made bare likewise.
 
     nnsight ships functions by their source and pickles their `__annotations__`; a server has no jaxtyping to rebuild
-    these. Interventions that a function calls become the functions they wrap.
+    these. Interventions that a function calls become the functions they wrap. Raises `ValueError` naming a module that
+    a server does not have.
     """
     made = {} if made is None else made
     if isinstance(function, Intervention):
@@ -35,6 +36,11 @@ def bare(function: Callable[..., Any], made: dict[int, Any] | None = None) -> Ca
     for name in _names(function.__code__):
         if name in function.__globals__:
             value = function.__globals__[name]
+            if isinstance(value, ModuleType) and not _is_there(value.__name__):
+                raise ValueError(
+                    f"{function.__name__} uses {value.__name__}, which an NDIF server does not have. "
+                    "Use torch, or copy the code you need into the function."
+                )
             names[name] = bare(value, made) if _is_ours(value) else value
     return copy
 
@@ -62,8 +68,8 @@ def refuse_unshippable(payload: bytes) -> None:
     missing = sorted({module for module in _modules(payload) if not _is_there(module)})
     if missing:
         raise ValueError(
-            f"The job needs {', '.join(missing)}, which an NDIF server does not have. Use torch inside the function, or "
-            "copy the code you need into it."
+            f"The job needs {', '.join(missing)}, which an NDIF server does not have. "
+            "Use torch inside the function, or copy the code you need into it."
         )
 
 
@@ -89,5 +95,3 @@ def _modules(payload: bytes) -> set[str]:
         else:
             pushed.append(argument if "UNICODE" in opcode.name else None)
     return found
-
-

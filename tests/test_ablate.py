@@ -1,0 +1,200 @@
+"""Switching neurons off against hooks that zero them; scores and intervals against hand computation."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+from drawn_corpus import write_corpus
+from hooks import hooked, neuron_paths
+from scipy.stats import binom
+
+from interventions.bindings import PerLayer
+from mmneuron_lens.corpora.folder import by_domain, read_folder
+from mmneuron_lens.experiments.ablate import ablate, conditions_of
+from mmneuron_lens.experiments.answers import Answer, exact_match, load_answers, save_answers
+from mmneuron_lens.experiments.asking import encode
+from mmneuron_lens.experiments.identify import count_domain
+from mmneuron_lens.experiments.scoring import against_random, cross_scores, paired_interval, scores
+from mmneuron_lens.neurons.selection import MODULES, select
+from mmneuron_lens.report import tables
+
+GENERATION = {"max_new_tokens": 4}
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    samples, _ = read_folder(write_corpus(tmp_path, images=4))
+    return by_domain(samples)
+
+
+@pytest.fixture
+def selection(lens, corpus):
+    return select([count_domain(lens, some) for some in corpus.values()], fraction=0.3, percentile=0.6)
+
+
+def masks_of(condition):
+    (intervention,) = condition.graph
+    bound = intervention.bindings["neurons"]
+    assert isinstance(bound, PerLayer)
+    return {site: mask if mask.ndim == 2 else mask[None] for site, mask in bound.values.items()}
+
+
+def zeroed_by_hooks(lens, samples, masks):
+    """What the model says in generation while plain hooks zero these neurons."""
+    hooks = {
+        path: lambda out, off=masks[site][layer]: out.masked_fill(off, 0)
+        for site, paths in neuron_paths(lens).items()
+        if site in masks
+        for layer, path in enumerate(paths)
+    }
+    batch, _ = encode(lens, samples, "evaluation")
+    assert batch is not None
+    inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids"}
+    with torch.no_grad(), hooked(lens.module, hooks):
+        ids = lens.module.generate(**inputs, do_sample=False, num_beams=1, **GENERATION)
+    new = ids[:, batch.prompt_length :] if ids.shape[1] >= batch.prompt_length else ids
+    return [text.strip() for text in lens.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def test_answers_equal_those_under_hooks_that_zero(lens, corpus, selection):
+    answers = ablate(lens, selection, corpus, batch_size=1, random_draws=2, **GENERATION)
+    told = {(one.condition, one.domain, one.id): one.answer for one in answers}
+    assert len(told) == len(answers) == 2 * 4 * 8
+    changed = 0
+    for domain, samples in corpus.items():
+        for condition in conditions_of(lens, selection, domain, random_draws=2):
+            masks = masks_of(condition) if len(condition.graph) else {}
+            for sample in samples[:3]:
+                assert told[condition.condition, domain, sample.id] == zeroed_by_hooks(lens, [sample], masks)[0]
+        own, none = ([told[name, domain, sample.id] for sample in samples] for name in ("domain", "none"))
+        changed += own != none
+    assert changed == 2
+
+
+def test_answers_come_back_with_their_own_question(lens, corpus, selection):
+    one_by_one = ablate(lens, selection, corpus, batch_size=1, random_draws=1, **GENERATION)
+    together = ablate(lens, selection, corpus, batch_size=3, random_draws=1, **GENERATION)
+    assert together == one_by_one
+    first = one_by_one[0]
+    assert (first.module, first.condition, first.neurons_of, first.domain) == ("None", "none", "", "common")
+    assert [one.id for one in one_by_one[:8]] == [sample.id for sample in corpus["common"]]
+
+
+def test_conditions_switch_off_the_domains_neurons_and_as_many_random_ones(lens, selection):
+    none, own, *random = conditions_of(lens, selection, "medical", random_draws=3, seed=5)
+    assert none.graph.interventions == ()
+    assert [one.condition for one in (none, own, *random)] == ["none", "domain", "random 1", "random 2", "random 3"]
+    index = selection.domains.index("medical")
+    seen = []
+    for site, mask in masks_of(own).items():
+        assert torch.equal(mask, selection.masks[site][..., index])
+        for draw in random:
+            drawn = masks_of(draw)[site]
+            assert int(drawn.sum()) == int(mask.sum())
+            assert not bool((drawn & selection.masks[site].any(-1)).any())
+            seen.append(drawn.flatten().tolist())
+    assert masks_of(own).keys() == selection.masks.keys()
+    assert sum(int(mask.sum()) for mask in masks_of(own).values()) > 10
+    assert seen[0] != seen[1]
+    again = conditions_of(lens, selection, "medical", random_draws=3, seed=5)
+    assert [one.graph for one in again] == [one.graph for one in (none, own, *random)]
+    assert conditions_of(lens, selection, "medical", seed=6)[2].graph != random[0].graph
+
+
+def test_one_module_at_a_time(lens, corpus, selection):
+    modules = tuple(dict.fromkeys(MODULES[site] for site in selection.masks))
+    conditions = conditions_of(lens, selection, "common", modules=("All", *modules), random_draws=1)
+    assert [one.module for one in conditions] == ["None", *(name for name in ("All", *modules) for _ in range(2))]
+    for condition in conditions[3:]:
+        assert all(MODULES[site] == condition.module for site in masks_of(condition))
+    with pytest.raises(KeyError, match="no site or module 'Brain'; choose from"):
+        conditions_of(lens, selection, "common", modules=("Brain",))
+    with pytest.raises(KeyError, match="no domain 'food' in this selection; choose from common, medical"):
+        conditions_of(lens, selection, "food")
+
+
+def test_the_neurons_of_one_domain_and_the_questions_of_another(lens, corpus, selection):
+    answers = ablate(lens, selection, corpus, random_draws=1, cross=True, selection_id="abc", **GENERATION)
+    assert {one.selection for one in answers} == {"abc"}
+    rows = cross_scores(answers)
+    pairs = [(row["neurons_of"], row["domain"]) for row in rows]
+    assert sorted(pairs) == [(one, two) for one in ("common", "medical") for two in ("common", "medical")]
+    own = {row["domain"] for row in scores(answers) if row["condition"] == "domain"}
+    assert own == {"common", "medical"}
+    assert len(scores(answers)) == 2 * 3
+
+
+def test_an_image_that_cannot_be_read_costs_its_own_questions_only(lens, corpus, selection, tmp_path):
+    file = tmp_path / "images" / "common1.png"
+    file.write_bytes(file.read_bytes()[:-2000])
+    samples, problems = read_folder(tmp_path)
+    answers = ablate(lens, selection, by_domain(samples), random_draws=1, problems=problems, **GENERATION)
+    assert [problem.line for problem in problems] == [3, 4]
+    assert len(answers) == 3 * (6 + 8)
+
+
+def told(condition: str, right: list[bool], domain: str = "medical", neurons_of: str | None = None) -> list[Answer]:
+    owner = "" if condition == "none" else domain if neurons_of is None else neurons_of
+    module = "None" if condition == "none" else "All"
+    return [
+        Answer("<m>", module, condition, owner, domain, str(number), "?", ("Yes", "yeah"), " yes " if good else "no")
+        for number, good in enumerate(right)
+    ]
+
+
+def test_scores_by_hand_and_again_from_the_file(tmp_path):
+    answers = [
+        *told("none", [True, True, True, False]),
+        *told("domain", [False, True, False, False]),
+        *told("random 1", [True, True, True, True]),
+        *told("random 2", [True, True, False, False]),
+    ]
+    rows = scores(answers)
+    assert [row["accuracy"] for row in rows] == [75.0, 25.0, 100.0, 50.0]
+    assert [row["difference"] for row in rows] == [0.0, -50.0, 25.0, -25.0]
+    assert {row["questions"] for row in rows} == {4}
+    assert (rows[0]["low"], rows[0]["high"]) == (None, None)
+    # Differences -1, 0, -1, 0: the mean of four draws is -1 or 0 with probability 1/16 each, more than 2.5 %.
+    assert (rows[1]["low"], rows[1]["high"]) == (-100.0, 0.0)
+    (against,) = against_random(answers)
+    assert against["difference"] == 25.0 - (100.0 + 50.0) / 2
+    assert against["domain"] == "medical"
+    frame = tables.ablation(rows)
+    assert frame["condition"].to_list() == ["none", "domain", "random 1", "random 2"]
+    save_answers(answers, tmp_path / "answers" / "m.jsonl")
+    assert load_answers(tmp_path / "answers" / "m.jsonl") == answers
+    assert scores(load_answers(tmp_path / "answers" / "m.jsonl")) == rows
+    strict = scores(answers, match=lambda answer, accepted: answer in accepted)
+    assert {row["accuracy"] for row in strict} == {0.0}
+
+
+def test_a_paired_interval_is_the_binomial_one():
+    first, second = numpy.zeros(200), numpy.zeros(200)
+    second[:30] = 100.0
+    low, high = paired_interval(first, second)
+    # Resampling pairs that differ by 100 in 30 of 200 questions is a binomial draw.
+    exact = [-100 * binom.ppf(level, 200, 30 / 200) / 200 for level in (0.975, 0.025)]
+    assert low is not None
+    assert high is not None
+    assert abs(low - exact[0]) <= 0.5
+    assert abs(high - exact[1]) <= 0.5
+    assert paired_interval(first, second) == (low, high)
+    assert paired_interval(second, second) == (0.0, 0.0)
+    # Pairs matter: two conditions that are right on the same questions do not differ.
+    noisy = numpy.random.default_rng(0).integers(0, 2, 200) * 100.0
+    assert paired_interval(noisy, noisy) == (0.0, 0.0)
+    assert paired_interval(first[:1], second[:1]) == (None, None)
+    with pytest.raises(ValueError, match="200 and 199 questions are no pairs"):
+        paired_interval(first, second[1:])
+
+
+def test_conditions_that_were_asked_different_questions_are_not_compared():
+    with pytest.raises(ValueError, match="answers to different questions; answer all under each"):
+        scores([*told("none", [True, True]), *told("domain", [True])])
+
+
+def test_exact_match_ignores_case_and_space_alone():
+    assert exact_match(" YES\n", ("no", "Yes"))
+    assert not exact_match("yes.", ("yes",))
+    assert not exact_match("", ("yes",))

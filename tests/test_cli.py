@@ -1,0 +1,228 @@
+"""The command: what it writes, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+import torch
+from drawn_corpus import write_rows
+from typer.testing import CliRunner
+
+from mmneuron_lens.cli import app
+from mmneuron_lens.embedded.corpus.draw import write_folder
+from mmneuron_lens.experiments.demo import demo
+from mmneuron_lens.neurons.counts import Counts
+from mmneuron_lens.neurons.selection import Selection
+
+MODEL = ["--model", "embedded/instructblip"]
+
+
+def mmneuron(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("corpus"), images_per_domain=4, domains=("medical", "document"))
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("run")
+    with open(corpus / "questions.jsonl", "a", encoding="utf-8") as rows:
+        rows.write('{"domain": "medical"}\n')
+    options = ["--questions-per-image", 2, "--batch-size", 4]
+    result = mmneuron("count", *MODEL, "--corpus", corpus, "--out", out, *options)
+    return out, result
+
+
+def test_count_writes_counts_and_names_bad_rows(run, corpus):
+    out, result = run
+    assert result.exit_code == 0
+    assert "1 of 57 rows skipped:" in result.stderr
+    assert "questions.jsonl, line 57: no question, answer, image in {'domain': 'medical'}" in result.stderr
+    assert f"Next: mmneuron select {out}" in result.stderr
+    files = [out / "counts" / "instructblip" / f"{domain}.safetensors" for domain in ("medical", "document")]
+    assert result.stdout.split() == [str(file) for file in files]
+    counts = Counts.load(files[0])
+    assert (counts.model, counts.domain, counts.samples) == ("embedded/instructblip", "medical", 8)
+    assert counts.provenance["batch size"] == 4
+    assert counts.provenance["corpus"]["name"] == corpus.name
+    assert "line 57" in (out / "problems.txt").read_text()
+
+
+def test_select_and_show_print_the_tables_and_the_page(run, tmp_path):
+    out, _ = run
+    result = mmneuron("select", out, "--fraction", "0.05", "--kinds", "image,patch", "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    selection = Selection.load(tmp_path / "selection" / "instructblip.safetensors")
+    assert selection.parameters["fraction"] == 0.05
+    assert selection.parameters["kinds"]["llm.mlp.act"] == ["image"]
+    assert selection.parameters["kinds"]["vision.mlp.act"] == ["patch"]
+    assert selection.parameters["kinds"]["qformer.text.act"] == ["text"]
+    table = pl.read_csv(tmp_path / "tables" / "neurons_per_domain.csv")
+    assert table.columns == ["model", "module", "domain", "neurons"]
+    assert table["module"].unique(maintain_order=True).to_list() == ["Vision Encoder", "Q-Former", "LLM"]
+    for name in ("neurons_per_domain_wider", "selection", "layer_distribution", "silent"):
+        assert (tmp_path / "tables" / f"{name}.csv").is_file()
+    assert not (tmp_path / "tables" / "ablation.csv").exists()
+    assert f"Page: {tmp_path / 'index.html'}" in result.stdout
+    assert "No neurons were switched off" in (tmp_path / "index.html").read_text()
+    shown = mmneuron("show", tmp_path)
+    assert (shown.exit_code, shown.stdout) == (0, result.stdout)
+    assert "Domain-specific neurons, embedded/instructblip" in shown.stdout
+    numbers = [str(number) for number in table.filter(pl.col("module") == "Q-Former")["neurons"]]
+    line = next(line for line in shown.stdout.splitlines() if "Q-Former" in line)
+    assert [part for part in re.findall(r"\d+", line)] == numbers
+
+
+def test_one_domain_and_few_images_when_asked(corpus, tmp_path):
+    result = mmneuron("count", *MODEL, "--corpus", corpus, "--out", tmp_path, "--domain", "document", "--images", 1)
+    assert result.exit_code == 0
+    (file,) = (tmp_path / "counts" / "instructblip").iterdir()
+    assert (file.name, Counts.load(file).samples) == ("document.safetensors", 7)
+
+
+PROBLEMS = {
+    "no corpus": (
+        ["count", *MODEL, "--corpus", "{nothing}", "--out", "{nothing}"],
+        "is not a folder; write one JSON object a line with domain, image, question and answer.",
+    ),
+    "unknown embedded model": (
+        ["count", "--model", "embedded/llava", "--corpus", "{corpus}", "--out", "{nothing}"],
+        "Unknown embedded model 'llava'. Did you mean 'llava-next'? Choices: llava-next, instructblip.",
+    ),
+    "no such model": (["count", "--model", "{corpus}", "--corpus", "{corpus}", "--out", "{nothing}"], ""),
+    "absent domain": (
+        ["count", *MODEL, "--corpus", "{corpus}", "--out", "{nothing}", "--domain", "food"],
+        "has no good row of food; it has medical, document.",
+    ),
+    "no counts": (
+        ["select", "{nothing}"],
+        "holds no counts; write them with `mmneuron count --model ... --corpus ... --out",
+    ),
+    "unknown kind": (
+        ["select", "{run}", "--kinds", "pixels"],
+        "no kind of token 'pixels' was counted; choose from text, image, cls, patch",
+    ),
+    "impossible fraction": (
+        ["select", "{run}", "--fraction", "2"],
+        "fraction is 2.0; it must be above 0 and at most 1",
+    ),
+    "nothing to show": (["show", "{nothing}"], "holds no tables yet; write them with `mmneuron select"),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_problem_with_the_input_is_one_line_and_exit_code_1(run, corpus, tmp_path, name):
+    arguments, message = PROBLEMS[name]
+    places = {"nothing": tmp_path / "nothing", "corpus": corpus, "run": run[0]}
+    result = mmneuron(*(str(argument).format(**places) for argument in arguments))
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith("mmneuron: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert result.stderr.splitlines()[-1] == lines[0]
+    assert result.stdout == ""
+
+
+def test_a_damaged_artifact_is_named(run, tmp_path):
+    folder = tmp_path / "counts" / "m"
+    folder.mkdir(parents=True)
+    whole = (run[0] / "counts" / "instructblip" / "medical.safetensors").read_bytes()
+    (folder / "medical.safetensors").write_bytes(whole[:1000])
+    result = mmneuron("select", tmp_path)
+    assert result.exit_code == 1
+    assert "medical.safetensors: not a complete safetensors file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["count", "--corpus", "x", "--out", "y"],
+        ["count", *MODEL, "--corpus", "x", "--out", "y", "--batch-size", "0"],
+        ["select"],
+        ["show", "x", "--colour"],
+        ["find"],
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_wrong_usage_is_exit_code_2(arguments):
+    assert mmneuron(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["demo", "count", "select", "show"])
+def test_every_help_has_an_example(command):
+    result = mmneuron(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: mmneuron {command} " in result.stdout
+
+
+def test_help_loads_no_torch_and_the_module_is_the_command():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['mmneuron', '--help']\n"
+        "try:\n    runpy.run_module('mmneuron_lens', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: mmneuron" in done.stdout
+
+
+def test_a_small_demo_goes_the_whole_way(tmp_path):
+    named, said = [], []
+
+    def progress(items, name):
+        named.append(name)
+        return items
+
+    sizes = {"identification_images": 5, "evaluation_images": 2, "random_draws": 1, "permutations": 2}
+    page = demo(tmp_path, fraction=0.05, progress=progress, say=said.append, **sizes)
+    for model in ("llava-next", "instructblip"):
+        assert len(list((tmp_path / "counts" / model).iterdir())) == 5
+        assert (tmp_path / "selection" / f"{model}.safetensors").is_file()
+        assert len((tmp_path / "answers" / f"{model}.jsonl").read_text().splitlines()) == 5 * 4 * 3
+        assert len(list((tmp_path / "figures").glob(f"{model}_*.png"))) == 3
+    frames = {file.stem: pl.read_csv(file) for file in (tmp_path / "tables").iterdir()}
+    assert frames["ablation"].columns[:4] == ["model", "module", "condition", "domain"]
+    assert len(frames["ablation"]) == 2 * 5 * 3
+    assert len(frames["ablation_against_random"]) == 2 * 5
+    models = {"embedded/llava-next", "embedded/instructblip"}
+    assert all(set(frame["model"]) == models for frame in frames.values())
+    assert page == tmp_path / "index.html"
+    html = page.read_text()
+    assert html.count("<main>") == html.count("</main>") == 1
+    anchors, links = re.findall(r' id="([^"]+)"', html), re.findall(r'href="#([^"]+)"', html)
+    assert len(set(anchors)) == len(anchors)
+    assert set(links) <= set(anchors)
+    assert not re.search(r'(src|srcset|href)="(?!data:|#)', html)
+    assert "counting medical" in named
+    assert "answering common under 3 conditions" in named
+    assert len(said) == 7
+    before = {file: file.read_bytes() for file in tmp_path.rglob("tables/*.csv")}
+    again = mmneuron("show", tmp_path)
+    assert "Accuracy in per cent with neurons off in all modules, embedded/llava-next" in again.stdout
+    result = mmneuron("select", tmp_path, "--fraction", "0.05")
+    assert result.exit_code == 0
+    # The same selection keeps the answers that belong to it; another one lets them go.
+    assert all(file.read_bytes() == content for file, content in before.items() if file.stem != "control")
+    assert mmneuron("select", tmp_path, "--fraction", "0.1").exit_code == 0
+    assert not (tmp_path / "tables" / "ablation.csv").exists()
+    assert not list((tmp_path / "figures").glob("*_ablation.png"))
+
+
+def test_a_corpus_without_a_good_row_is_a_problem(tmp_path):
+    write_rows(tmp_path, ["{}"])
+    result = mmneuron("count", *MODEL, "--corpus", tmp_path, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "has no good row among 1. The first:" in result.stderr

@@ -1,0 +1,177 @@
+"""Counting a corpus against plain forward hooks, image by image, summed by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import pytest
+import torch
+from drawn_corpus import row, write_corpus, write_images, write_rows
+from hooks import neuron_paths, outputs
+from PIL import Image
+
+from mmneuron_lens.artifacts import content_hash
+from mmneuron_lens.corpora.folder import by_domain, read_folder
+from mmneuron_lens.experiments.asking import batches, encode, prompt_of, sized
+from mmneuron_lens.experiments.identify import count_domain, find, identify
+
+KINDS = {
+    "vision.mlp.act": ("cls", "patch"),
+    "projector.act": ("patch",),
+    "qformer.query.act": ("query",),
+    "qformer.text.act": ("text",),
+    "llm.mlp.act": ("image", "text"),
+}
+
+
+def by_hand(lens, samples):
+    """Counts and tokens by (site, bucket, kind): every sample alone, through the processor and hooks."""
+    active, tokens = {}, {}
+    llava = lens.anatomy.architecture == "LLaVA-NeXT"
+    for sample in samples:
+        (file,) = sample.images
+        bucket = int(hashlib.sha256(file.read_bytes()).hexdigest(), 16) % 16
+        text = f"<image>\n{sample.question}" if llava else sample.question
+        inputs = lens.processor(images=Image.open(file).convert("RGB"), text=text, return_tensors="pt")
+        for site, paths in neuron_paths(lens).items():
+            seen = outputs(lens.module, paths, lambda inputs=inputs: lens.module(**inputs))
+            values = torch.stack([seen[path][0] for path in paths]).flatten(1, 2)
+            if site == "llm.mlp.act":
+                image = inputs["input_ids"][0] == 4
+                members = {"image": image, "text": ~image}
+            elif site == "vision.mlp.act":
+                cls = torch.arange(values.shape[1]) % 17 == 0
+                members = {"cls": cls, "patch": ~cls}
+            else:
+                members = {KINDS[site][0]: torch.ones(values.shape[1], dtype=torch.bool)}
+            for kind, member in members.items():
+                count = (values[:, member] > 0).sum(1)
+                active[site, bucket, kind] = active.get((site, bucket, kind), 0) + count
+                tokens[site, bucket, kind] = tokens.get((site, bucket, kind), 0) + int(member.sum())
+    return active, tokens
+
+
+def test_counts_equal_plain_hooks_summed_by_hand(lens, tmp_path):
+    samples, _ = read_folder(write_corpus(tmp_path, ("medical",), images=7))
+    counts = count_domain(lens, samples, batch_size=3)
+    active, tokens = by_hand(lens, samples)
+    assert list(counts.active) == sorted(neuron_paths(lens))
+    assert len({bucket for _, bucket, _ in active}) > 2
+    for site, kinds in counts.kinds.items():
+        assert kinds == KINDS[site]
+        for bucket in range(16):
+            for place, kind in enumerate(kinds):
+                expected = active.get((site, bucket, kind), torch.zeros_like(counts.active[site][0, :, 0]))
+                assert torch.equal(counts.active[site][bucket, :, place], expected), (site, bucket, kind)
+                assert int(counts.tokens[site][bucket, place]) == tokens.get((site, bucket, kind), 0)
+    assert (counts.domain, counts.samples) == ("medical", 14)
+
+
+def test_the_same_corpus_gives_the_same_bytes(lens, tmp_path):
+    samples, _ = read_folder(write_corpus(tmp_path / "corpus", ("common",)))
+    shuffled = random.Random(0).sample(samples, len(samples))
+    named = []
+
+    def progress(items, name):
+        named.append((len(items), name))
+        yield from items
+
+    first = count_domain(lens, samples, batch_size=4, corpus="mine")
+    first.save(tmp_path / "first.safetensors")
+    count_domain(lens, shuffled, batch_size=4, corpus="mine", progress=progress).save(tmp_path / "second.safetensors")
+    assert content_hash(tmp_path / "first.safetensors") == content_hash(tmp_path / "second.safetensors")
+    assert named == [(len(batches(sized(samples), 4)), "counting common")]
+    assert str(tmp_path) not in (tmp_path / "first.safetensors").read_bytes().decode("latin-1")
+    assert first.provenance["batch size"] == 4
+    assert first.provenance["prompt"] == "identification"
+    assert (first.provenance["corpus"]["name"], first.provenance["corpus"]["questions"]) == ("mine", 10)
+    assert {"model id", "revision", "weights sha256", "dtype", "device"} < set(first.provenance)
+
+
+def test_no_batch_mixes_buckets_and_every_sample_is_in_one(tmp_path):
+    samples, _ = read_folder(write_corpus(tmp_path, images=20))
+    found = sized(samples)
+    made = batches(found, 4)
+    buckets = {one.sample.id: one.bucket for one in found}
+    assert all(one.digest == hashlib.sha256(one.sample.images[0].read_bytes()).hexdigest() for one in found)
+    for bucket, some in made:
+        assert 1 <= len(some) <= 4
+        assert {buckets[sample.id] for sample in some} == {bucket}
+    assert sorted(sample.id for _, some in made for sample in some) == sorted(sample.id for sample in samples)
+    order = [bucket for bucket, _ in made]
+    assert order == sorted(order)
+    assert made == batches(reversed(found), 4)
+    assert [len(some) for _, some in batches(found, 7, buckets=False)] == [7] * 11 + [3]
+    with pytest.raises(ValueError, match="batch size is 0; it must be 1 or more"):
+        batches(found, 0)
+
+
+def test_a_truncated_image_is_named_and_the_others_count(lens, tmp_path):
+    folder = write_corpus(tmp_path, ("common",))
+    file = folder / "images" / "common2.png"
+    whole, _ = read_folder(folder)
+    others = [sample for sample in whole if sample.images[0].name != file.name]
+    expected = count_domain(lens, others, batch_size=3)
+    file.write_bytes(file.read_bytes()[:-2000])
+    samples, problems = read_folder(folder)
+    counts = count_domain(lens, samples, batch_size=3, problems=problems)
+    for site in counts.active:
+        assert torch.equal(counts.active[site], expected.active[site])
+        assert torch.equal(counts.tokens[site], expected.tokens[site])
+    assert counts.samples == expected.samples == 8
+    assert [problem.line for problem in problems] == [5, 6]
+    with pytest.raises(ValueError, match=r"common2\.png: not an image that can be read"):
+        count_domain(lens, samples)
+    alone = [sample for sample in samples if sample.images[0].name == file.name]
+    with pytest.raises(ValueError, match="no sample of common could be read"):
+        count_domain(lens, alone, problems=problems)
+
+
+def test_several_images_a_question(lens, tmp_path):
+    write_images(tmp_path, "auto_driving", 3)
+    frames = [f"images/auto_driving{number}.png" for number in range(3)]
+    samples, _ = read_folder(write_rows(tmp_path, [row("auto_driving", 0, image=None, images=frames)]))
+    counts = count_domain(lens, samples)
+    batch, _ = encode(lens, samples, "identification")
+    assert batch is not None
+    if lens.anatomy.architecture == "LLaVA-NeXT":
+        assert prompt_of(lens, samples[0], "identification") == "<image>\n<image>\n<image>\nIs it red?"
+        assert batch.images == (3,)
+    else:
+        middle = lens.encode([samples[0].images[1]], ["Is it red?"])
+        assert torch.equal(batch.inputs["pixel_values"], middle.inputs["pixel_values"])
+    real = batch.fields["llm"]["weight"].sum()
+    assert int(counts.tokens["llm.mlp.act"].sum()) == int(real)
+
+
+def test_from_samples_to_a_selection_with_controls(lens, tmp_path):
+    samples, problems = read_folder(write_corpus(tmp_path, images=6))
+    found = identify(lens, by_domain(samples), batch_size=4, problems=problems, fraction=0.1, permutations=3)
+    assert found.selection.domains == ("common", "medical")
+    assert found.selection.parameters["fraction"] == 0.1
+    assert found.wider.parameters["fraction"] == 0.05
+    assert found.discovery is not None
+    assert found.overlap is not None
+    assert found.uncontrolled == ""
+    site = "llm.mlp.act"
+    total = sum(counts.total(site)[0] for counts in found.counts)
+    assert torch.equal(found.silent(site), total == 0)
+
+
+def test_too_few_images_for_controls_are_said_not_hidden(lens, tmp_path):
+    samples, _ = read_folder(write_corpus(tmp_path, images=1))
+    found = find([count_domain(lens, some) for some in by_domain(samples).values()], fraction=0.1)
+    assert found.discovery is None
+    assert found.overlap is None
+    assert "The controls were not run: common has tokens in 1 bucket" in found.uncontrolled
+
+
+def test_samples_of_several_domains_are_refused(lens, tmp_path):
+    samples, _ = read_folder(write_corpus(tmp_path, images=1))
+    with pytest.raises(
+        ValueError, match=r"counts are of one domain, and these 4 samples are of \['common', 'medical'\]"
+    ):
+        count_domain(lens, samples)
+    with pytest.raises(ValueError, match="these 0 samples are of none"):
+        count_domain(lens, [])
