@@ -86,8 +86,10 @@ def count(
         _quiet_loading()
         lens = open_lens(model, dtype=dtype, device=device)
         name = corpus.resolve().name
-        files = count_stage(lens, chosen, out, batch_size=batch_size, corpus=name, problems=problems, progress=_bar)
-        _print_problems(problems, out)
+        try:
+            files = count_stage(lens, chosen, out, batch_size=batch_size, corpus=name, problems=problems, progress=_bar)
+        finally:
+            _print_problems(problems, out)
         for file in files:
             typer.echo(str(file))
         _say(f"Next: mmneuron select {out}")
@@ -160,6 +162,7 @@ def _print_problems(problems: Problems, out: Path) -> None:
     if not len(problems):
         return
     file = out / "problems.txt"
+    out.mkdir(parents=True, exist_ok=True)
     file.write_text(f"{problems}\n", encoding="utf-8")
     lines = str(problems).splitlines()
     more = len(problems) - PROBLEMS_SHOWN

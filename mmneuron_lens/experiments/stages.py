@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from interventions.sites import unknown
 from mmneuron_lens.artifacts import content_hash
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
@@ -23,6 +26,9 @@ from mmneuron_lens.neurons.counts import Counts
 from mmneuron_lens.neurons.selection import Selection
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
 class RunError(ValueError):
     """A run's folder lacks what a stage needs; the message says which stage writes it."""
 
@@ -30,8 +36,15 @@ class RunError(ValueError):
 def open_lens(model: str, **settings: Any) -> Lens:
     """A lens on `embedded/<name>`, a local folder or a hub id. settings: as of `Lens`, those that are None left out.
 
-    Raises `OSError` when it is not found, `KeyError` or `ValueError` with the choices for an unknown name or type.
+    Raises `OSError` when it is not found, `KeyError` or `ValueError` with the choices for an unknown name, type of model,
+    dtype or device.
     """
+    dtype, device = settings.get("dtype"), settings.get("device")
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ValueError(unknown("dtype", dtype, DTYPES))
+    devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if isinstance(device, str) and device not in (*devices, *(("cuda",) if len(devices) > 1 else ())):
+        raise ValueError(unknown("device", device, devices))
     given = {name: value for name, value in settings.items() if value is not None}
     if model.startswith("embedded/"):
         return Lens.embedded(model.removeprefix("embedded/"), **given)
