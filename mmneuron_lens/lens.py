@@ -132,7 +132,7 @@ class Lens:
         facts = self.anatomy.facts
         if facts["images_in_text"]:
             token = getattr(self.processor, "image_token", "<image>")
-            texts = [_with_placeholders(text, len(some), token) for text, some in zip(texts, pictures, strict=True)]
+            texts = [with_placeholders(text, len(some), token) for text, some in zip(texts, pictures, strict=True)]
         elif any(len(some) != 1 for some in pictures):
             counts = [len(some) for some in pictures]
             raise ValueError(f"{self.anatomy.architecture} takes exactly one image per text; these have {counts}.")
@@ -246,7 +246,8 @@ def _per_text(images_of: Sequence[Any] | None, count: int) -> list[list[Any]]:
     return [list(some) if isinstance(some, list | tuple) else [] if some is None else [some] for some in images_of]
 
 
-def _with_placeholders(text: str, count: int, token: str) -> str:
+def with_placeholders(text: str, count: int, token: str) -> str:
+    """The prompt with one placeholder line per image before it, unless it has them. Raises `ValueError` on a mismatch."""
     present = text.count(token)
     if present == 0 and count:
         return f"{token}\n" * count + text

@@ -19,7 +19,7 @@ def lay_out(inputs, facts, prompt_length=None):
         generated[:, prompt_length:] = True
     fields = {"llm": group(real, [image & ~generated, ~image & ~generated, generated])}
     if "pixel_values" in inputs:
-        tiles = count_tiles(inputs, facts)
+        tiles = sum(tiles_per_image(inputs, facts))
         ones = torch.ones(tiles, facts["patches"] + 1, dtype=torch.int64, device=ids.device)
         cls = torch.zeros_like(ones, dtype=torch.bool)
         cls[:, 0] = True
@@ -40,17 +40,15 @@ def group(weight, kinds):
     return {"weight": weight, "kind": torch.stack(kinds, dim=-1)}
 
 
-def count_tiles(inputs, facts):
-    """How many rows the vision tower sees: images, or their anyres tiles without the padding ones."""
+def tiles_per_image(inputs, facts):
+    """How many rows of the vision tower each image takes: one, or its anyres tiles without the padding ones."""
     pixels = inputs["pixel_values"]
     if pixels.ndim == 4:
-        return pixels.shape[0]
+        return [1] * pixels.shape[0]
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-    return sum(
-        image_size_to_num_patches(size.tolist(), facts["grid_pinpoints"], facts["tile_size"])
-        for size in inputs["image_sizes"]
-    )
+    sides = facts["grid_pinpoints"], facts["tile_size"]
+    return [image_size_to_num_patches(size.tolist(), *sides) for size in inputs["image_sizes"]]
 
 
 def image_lengths(inputs, facts):
