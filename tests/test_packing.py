@@ -75,3 +75,20 @@ def test_what_cannot_be_packed_is_refused():
         packed(tiny_lens("instructblip"), ROWS)
     with pytest.raises(ValueError, match="at least one image"):
         packed(tiny_lens("llava_next"), [([], ["text alone"])])
+
+
+def test_identification_packs_and_exact_asks_one_by_one(tmp_path):
+    from drawn_corpus import write_corpus
+
+    from mmneuron_lens.corpora.folder import read_folder
+    from mmneuron_lens.experiments.identify import count_domain
+
+    lens = tiny_lens("llava_next")
+    samples, _ = read_folder(write_corpus(tmp_path, ("common",)))
+    quick, exact = count_domain(lens, samples), count_domain(lens, samples, exact=True)
+    assert quick.provenance["packing"] == "8 questions"
+    assert exact.provenance["packing"] == "none"
+    assert quick.samples == exact.samples
+    for site in exact.active:
+        assert torch.equal(quick.tokens[site], exact.tokens[site])
+        assert (quick.active[site] - exact.active[site]).abs().sum() <= exact.active[site].numel() // 1000 + 1

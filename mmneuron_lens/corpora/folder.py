@@ -9,29 +9,22 @@ relative to the folder and stay inside it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from PIL import Image
 
+from mmneuron_lens.corpora.rows import BadRow, RowReader, quote
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
 from mmneuron_lens.wire import images
 
 QUESTIONS = "questions.jsonl"
-SHOWN = 100
-"""Characters of a value that a problem quotes."""
 
 
 class CorpusError(ValueError):
     """A folder is no corpus, or holds not one good row; the message says what to do."""
-
-
-class BadRow(ValueError):
-    """What is wrong with one row, and the next step."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +86,7 @@ def read_folder(folder: str | Path, domains: Sequence[str] = DOMAINS) -> tuple[l
         what = "has no questions.jsonl" if folder.is_dir() else "is not a folder"
         raise CorpusError(f"{folder} {what}; write one JSON object a line with domain, image, question and answer.")
     problems, samples, seen = Problems(file), [], {}
-    reader = _Reader(folder.resolve(), tuple(domains))
+    reader = RowReader(folder.resolve(), tuple(domains))
     with open(file, "rb") as lines:
         for number, raw in enumerate(lines, start=1):
             if not raw.strip():
@@ -102,7 +95,7 @@ def read_folder(folder: str | Path, domains: Sequence[str] = DOMAINS) -> tuple[l
             try:
                 sample = reader.sample(raw, number)
                 if sample.id in seen:
-                    raise BadRow(f"id {_quote(sample.id)} is that of line {seen[sample.id]} too; give each its own.")
+                    raise BadRow(f"id {quote(sample.id)} is that of line {seen[sample.id]} too; give each its own.")
             except BadRow as error:
                 problems.add(number, str(error))
                 continue
@@ -168,113 +161,6 @@ def by_domain(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     for sample in samples:
         found.setdefault(sample.domain, []).append(sample)
     return {domain: found[domain] for domain in [*DOMAINS, *found] if domain in found}
-
-
-@dataclass
-class _Reader:
-    folder: Path
-    domains: tuple[str, ...]
-    known: dict[str, Path] = field(default_factory=dict)
-
-    def sample(self, raw: bytes, number: int) -> Sample:
-        row = _object(raw)
-        missing = [name for name in ("domain", "question", "answer") if name not in row]
-        missing += [] if "image" in row or "images" in row else ["image"]
-        if missing:
-            raise BadRow(f"no {', '.join(missing)} in {_quote(row)}; a row needs domain, image, question and answer.")
-        if row["domain"] not in self.domains:
-            raise BadRow(f"unknown domain {_quote(row['domain'])}; choose from {', '.join(self.domains)}.")
-        options = self._options(row)
-        return Sample(
-            id=_identity(row, number),
-            domain=row["domain"],
-            images=tuple(self._image(name) for name in _image_names(row)),
-            question=_text("question", row["question"]),
-            answers=_answers(row["answer"], options),
-            options=options,
-            kind=_text("kind", row["kind"], empty=True) if row.get("kind") is not None else "",
-        )
-
-    def _image(self, name: Any) -> Path:
-        name = _text("image", name)
-        if name not in self.known:
-            try:
-                path = (self.folder / name).resolve()
-                inside, exists = path.is_relative_to(self.folder), path.is_file()
-            except (OSError, ValueError) as error:
-                raise BadRow(f"image {_quote(name)} is no path ({error}); give one relative to the folder.") from error
-            if not inside:
-                raise BadRow(f"image {_quote(name)} lies outside the corpus; copy it into {self.folder.name}.")
-            if not exists:
-                raise BadRow(f"image {_quote(name)} is missing; add the file, or correct its path from the folder.")
-            self.known[name] = path
-        return self.known[name]
-
-    def _options(self, row: dict[str, Any]) -> tuple[str, ...]:
-        options = row.get("options")
-        if options is None:
-            return ()
-        good = isinstance(options, list) and all(isinstance(text, str) and text.strip() for text in options)
-        if not good or not 2 <= len(options) <= 26:
-            raise BadRow(f"options {_quote(options)} are not 2 to 26 texts; list them without their letters.")
-        return tuple(_text("option", text) for text in options)
-
-
-def _object(raw: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        shown = _quote(raw.decode("utf-8", "backslashreplace").strip())
-        raise BadRow(f"not JSON ({error}): {shown}; write one object on one line, in UTF-8.") from error
-    if not isinstance(row, dict):
-        raise BadRow(f"{_quote(row)} is no object; write {{...}} with domain, image, question and answer.")
-    return row
-
-
-def _image_names(row: dict[str, Any]) -> list[Any]:
-    if "image" in row and "images" in row:
-        raise BadRow(f"both image {_quote(row['image'])} and images {_quote(row['images'])}; keep one of the two.")
-    if "image" in row:
-        return [row["image"]]
-    if not isinstance(row["images"], list) or not row["images"]:
-        raise BadRow(f"images {_quote(row['images'])} is no list of paths; give one path or more.")
-    return row["images"]
-
-
-def _identity(row: dict[str, Any], number: int) -> str:
-    given = row.get("id")
-    if given is None:
-        return f"line-{number}"
-    return str(given) if isinstance(given, int) and not isinstance(given, bool) else _text("id", given)
-
-
-def _answers(answer: Any, options: tuple[str, ...]) -> tuple[str, ...]:
-    answers = answer if isinstance(answer, list) else [answer]
-    if not answers:
-        raise BadRow("answer [] is empty; give a text, or a list of accepted ones.")
-    texts = tuple(_text("answer", one) for one in answers)
-    letters = [chr(65 + index) for index in range(len(options))]
-    if options and any(text.strip().upper() not in letters for text in texts):
-        raise BadRow(f"answer {_quote(answer)} is no letter of its options; give one of {', '.join(letters)}.")
-    return tuple(text.strip().upper() for text in texts) if options else texts
-
-
-def _text(name: str, value: Any, empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{name} {_quote(value)} is {type(value).__name__}, not text; put it in quotation marks.")
-    if not value.strip() and not empty:
-        raise BadRow(f"{name} {_quote(value)} is empty; fill it in, or remove the row.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(f"{name} {_quote(value)} holds half a character ({error.reason}); write it in UTF-8.") from error
-    return value
-
-
-def _quote(value: Any) -> str:
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _unreadable(sample: Sample, problems: Problems | None, error: Exception) -> None:

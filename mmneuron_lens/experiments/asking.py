@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.models import loading
 from mmneuron_lens.neurons.counts import bucket_of
+from mmneuron_lens.packing import packed
 
 Prompt = Literal["identification", "evaluation"]
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -80,6 +81,16 @@ def batches(samples: Iterable[Sized], batch_size: int, buckets: bool = True) -> 
     return made
 
 
+def rows_of(samples: Sequence[Sample], at_most: int) -> list[list[Sample]]:
+    """Neighbouring samples with the same images as one row, at most so many questions in each."""
+    made: list[list[Sample]] = []
+    for sample in samples:
+        if not made or made[-1][0].images != sample.images or len(made[-1]) == at_most:
+            made.append([])
+        made[-1].append(sample)
+    return made
+
+
 def model_kind(lens: Lens) -> ModelKind:
     """Which of the two published prompts a model is asked with: does `<image>` stand in its text?"""
     return "llava-next" if lens.anatomy.facts["images_in_text"] else "instructblip"
@@ -104,16 +115,37 @@ def encode(
 
     A model of one image a question is given the middle one of several, as the paper does with video frames.
     """
-    pictures, kept = [], []
+    pictures, files, kept = [], [], []
     for sample in samples:
         decoded = open_images(sample, problems)
         if decoded is not None:
-            one = model_kind(lens) == "instructblip"
-            pictures.append([decoded[len(decoded) // 2]] if one else decoded)
+            middle = len(decoded) // 2
+            shown = slice(middle, middle + 1) if model_kind(lens) == "instructblip" else slice(None)
+            pictures.append(decoded[shown])
+            files.append(sample.images[shown])
             kept.append(sample)
     if not kept:
         return None, []
-    return lens.encode(pictures, [prompt_of(lens, sample, prompt) for sample in kept]), kept
+    batch = lens.encode(pictures, [prompt_of(lens, sample, prompt) for sample in kept])
+    # What would travel to a server is the files themselves, not the decoded pictures.
+    return replace(batch, given=(tuple(files), batch.given[1])), kept
+
+
+def encode_packed(
+    lens: Lens, samples: Sequence[Sample], prompt: Prompt, at_most: int, problems: Problems | None = None
+) -> tuple[Batch | None, list[Sample]]:
+    """As `encode`, with questions of the same images packed behind one prefix, at most so many in a row."""
+    rows, kept = [], []
+    for some in rows_of(samples, at_most):
+        pictures = open_images(some[0], problems)
+        if pictures is None:
+            # Each question of an image that cannot be read is a problem of its own.
+            for sample in some[1:]:
+                open_images(sample, problems)
+            continue
+        rows.append((pictures, [prompt_of(lens, sample, prompt) for sample in some]))
+        kept += some
+    return (packed(lens, rows) if rows else None), kept
 
 
 def model_name(lens: Lens) -> str:

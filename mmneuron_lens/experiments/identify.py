@@ -16,12 +16,26 @@ from interventions import GROUP_KINDS, SITES, count_active_by_kind, count_positi
 from mmneuron_lens.artifacts import provenance
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.experiments.asking import Progress, Prompt, Sized, batches, encode, model_facts, quietly, sized
+from mmneuron_lens.experiments.asking import (
+    Progress,
+    Prompt,
+    Sized,
+    batches,
+    encode,
+    encode_packed,
+    model_facts,
+    quietly,
+    sized,
+)
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.control import FalseDiscovery, HalvesOverlap, false_discovery_rate, halves_overlap
 from mmneuron_lens.neurons.counts import BUCKETS, Counts
 from mmneuron_lens.neurons.selection import Selection, select
 from mmneuron_lens.neurons.silent import silent_neurons
+from mmneuron_lens.packing import can_pack
+
+PACKED = 8
+"""Questions of the same images that share one row, at most."""
 
 WIDER = 0.05
 """Table 6 repeats the selection at 5 %."""
@@ -54,12 +68,15 @@ def count_domain(
     batch_size: int = 32,
     prompt: Prompt = "identification",
     corpus: str = "",
+    exact: bool = False,
     problems: Problems | None = None,
     progress: Progress = quietly,
 ) -> Counts:
     """How often each neuron is active in the samples of one domain: M and N of equation 4, by bucket and kind.
 
-    One forward per batch, at every `.act` site of the architecture. A sample whose image cannot be read is named in
+    One forward per batch, at every `.act` site of the architecture. Where the model allows it, up to `PACKED`
+    questions of the same images share one row, which counts the same but for float rounding at zero; `exact` asks
+    them one by one. A sample whose image cannot be read is named in
     `problems` and left out (without `problems` it raises `ValueError`). `corpus` names the corpus in the provenance.
     Raises `ValueError` when there is no sample, or samples of several domains.
     """
@@ -68,6 +85,7 @@ def count_domain(
         raise ValueError(f"counts are of one domain, and these {len(samples)} samples are of {domains or 'none'}.")
     domain = domains[0]
     found = sized(samples, problems)
+    packs = can_pack(lens) and not exact and all(sample.images for sample in samples)
     graph = count_active_by_kind.at("*.act") | count_positions.at("*.act")
     kinds = {site: _prompt_kinds(site) for site in lens.sites if site.endswith(".act")}
     active, tokens = _zeros(lens, kinds)
@@ -75,7 +93,10 @@ def count_domain(
 
     def encoded(group: Any) -> Any:
         for _, some in group:
-            batch, kept = encode(lens, some, prompt, problems)
+            if packs:
+                batch, kept = encode_packed(lens, some, prompt, PACKED, problems)
+            else:
+                batch, kept = encode(lens, some, prompt, problems)
             counted.update(sample.id for sample in kept)
             if batch is not None:
                 yield batch
@@ -92,7 +113,8 @@ def count_domain(
             tokens[site][bucket] = positions[0, : len(kinds[site])].cpu()
     if not counted:
         raise ValueError(f"no sample of {domain} could be read; see the problems of its rows.")
-    facts = {"prompt": prompt, "batch size": batch_size, "packing": "none", "method": "activation > 0"}
+    packing = f"{PACKED} questions" if packs else "none"
+    facts = {"prompt": prompt, "batch size": batch_size, "packing": packing, "method": "activation > 0"}
     source = {"name": corpus, "questions": len(counted), "sha256": _digest(found, counted)}
     return Counts(
         model=model_facts(lens)["model id"],
@@ -141,6 +163,7 @@ def identify(
     batch_size: int = 32,
     prompt: Prompt = "identification",
     corpus: str = "",
+    exact: bool = False,
     problems: Problems | None = None,
     progress: Progress = quietly,
     **finding: Any,
@@ -148,7 +171,14 @@ def identify(
     """Count every domain, then `find`: the main job in one call. `finding` are settings of `find`."""
     counts = [
         count_domain(
-            lens, samples, batch_size=batch_size, prompt=prompt, corpus=corpus, problems=problems, progress=progress
+            lens,
+            samples,
+            batch_size=batch_size,
+            prompt=prompt,
+            corpus=corpus,
+            exact=exact,
+            problems=problems,
+            progress=progress,
         )
         for samples in samples_by_domain.values()
     ]

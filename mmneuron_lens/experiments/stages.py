@@ -25,7 +25,6 @@ from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.counts import Counts
 from mmneuron_lens.neurons.selection import Selection
 
-
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -36,8 +35,8 @@ class RunError(ValueError):
 def open_lens(model: str, **settings: Any) -> Lens:
     """A lens on `embedded/<name>`, a local folder or a hub id. settings: as of `Lens`, those that are None left out.
 
-    Raises `OSError` when it is not found, `KeyError` or `ValueError` with the choices for an unknown name, type of model,
-    dtype or device.
+    Raises `OSError` when it is not found, `KeyError` or `ValueError` with the choices for an unknown name, type of
+    model, dtype or device.
     """
     dtype, device = settings.get("dtype"), settings.get("device")
     if isinstance(dtype, str) and dtype not in DTYPES:
