@@ -1,0 +1,128 @@
+"""What a folder of corpora holds: which parts are there, which are missing and where to get them, how records read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmneuron_lens.corpora.folder import CorpusError, image_sizes, open_images
+from mmneuron_lens.corpora.published import PUBLISHED, Corpus
+from mmneuron_lens.corpora.records import RecordProblems
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LOOKED_AT = 1000
+"""Good records of a split that are looked at unless more are asked for."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One corpus: its parts that are there, what to do about each that is not, and what its splits read as.
+
+    read: by split, good samples and `problems`; missing: one line each. A split whose parts are missing is not read.
+    """
+
+    domain: str
+    name: str
+    folder: Path
+    found: tuple[str, ...]
+    missing: tuple[str, ...]
+    read: dict[str, tuple[int, RecordProblems]]
+
+    @property
+    def whole(self) -> bool:
+        """Everything is there and nothing that was looked at is bad."""
+        return not self.missing and all(samples and not len(problems) for samples, problems in self.read.values())
+
+
+def check_corpora(folder: str | Path, records: int | None = LOOKED_AT, decode: bool = False) -> list[Checked]:
+    """Checks the five corpora of the paper in a folder.
+
+    records: good records a split to look at, None for all. decode: decode images wholly, not only their headers, which
+    alone finds truncated ones. Raises `CorpusError` when there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        expected = ", ".join(one.folder for one in PUBLISHED.values())
+        raise CorpusError(f"{folder} is not a folder; give one with subfolders {expected}.")
+    return [_checked(domain, folder, records, decode) for domain in PUBLISHED]
+
+
+def _checked(domain: str, folder: Path, records: int | None, decode: bool) -> Checked:
+    one, place = PUBLISHED[domain], folder / PUBLISHED[domain].folder
+    parts = one.parts(place)
+    found = [(part, path) for part in parts if (path := part.find(place)) is not None]
+    missing = [part for part in parts if part.find(place) is None]
+    read = {}
+    for split in (one.train, one.evaluation):
+        if not any(split in part.splits for part in missing):
+            read[split] = _look(Corpus(domain, place, split), records, decode)
+    return Checked(
+        domain,
+        one.name,
+        place,
+        tuple(str(path.relative_to(place)) for _, path in found),
+        tuple(part.missing(place) for part in missing),
+        read,
+    )
+
+
+def _look(corpus: Corpus, records: int | None, decode: bool) -> tuple[int, RecordProblems]:
+    samples, count = iter(corpus), 0
+    problems = corpus.problems
+    try:
+        for sample in islice(samples, records):
+            readable = open_images(sample, problems) if decode else image_sizes(sample, problems)
+            count += readable is not None
+    except CorpusError as error:
+        problems.count += 1
+        problems.found.append(_whole_file(corpus, error))
+    return count, problems
+
+
+def _whole_file(corpus: Corpus, error: CorpusError):
+    from mmneuron_lens.corpora.records import BadRecord
+
+    return BadRecord(corpus.folder, 0, str(error), corpus.split)
+
+
+def exit_code(checked: Sequence[Checked]) -> int:
+    """0 when every corpus is whole, else 1."""
+    return 0 if all(one.whole for one in checked) else 1
+
+
+def as_table(checked: Sequence[Checked]) -> Table:
+    """One row a corpus: what is there, how its splits read, what is missing."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("Corpus", "Domain", "Found", "Read", "Missing", show_lines=True)
+    for one in checked:
+        read = [f"{split}: {samples} good, {len(problems)} bad" for split, (samples, problems) in one.read.items()] or [
+            "nothing"
+        ]
+        missing = [escape(line) for line in one.missing]
+        table.add_row(
+            escape(one.name),
+            one.domain,
+            "\n".join(map(escape, one.found)) or "nothing",
+            "\n".join(read),
+            "\n".join(missing) or "nothing",
+        )
+    return table
+
+
+def problem_lines(checked: Sequence[Checked], shown: int = 10) -> list[str]:
+    """The first few bad records of each split, one line each."""
+    lines = []
+    for one in checked:
+        for split, (_, problems) in one.read.items():
+            listed = list(problems)[:shown]
+            lines += [f"{one.name} {split}: {problem}" for problem in listed]
+            more = len(problems) - len(listed)
+            lines += [f"{one.name} {split}: and {more} more"] if more > 0 else []
+    return lines

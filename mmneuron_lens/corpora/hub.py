@@ -1,0 +1,130 @@
+"""Corpora through the library `datasets` (extra `[corpora]`): a hub id, a folder it can load, or a copy it saved.
+
+Rows need the columns of the published files, with the image itself in `image` (LingoQA: `images`, a list). Such are
+lmms-lab/VQAv2 and lmms-lab/DocVQA. Images are written once, under their sha256, into a folder, so samples are the same
+as those read from published files: paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, vqav2
+from mmneuron_lens.corpora.folder import CorpusError
+from mmneuron_lens.corpora.records import Record, RecordProblems, good, text
+from mmneuron_lens.corpora.rows import BadRow, quote
+from mmneuron_lens.corpora.sample import DOMAINS, Sample
+
+ID_COLUMNS = {
+    "common": "question_id", "remote_sensing": "id", "medical": "Figure_path", "document": "questionId",
+    "auto_driving": "question_id",
+}  # fmt: skip
+
+
+def read_hub(
+    domain: str,
+    source: str | Path,
+    split: str,
+    images: str | Path,
+    problems: RecordProblems,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+) -> Iterator[Sample]:
+    """Samples of a data set, row by row; nothing but the images is kept, in the folder `images`.
+
+    domain: which corpus's columns to expect. source: a hub id (streamed, nothing downloaded ahead), a folder of files
+    that `load_dataset` takes, or one that `save_to_disk` wrote. Raises `ImportError` without `datasets`, `CorpusError`
+    for an unknown domain or a source that cannot be loaded.
+    """
+    if domain not in DOMAINS:
+        raise CorpusError(f"unknown domain {domain!r}; choose from {', '.join(DOMAINS)}.")
+    folder = Path(images)
+    rows = _rows(str(source), split, config, revision)
+    records = (Record(Path(source), number, row) for number, row in enumerate(rows, start=1))
+    if domain == "auto_driving":
+        yield from lingoqa.gathered((_with_frames(record, folder) for record in records), problems)
+        return
+
+    def make(row: dict[str, Any]) -> Sample:
+        return _sample(domain, row, (_image(row.get("image"), folder),), split)
+
+    if domain == "medical":
+        records = (one._replace(value={"row": f"{split}-{one.number}", **one.value}) for one in records)
+    yield from good(records, problems, make, ID_COLUMNS[domain])
+
+
+def _sample(domain: str, row: dict[str, Any], images: tuple[Path, ...], split: str) -> Sample:
+    if domain == "common":
+        return vqav2.sample_of(row, images)
+    if domain == "document":
+        return docvqa.sample_of(row, images, answered=split != "test")
+    if domain == "medical":
+        return pmc_vqa.sample_of(row, images)
+    answers = row.get("answers") if isinstance(row.get("answers"), list) else [row.get("answer")]
+    return rsvqa.sample_of(row | {"answers": [text({"answer": one}, "answer") for one in answers or [None]]}, images)
+
+
+def _rows(source: str, split: str, config: str | None, revision: str | None) -> Iterator[dict[str, Any]]:
+    rows: Any
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("reading hub corpora needs `datasets`: pip install 'mmneuron-lens[corpora]'.") from error
+    saved = Path(source)
+    try:
+        if (saved / "dataset_dict.json").is_file():
+            rows = datasets.load_from_disk(source)[split]
+        elif (saved / "state.json").is_file():
+            rows = datasets.load_from_disk(source)
+        else:
+            rows = datasets.load_dataset(source, config, split=split, revision=revision, streaming=True)
+    except (OSError, ValueError, KeyError) as error:
+        says = " ".join(str(error).split())[:200]
+        raise CorpusError(f"data set {source!r}, split {split!r} cannot be loaded ({says}); check both.") from error
+    # Encoded bytes go to disk as they are: decoding and encoding again would change them.
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            rows = rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    yield from rows
+
+
+def _with_frames(record: Record, folder: Path) -> Record:
+    try:
+        frames = record.value.get("images")
+        if not isinstance(frames, list) or not frames:
+            raise BadRow(f"images {quote(frames)} is no list of images; give the data set such a column.")
+        return record._replace(value=record.value | {"images": [str(_image(one, folder)) for one in frames]})
+    except BadRow as error:
+        return record._replace(value=record.value | {"bad": str(error)})
+
+
+def _image(value: Any, folder: Path) -> Path:
+    if isinstance(value, dict) and value.get("bytes"):
+        return _written(value["bytes"], Path(value.get("path") or "").suffix, folder)
+    if isinstance(value, dict) and value.get("path") and Path(value["path"]).is_file():
+        return Path(value["path"])
+    if isinstance(value, Image.Image):
+        buffer = io.BytesIO()
+        value.save(buffer, format="PNG")
+        return _written(buffer.getvalue(), ".png", folder)
+    raise BadRow(f"image {quote(value)} is no image; give the data set an image column, or read the published files.")
+
+
+def _written(content: bytes, suffix: str, folder: Path) -> Path:
+    name = hashlib.sha256(content).hexdigest()
+    path = folder / name[:2] / f"{name}{suffix.lower()}"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(content)
+        partial.replace(path)
+    return path

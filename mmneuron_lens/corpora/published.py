@@ -1,0 +1,88 @@
+"""A folder of corpora, one subfolder each in its published layout, and the splits that the paper's stages read.
+
+    FOLDER/vqav2  FOLDER/rsvqa  FOLDER/pmc_vqa  FOLDER/docvqa  FOLDER/lingoqa
+
+What lies in a subfolder is said at the top of the reader's file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, vqav2
+from mmneuron_lens.corpora.folder import CorpusError
+from mmneuron_lens.corpora.records import Part, RecordProblems
+from mmneuron_lens.corpora.sample import Sample
+
+
+@dataclass(frozen=True)
+class Published:
+    """A corpus of the paper: its subfolder, its name in tables, its splits, its reader and the parts it needs.
+
+    `train` and `evaluation` are the splits that neurons are identified and models evaluated on.
+    """
+
+    folder: str
+    name: str
+    splits: tuple[str, ...]
+    read: Callable[[Path, str, RecordProblems], Iterator[Sample]]
+    parts: Callable[[Path], tuple[Part, ...]]
+    train: str = "train"
+    evaluation: str = "val"
+
+
+PUBLISHED = {
+    "common": Published("vqav2", "VQAv2", vqav2.SPLITS, vqav2.read, lambda _: vqav2.PARTS),
+    "remote_sensing": Published("rsvqa", "RSVQA-HR", rsvqa.SPLITS, rsvqa.read, lambda _: rsvqa.PARTS),
+    "medical": Published("pmc_vqa", "PMC-VQA", pmc_vqa.SPLITS, pmc_vqa.read, pmc_vqa.parts_of, evaluation="test"),
+    "document": Published("docvqa", "DocVQA", docvqa.SPLITS, docvqa.read, lambda _: docvqa.PARTS),
+    "auto_driving": Published("lingoqa", "LingoQA", lingoqa.SPLITS, lingoqa.read, lambda _: lingoqa.PARTS),
+}
+"""By domain, in the paper's order (Table 4)."""
+
+
+@dataclass(eq=False)
+class Corpus:
+    """One split of a corpus. Each iteration reads the files anew, record by record, and starts `problems` anew."""
+
+    domain: str
+    folder: Path
+    split: str
+    problems: RecordProblems = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder.resolve()
+        self.problems = RecordProblems(self.folder)
+
+    @property
+    def name(self) -> str:
+        return PUBLISHED[self.domain].name
+
+    def __iter__(self) -> Iterator[Sample]:
+        self.problems = RecordProblems(self.folder)
+        return PUBLISHED[self.domain].read(self.folder, self.split, self.problems)
+
+
+def read_corpora(folder: str | Path, split: str) -> dict[str, Corpus]:
+    """The corpora that lie in a folder, by domain in the paper's order; samples come when one is iterated.
+
+    split: "train", "evaluation" (each corpus's own: val, for PMC-VQA test), or a split as published, which then only
+    those corpora give that have it. Raises `CorpusError` when there is no such folder or no corpus with that split.
+    """
+    folder = Path(folder)
+    there = {domain: one for domain, one in PUBLISHED.items() if (folder / one.folder).is_dir()}
+    if not there:
+        what = "holds no corpus" if folder.is_dir() else "is not a folder"
+        expected = ", ".join(one.folder for one in PUBLISHED.values())
+        raise CorpusError(f"{folder} {what}; give one with subfolders {expected}.")
+    found = {}
+    for domain, one in there.items():
+        name = one.evaluation if split == "evaluation" else split
+        if name in one.splits:
+            found[domain] = Corpus(domain, folder / one.folder, name)
+    if not found:
+        choices = dict.fromkeys(["train", "evaluation", *(name for one in there.values() for name in one.splits)])
+        raise CorpusError(f"no corpus in {folder} has a split {split!r}; choose from {', '.join(choices)}.")
+    return found
