@@ -1,10 +1,12 @@
-"""The command `mmneuron`: demo, count, select, show. Exit codes: 0 done, 1 the input has a problem, 2 wrong usage.
+"""The command `mmneuron`: demo, count, select, show, paper, report.
 
+Exit codes: 0 done, 1 the input has a problem, 2 wrong usage.
 torch and the rest are imported when a command runs, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
+
+# Idle threads of torch sleep instead of spinning: on a busy machine spinning ones cost ten times the time. Read by
+# OpenMP when torch is loaded, so it is set here, before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PROBLEMS_SHOWN = 10
 
@@ -125,6 +131,67 @@ def show(run: Run) -> None:
         if not page.is_file():
             raise RunError(f"{run} holds no tables yet; write them with `mmneuron select {run}`.")
         _print_tables(run, page)
+
+
+@app.command(epilog="Example: [bold]mmneuron paper --embedded --out runs/paper[/bold]")
+def paper(
+    out: Out = Path("runs/paper"),
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Both embedded models on a drawn corpus: no checkpoint, no network.")
+    ] = False,
+    model: Annotated[
+        list[str] | None, typer.Option(help="embedded/NAME, a folder, or a hub id; repeat it for several.")
+    ] = None,
+    corpora: Annotated[
+        Path | None, typer.Option(help="A folder of corpora as published: vqav2, rsvqa, pmc_vqa, docvqa, lingoqa.")
+    ] = None,
+    corpus: Annotated[Path | None, typer.Option(help="A folder of your own images with a questions.jsonl.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images a domain that identify neurons (of a drawn or own corpus).")
+    ] = None,
+    questions: Annotated[
+        int | None, typer.Option(min=2, help="Questions a domain that are answered; 150, and 500 of published corpora.")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="LLaVA-NeXT tokens a domain that identify neurons (of published corpora).")
+    ] = 20_000_000,
+    off: Annotated[str, typer.Option(help="How neurons are switched off: zero, mean, or scale.")] = "zero",
+    factor: Annotated[float, typer.Option(help="What `--off scale` multiplies them by.")] = 0.0,
+    cross: Annotated[bool, typer.Option(help="Also switch off the neurons of every other domain.")] = True,
+    random_draws: Annotated[int, typer.Option(min=0, help="Draws of random neurons whose deviation is read.")] = 5,
+    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers.")] = 5,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")] = 32,
+    judge: Annotated[str | None, typer.Option(help="Folder or hub id of Lingo-Judge, which scores LingoQA.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+) -> None:
+    """Every table and figure of the paper, its claims tested, on one page. Stopped, it goes on where it was."""
+    with _in_one_line():
+        from dataclasses import replace
+
+        from mmneuron_lens.experiments import paper as whole
+
+        plan = whole.Plan(off=off, factor=factor, cross=cross, random_draws=random_draws, seed=seed)
+        plan = replace(plan, batch_size=batch_size, judge=judge, budget=tokens)
+        plan.generation.update(num_beams=beams, max_new_tokens=max_new_tokens)
+        plan = plan if images is None else replace(plan, identification_images=images)
+        _quiet_loading()
+        page = whole.paper_command(
+            out, plan, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus, questions=questions,
+            settings={"dtype": dtype, "device": device}, progress=_bar, say=_say,
+        )  # fmt: skip
+        _print_tables(out, page)
+
+
+@app.command(epilog="Example: [bold]mmneuron report runs/paper[/bold]")
+def report(run: Annotated[Path, typer.Argument(help="The folder that `mmneuron paper` wrote.")]) -> None:
+    """Make the page, the tables (CSV, LaTeX) and the figures of a run of the paper again; runs no model."""
+    with _in_one_line():
+        from mmneuron_lens.experiments.sheet import publish_paper
+
+        typer.echo(f"Page: {publish_paper(run).resolve()}")
 
 
 @contextmanager

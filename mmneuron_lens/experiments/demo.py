@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mmneuron_lens.corpora.folder import by_domain, read_folder, some_of
 from mmneuron_lens.corpora.sample import DOMAINS
@@ -53,15 +56,27 @@ def demo(
     samples, problems = read_folder(corpus)
     identified = by_domain(some_of(samples, identification_images, identification_questions))
     evaluated = by_domain(some_of(samples, evaluation_images, evaluation_questions, skip_images=identification_images))
-    lenses = [open_lens(f"embedded/{name}") for name in models]
-    shared: dict[str, Any] = {"batch_size": batch_size, "problems": problems, "progress": progress}
-    for lens in lenses:
-        say(f"Counting active neurons of {lens.name}")
-        count_stage(lens, identified, out, corpus="drawn", **shared)
-    say("Selecting domain-specific neurons, and shuffling domains to see what chance would select")
-    found = select_stage(out, fraction=fraction, permutations=permutations, progress=progress)
-    for lens in lenses:
-        say(f"Switching neurons of {lens.name} off and asking questions")
-        ablate_stage(lens, evaluated, out, random_draws=random_draws, **shared, **GENERATION)
+    with _one_thread():
+        lenses = [open_lens(f"embedded/{name}") for name in models]
+        shared: dict[str, Any] = {"batch_size": batch_size, "problems": problems, "progress": progress}
+        for lens in lenses:
+            say(f"Counting active neurons of {lens.name}")
+            count_stage(lens, identified, out, corpus="drawn", **shared)
+        say("Selecting domain-specific neurons, and shuffling domains to see what chance would select")
+        found = select_stage(out, fraction=fraction, permutations=permutations, progress=progress)
+        for lens in lenses:
+            say(f"Switching neurons of {lens.name} off and asking questions")
+            ablate_stage(lens, evaluated, out, random_draws=random_draws, **shared, **GENERATION)
     say("Drawing figures and writing the page")
     return publish([results_of(out, one) for one in found], out, NOT_RUN)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Models this small gain nothing from a second thread, and lose much to it where other programs run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

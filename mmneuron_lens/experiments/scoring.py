@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
 from scipy.stats import bootstrap
 
-from mmneuron_lens.experiments.answers import DOMAIN, NONE, RANDOM, Answer, Match, exact_match
+from mmneuron_lens.experiments.answers import DOMAIN, NONE, RANDOM, Answer, Key, Match, exact_match, key_of
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 
-Right = dict[tuple[str, str, str, str], dict[str, bool]]
-"""By (module, condition, domain of the neurons, domain of the questions): was the answer right, by question id."""
+Right = dict[tuple[str, str, str, str], dict[str, float]]
+"""By (module, condition, domain of the neurons, domain of the questions): each question's mark in [0, 1], by id."""
+
+Marking = Match | Mapping[Key, float]
+"""How answers are marked: by a function, or by marks in [0, 1] (official scores); an answer without one is left out."""
 
 
-def scores(answers: Sequence[Answer], match: Match = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+def scores(answers: Sequence[Answer], match: Marking = exact_match, seed: int = 0) -> list[dict[str, Any]]:
     """The ablation table: model, module, condition, domain, accuracy, difference, low, high, questions.
 
     Accuracy is in per cent; difference, low and high are accuracy(condition) - accuracy("none") in percentage points
@@ -33,7 +36,7 @@ def scores(answers: Sequence[Answer], match: Match = exact_match, seed: int = 0)
     return rows
 
 
-def against_random(answers: Sequence[Answer], match: Match = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+def against_random(answers: Sequence[Answer], match: Marking = exact_match, seed: int = 0) -> list[dict[str, Any]]:
     """How much more the domain's neurons cost than random ones.
 
     Columns: model, module, domain, difference, low, high, questions. The difference is accuracy("domain") minus the
@@ -60,7 +63,7 @@ def against_random(answers: Sequence[Answer], match: Match = exact_match, seed: 
     return rows
 
 
-def cross_scores(answers: Sequence[Answer], match: Match = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+def cross_scores(answers: Sequence[Answer], match: Marking = exact_match, seed: int = 0) -> list[dict[str, Any]]:
     """Neurons of one domain off, questions of another: as `scores`, with a column neurons_of; own domains included."""
     rows = []
     for model, right in _by_model(answers, match):
@@ -94,15 +97,30 @@ def paired_interval(
     return float(interval.low), float(interval.high)
 
 
-def _by_model(answers: Sequence[Answer], match: Match) -> list[tuple[str, Right]]:
+def mean_interval(values: numpy.ndarray[Any, Any], seed: int = 0) -> tuple[float | None, float | None]:
+    """The `CONFIDENCE` interval of the mean of these numbers, one a question: percentile bootstrap, as paired."""
+    return paired_interval(values, numpy.zeros(len(values)), seed)
+
+
+def right_by_condition(answers: Sequence[Answer], match: Marking = exact_match) -> Right:
+    """The mark of each answer of one model; `ValueError` for answers of several models."""
+    found = _by_model(answers, match)
+    if len(found) != 1:
+        raise ValueError(f"answers of one model wanted, these are of {[model for model, _ in found]}.")
+    return found[0][1]
+
+
+def _by_model(answers: Sequence[Answer], match: Marking) -> list[tuple[str, Right]]:
     found: dict[str, Right] = {}
     for one in answers:
         key = one.module, one.condition, one.neurons_of, one.domain
-        found.setdefault(one.model, {}).setdefault(key, {})[one.id] = match(one.answer, one.answers)
+        mark = match(one.answer, one.answers) if callable(match) else match.get(key_of(one))
+        if mark is not None:
+            found.setdefault(one.model, {}).setdefault(key, {})[one.id] = float(mark)
     return list(found.items())
 
 
-def _compared(correct: dict[str, bool], baseline: dict[str, bool], is_baseline: bool, seed: int) -> dict[str, Any]:
+def _compared(correct: dict[str, float], baseline: dict[str, float], is_baseline: bool, seed: int) -> dict[str, Any]:
     if correct.keys() != baseline.keys():
         raise ValueError('a condition and "none" have answers to different questions; answer all under each.')
     first = numpy.array([*correct.values()], float)

@@ -6,6 +6,7 @@ answers/<model>.jsonl    tables/*.csv    figures/*.png    index.html
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from interventions.sites import unknown
 from mmneuron_lens.artifacts import content_hash
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.experiments.ablate import ablate
-from mmneuron_lens.experiments.answers import load_answers, save_answers
-from mmneuron_lens.experiments.asking import Progress, file_name, model_name, quietly
+from mmneuron_lens.experiments.ablate import Off, ablate, generation_settings, questions_digest
+from mmneuron_lens.experiments.answers import AnswerLog, key_of, load_answers, save_answers
+from mmneuron_lens.experiments.asking import Progress, file_name, model_facts, model_name, quietly
 from mmneuron_lens.experiments.identify import Identified, count_domain, find
 from mmneuron_lens.experiments.publish import Results
 from mmneuron_lens.lens import Lens
@@ -130,13 +131,46 @@ def select_stage(
 def ablate_stage(
     lens: Lens, samples_by_domain: Mapping[str, Sequence[Sample]], out: str | Path, **settings: Any
 ) -> Path:
-    """Answers questions with the run's neurons off and writes `answers/<model>.jsonl`. settings: those of `ablate`."""
+    """Answers questions with the run's neurons off and writes `answers/<model>.jsonl`. settings: those of `ablate`.
+
+    Answers lie in `answers/<model>.partial.jsonl` while they are given: the same call goes on where it was stopped. An
+    answer that is there already, to the same question under the same settings, is not generated again.
+    """
     file = selection_file(out, model_name(lens))
     selection = Selection.load(file)
-    answers = ablate(lens, selection, samples_by_domain, selection_id=content_hash(file), **settings)
     path = answers_file(out, selection.model)
+    facts = _answer_facts(lens, content_hash(file), samples_by_domain, settings)
+    log = AnswerLog(path.with_suffix(".partial.jsonl"), facts)
+    kept = path.with_suffix(".json")
+    if path.is_file() and kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) == log.settings:
+        log.add(one for one in load_answers(path) if key_of(one) not in log.answers)
+    answers = ablate(lens, selection, samples_by_domain, selection_id=content_hash(file), log=log, **settings)
+    kept.unlink(missing_ok=True)
     save_answers(answers, path)
+    kept.write_text(json.dumps(log.settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if log.path is not None:
+        log.path.unlink()
     return path
+
+
+def _answer_facts(
+    lens: Lens, selection: str, samples_by_domain: Mapping[str, Sequence[Sample]], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that an answer depends on, besides its question and its condition."""
+    other = ("modules", "random_draws", "cross", "controls", "problems", "progress", "off")
+    given = {name: value for name, value in settings.items() if name not in (*other, "seed", "match", "prompt")}
+    size = given.pop("batch_size", 32)
+    return {
+        **model_facts(lens),
+        "selection": selection,
+        "questions": questions_digest(samples_by_domain),
+        "prompt": settings.get("prompt", "evaluation"),
+        "batch size": size,
+        "seed": settings.get("seed", 0),
+        "match": settings.get("match", "module"),
+        "off": (settings.get("off") or Off()).described,
+        "generation": generation_settings(**given),
+    }
 
 
 def results_of(out: str | Path, found: Identified) -> Results:

@@ -52,6 +52,34 @@ def blip(config: Any, base: str) -> dict[str, Place]:
     return places
 
 
+def dinov2(config: Any, base: str) -> dict[str, Place]:
+    """DINOv2, as `Dinov2Model`: separate q, k, v projections; the giant one's MLP is gated, as in a Llama.
+
+    The features a projector reads are the layers' own outputs: the final norm lies on the way to the pooled embedding
+    (the normed CLS token) alone.
+    """
+    layer, layers = f"{base}.encoder.layer.{{l}}", config.num_hidden_layers
+    neurons, act = int(config.hidden_size * config.mlp_ratio), "activation_fn"
+    if config.use_swiglu_ffn:
+        # Two thirds of the width, rounded up to a multiple of 8: a gated MLP has three matrices in place of two.
+        neurons, act = (int(neurons * 2 / 3) + 7) // 8 * 8, "act_fn"
+    head = _head(config)
+    heads = Place(f"{layer}.attention.q_proj", layers, head, view=("heads", head["dimension"]))
+    return {
+        "vision.attention.q": heads,
+        "vision.attention.k": replace(heads, path=f"{layer}.attention.k_proj"),
+        "vision.attention.v": replace(heads, path=f"{layer}.attention.v_proj"),
+        "vision.attention.pattern": Place(
+            f"{layer}.attention", layers, {"head": config.num_attention_heads}, item=1, fixed=_EAGER
+        ),
+        "vision.attention.z": replace(heads, path=f"{layer}.attention.o_proj", at="input", item="input"),
+        "vision.attention.out": Place(f"{layer}.attention.o_proj", layers, {"hidden": config.hidden_size}),
+        "vision.mlp.act": Place(f"{layer}.mlp.{act}", layers, {"neuron": neurons}),
+        "vision.residual": Place(layer, layers, {"hidden": config.hidden_size}),
+        "vision.pooled": _pooled(config, base),
+    }
+
+
 def _head(config: Any) -> dict[str, int]:
     return {"head": config.num_attention_heads, "dimension": config.hidden_size // config.num_attention_heads}
 
@@ -64,18 +92,27 @@ def _shared(config: Any, base: str) -> dict[str, Place]:
         ),
         "vision.mlp.act": Place(f"{layer}.mlp.activation_fn", layers, {"neuron": config.intermediate_size}),
         "vision.residual": Place(layer, layers, {"hidden": config.hidden_size}),
-        "vision.pooled": Place(
-            base,
-            None,
-            {"hidden": config.hidden_size},
-            item="pooler_output",
-            dead=True,
-            why_dead="the language model is given patches, not the pooled embedding",
-        ),
+        "vision.pooled": _pooled(config, base),
     }
 
 
-FAMILIES = {"clip_vision_model": clip, "instructblip_vision_model": blip, "blip_2_vision_model": blip}
+def _pooled(config: Any, base: str) -> Place:
+    return Place(
+        base,
+        None,
+        {"hidden": config.hidden_size},
+        item="pooler_output",
+        dead=True,
+        why_dead="the language model is given patches, not the pooled embedding",
+    )
+
+
+FAMILIES = {
+    "clip_vision_model": clip,
+    "instructblip_vision_model": blip,
+    "blip_2_vision_model": blip,
+    "dinov2": dinov2,
+}
 
 
 def places(config: Any, base: str, read_at: int | list[int] | None = None) -> dict[str, Place]:

@@ -93,13 +93,13 @@ def _style(ink: Ink) -> Any:
 
 
 @contextmanager
-def _themed(theme: Theme) -> Iterator[Ink]:
+def themed(theme: Theme) -> Iterator[Ink]:
     """The style of the theme while drawing, and nothing that the caller's settings could change."""
     with matplotlib.rc_context(_style(INKS[theme])):
         yield INKS[theme]
 
 
-def _panels(titles: list[str], height: float, legend: list[Any]) -> tuple[Figure, list[Axes]]:
+def panels(titles: list[str], height: float, legend: list[Any]) -> tuple[Figure, list[Axes]]:
     """Panels one under the other, readable on a narrow screen, with one legend above them."""
     if not titles:
         raise ValueError("the frame has no rows to draw; give one with at least one module or site.")
@@ -112,7 +112,7 @@ def _panels(titles: list[str], height: float, legend: list[Any]) -> tuple[Figure
     return figure, axes
 
 
-def _look(domain: str) -> dict[str, Any]:
+def look(domain: str) -> dict[str, Any]:
     colour, marker = DOMAIN_COLOURS.get(domain, OTHER_COLOUR), DOMAIN_MARKERS.get(domain, OTHER_MARKER)
     return {"color": colour, "marker": marker}
 
@@ -122,11 +122,11 @@ def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
 
     Sites of one module are summed layer by layer. A module of a single layer shows one point a domain.
     """
-    with _themed(theme):
+    with themed(theme):
         modules = frame["module"].unique(maintain_order=True).to_list()
         domains = frame["domain"].unique(maintain_order=True).to_list()
-        legend = [Line2D([], [], label=domain_name(domain), linewidth=1.6, **_look(domain)) for domain in domains]
-        figure, axes = _panels(modules, 2.15, legend)
+        legend = [Line2D([], [], label=domain_name(domain), linewidth=1.6, **look(domain)) for domain in domains]
+        figure, axes = panels(modules, 2.15, legend)
         for panel, module in zip(axes, modules, strict=True):
             here = frame.filter(pl.col("module") == module).group_by("domain", "layer").agg(pl.col("neurons").sum())
             layers, most = here["layer"].n_unique(), max(here["neurons"].to_list())
@@ -134,7 +134,7 @@ def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
             for number, domain in enumerate(domains):
                 line = here.filter(pl.col("domain") == domain).sort("layer")
                 x, y = line["layer"].to_list(), line["neurons"].to_list()
-                panel.plot([number] if layers == 1 else x, y, linewidth=1.6, clip_on=False, zorder=3, **_look(domain))
+                panel.plot([number] if layers == 1 else x, y, linewidth=1.6, clip_on=False, zorder=3, **look(domain))
             panel.set_ylim(bottom=0, top=max(1.0, 1.05 * most))
             panel.set_ylabel("neurons")
             panel.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -150,12 +150,12 @@ def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
 
 def silent_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     """Figure 9 from `silent`: the share of silent and of activated neurons in each layer, a panel a site."""
-    with _themed(theme) as ink:
+    with themed(theme) as ink:
         sites = frame["site"].unique(maintain_order=True).to_list()
         titles = [f"{module_of(site)} ({site})" for site in sites]
         colours = {"silent": ink.text, "activated": ink.grid}
         legend = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
-        figure, axes = _panels(titles, 1.65, legend)
+        figure, axes = panels(titles, 1.65, legend)
         for panel, site in zip(axes, sites, strict=True):
             here = frame.filter(pl.col("site") == site)
             layers = here["layer"].to_list()
@@ -176,7 +176,7 @@ def ablation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
 
     The domain's own neurons are filled and coloured, every draw of as many random neurons is hollow and grey.
     """
-    with _themed(theme) as ink:
+    with themed(theme) as ink:
         frame = frame.filter(pl.col("condition") != "none")
         modules = frame["module"].unique(maintain_order=True).to_list()
         domains = frame["domain"].unique(maintain_order=True).to_list()
@@ -184,7 +184,7 @@ def ablation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
         drawn = Line2D(
             [], [], marker="o", color=ink.quiet, markerfacecolor=ink.paper, linewidth=1, label="random neurons"
         )
-        figure, axes = _panels(modules, 0.5 + 0.42 * len(domains), [own, drawn])
+        figure, axes = panels(modules, 0.5 + 0.42 * len(domains), [own, drawn])
         ends = frame.select(pl.min_horizontal("low", "difference").min(), pl.max_horizontal("high", "difference").max())
         low, high = (float(end) for end in ends.row(0))
         margin = 0.05 * (high - low) + 0.1
@@ -199,8 +199,8 @@ def ablation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
                     panel.plot([draw["low"], draw["high"]], [place, place], color=ink.quiet, linewidth=0.7, alpha=0.7)
                     panel.plot(draw["difference"], place, "o", ms=3, color=ink.quiet, mfc=ink.paper, mew=0.8)
                 for one in here.filter(pl.col("condition") == "domain").to_dicts():
-                    panel.plot([one["low"], one["high"]], [row - 0.12] * 2, color=_look(domain)["color"], linewidth=2)
-                    panel.plot(one["difference"], row - 0.12, markersize=6, linestyle="", **_look(domain))
+                    panel.plot([one["low"], one["high"]], [row - 0.12] * 2, color=look(domain)["color"], linewidth=2)
+                    panel.plot(one["difference"], row - 0.12, markersize=6, linestyle="", **look(domain))
             panel.set_yticks(range(len(domains)), [domain_name(domain) for domain in domains])
             panel.set_ylim(len(domains) - 0.4, -0.5)
             panel.set_xlim(min(low, 0) - margin, max(high, 0) + margin)

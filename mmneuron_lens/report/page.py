@@ -113,8 +113,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"image": _image, "shown": tables.shown, "largest": _largest, "heading": _heading}
-    environment.globals |= {"visible": _visible}
+    environment.globals |= page_globals()
     selection = report.selection
     names = ", ".join(tables.domain_name(domain) for domain in selection.domains)
     fraction = f"{100 * selection.parameters['fraction']:g} %"
@@ -132,6 +131,12 @@ def render(report: Report) -> str:
         sections=report.everything(),
         missing=report.missing(),
     )
+
+
+def page_globals() -> dict[str, Any]:
+    """What the templates call: how a picture, a cell, a heading and a table are written."""
+    names = {"image": _image, "shown": tables.shown, "largest": _largest, "heading": _heading}
+    return {**names, "visible": _visible}
 
 
 def write(report: Report, folder: str | Path) -> Path:

@@ -1,0 +1,173 @@
+"""Train the connector of the smol model; DINOv2 and SmolLM2 stay as they are.
+
+    python benchmarks/real_parts/train.py --out FOLDER --minutes 40
+
+leaves connector.safetensors and train.jsonl. Every batch holds counterfactual pairs (see asking.py) and nothing else.
+Wall-clock time sets the schedule unless --steps is given, so a slower machine trains less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from asking import SOURCES, pair
+from packing import IGNORED, Form, logits, pack
+from torch import nn
+from transformers.utils import logging
+from words import speak_words
+
+from mmneuron_lens.embedded.smol import parts
+from mmneuron_lens.embedded.smol.assemble import load_connector, save_connector
+
+WEIGHTS = {"easy-vqa": 1.5, "real": 0.75}
+"""How often a source is drawn, beside 1 for each domain."""
+
+EVALUATION_SHARE = 0.25
+END_WEIGHT = 0.2
+"""Weight of the token that ends an answer, which is soon learned, beside 1 for the answer's own."""
+
+WARMUP = 20
+
+
+def train(
+    out: Path, minutes: float, steps: int | None, seed: int, rate: float, pairs: int, questions: int, start: Path | None
+) -> None:
+    """See the module. rate: AdamW's peak; pairs, questions: of images in a batch, and asked of each image."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    random = Random(f"connector:{seed}")
+    model, processor = parts()
+    learned = prepare(model, processor)
+    if start is not None:
+        load_connector(model, start)
+    else:
+        shares = speak_words(model, processor, random)
+        (out / "words.json").write_text(json.dumps(shares, indent=1) + "\n", encoding="utf-8")
+    optimizer = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    began, last, step = time.monotonic(), time.monotonic(), 0
+    running: dict[str, list[float]] = {}
+    with open(out / "train.jsonl", "a", encoding="utf-8") as log:
+        while (done := step / steps if steps else (time.monotonic() - began) / 60 / minutes) < 1:
+            rise = min(1.0, (step + 1) / WARMUP)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+            form: Form = "evaluation" if random.random() < EVALUATION_SHARE else "identification"
+            loss, right = _step(model, processor, optimizer, learned, random, form, pairs, questions)
+            running.setdefault("loss", []).append(loss)
+            for name, values in right.items():
+                running.setdefault(name, []).extend(values)
+            step += 1
+            if step % 25 == 0:
+                means = {name: round(sum(values) / len(values), 3) for name, values in sorted(running.items())}
+                running = {}
+                print(json.dumps({"step": step, "minutes": _minutes(began), **means}), file=log, flush=True)
+            if time.monotonic() - last > 300:
+                last = time.monotonic()
+                _save(model, out, seed, step)
+    _save(model, out, seed, step)
+
+
+def prepare(model: Any, processor: Any, images: int = 64) -> list[nn.Parameter]:
+    """Freeze everything but the connector, put the rest in bfloat16, and give the connector a fair beginning.
+
+    Its first layer sees standardised features (mean and deviation over `images` pictures, folded into the weights), and
+    its second writes at the scale of the word embeddings. Returns what is trained.
+    """
+    model.requires_grad_(False)
+    random = Random("statistics")
+    pictures = [pair(random.choice(SOURCES), "train", random, 1)[0][0].image for _ in range(images)]
+    pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"].flatten(0, 1)
+    with torch.no_grad():
+        seen = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        seen = seen[model.config.vision_feature_layer][:, 1:].flatten(0, 1)
+        mean, deviation = seen.mean(0), seen.std(0)
+        projector, words = model.model.multi_modal_projector, model.get_input_embeddings().weight
+        first = torch.randn_like(projector.linear_1.weight) / len(mean) ** 0.5 / deviation
+        projector.linear_1.weight.copy_(first)
+        projector.linear_1.bias.copy_(-first @ mean)
+        middle = projector.act(projector.linear_1(seen))
+        second = torch.randn_like(projector.linear_2.weight)
+        projector.linear_2.weight.copy_(second * words.std() / (middle @ second.T).std())
+        projector.linear_2.bias.zero_()
+        model.model.image_newline.copy_(words.mean(0))
+    model.to(torch.bfloat16)
+    projector.float()
+    model.model.image_newline.data = model.model.image_newline.data.float()
+    learned = [*projector.parameters(), model.model.image_newline]
+    for parameter in learned:
+        parameter.requires_grad_(True)
+    return learned
+
+
+def _step(
+    model: Any, processor: Any, optimizer: Any, learned: list[nn.Parameter], random: Random, form: Form, pairs: int,
+    questions: int,
+) -> tuple[float, dict[str, list[float]]]:  # fmt: skip
+    """One step; the loss, and by source and kind whether each answer's first token was right."""
+    images, asked, sources = [], [], []
+    drawn = random.choices(SOURCES, [WEIGHTS.get(source, 1.0) for source in SOURCES], k=pairs)
+    for source in drawn:
+        pictures, both = pair(source, "train", random, questions)
+        if form == "identification":
+            both = [[one for one in some if not one.options] for some in both]
+        if not both[0]:
+            continue
+        images += [one.image for one in pictures]
+        asked += both
+        sources += [source] * 2
+    if not images:
+        return 0.0, {}
+    batch = pack(processor, images, asked, sources, form)
+    said = logits(model, batch)
+    chosen = batch.labels != IGNORED
+    labels, owner = batch.labels[chosen], batch.owner[chosen]
+    weight = torch.where(labels == processor.tokenizer.eos_token_id, END_WEIGHT, 1.0)
+    loss = (nn.functional.cross_entropy(said, labels, reduction="none") * weight).sum() / weight.sum()
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(learned, 1.0)
+    optimizer.step()
+    right: dict[str, list[float]] = {}
+    flat = [(source, one) for source, some in zip(sources, asked, strict=True) for one in some]
+    # Where an answer has several tokens, such as a number, its first may be only a space: all must be right.
+    correct = (said.argmax(-1) == labels).float()
+    for number, (source, one) in enumerate(flat):
+        right.setdefault(f"{source} {one.kind}", []).append(correct[owner == number].min().item())
+    return loss.item(), right
+
+
+def _save(model: Any, out: Path, seed: int, step: int) -> None:
+    save_connector(model, out / "connector.safetensors", {"training": {"seed": seed, "steps": step}})
+
+
+def _minutes(began: float) -> float:
+    return round((time.monotonic() - began) / 60, 2)
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=40.0)
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--questions", type=int, default=6)
+    parser.add_argument("--start", type=Path, default=None, help="a connector to go on from")
+    parser.add_argument("--threads", type=int, default=1)
+    given = vars(parser.parse_args())
+    torch.set_num_threads(given.pop("threads"))
+    logging.disable_progress_bar()
+    train(**given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Embed: the vision encoder's pooled image embeddings and their first two principal components (Figure 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interventions import keep
+from mmneuron_lens.artifacts import provenance, read_artifact, write_artifact
+from mmneuron_lens.batch import Batch
+from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.experiments.asking import Progress, batches, encode, model_facts, quietly, sized
+from mmneuron_lens.lens import Lens
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """`vectors`: float32 [image, hidden], one an image; `domain_of`: the domain of each."""
+
+    model: str
+    vectors: Tensor
+    domain_of: tuple[str, ...]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Writes an artifact of kind "embeddings"."""
+        own = ("model", "domain_of", "parameters", "provenance")
+        write_artifact(path, "embeddings", {"vectors": self.vectors}, {name: getattr(self, name) for name in own})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Embeddings:
+        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
+        tensors, metadata = read_artifact(path, "embeddings")
+        return cls(**{**metadata, "domain_of": tuple(metadata["domain_of"]), **tensors})
+
+
+def embed_images(
+    lens: Lens,
+    samples_by_domain: Mapping[str, Sequence[Sample]],
+    *,
+    batch_size: int = 32,
+    problems: Problems | None = None,
+    progress: Progress = quietly,
+) -> Embeddings:
+    """The pooled embedding of every image, each once however many questions it has.
+
+    Of LLaVA-NeXT's tiles the overview, which is the whole image; of several images to a question, the first.
+    """
+    vectors: list[Tensor] = []
+    domains: list[str] = []
+    for domain, samples in samples_by_domain.items():
+        once = {sample.images[0]: replace(sample, images=sample.images[:1]) for sample in reversed(samples)}
+        made = batches(sized(once.values(), problems), batch_size, buckets=False)
+        for _, some in progress(made, f"embedding {domain}"):
+            batch, kept = encode(lens, some, "identification", problems)
+            if batch is not None:
+                (pooled,) = lens.run(keep.at("vision.pooled"), batch)["keep", "vision.pooled"]
+                vectors.append(pooled[_overviews(batch)].float().cpu())
+                domains += [domain] * len(kept)
+    if not vectors:
+        raise ValueError("no image could be read; see the problems of the rows.")
+    found = torch.cat(vectors)
+    facts = {"site": "vision.pooled", "batch size": batch_size, "images": len(found)}
+    return Embeddings(model_facts(lens)["model id"], found, tuple(domains), facts, provenance(**model_facts(lens)))
+
+
+def _overviews(batch: Batch) -> list[int]:
+    """The row of the vision tower's first tile of each image."""
+    pixels = batch.inputs["pixel_values"]
+    if pixels.ndim == 4:
+        return list(range(pixels.shape[0]))
+    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+    pinpoints, side = batch.facts["grid_pinpoints"], batch.facts["tile_size"]
+    tiles = [image_size_to_num_patches(size.tolist(), pinpoints, side) for size in batch.inputs["image_sizes"]]
+    return [sum(tiles[:number]) for number in range(len(tiles))]
+
+
+def principal_components(
+    vectors: Float[Tensor, "image hidden"], count: int = 2
+) -> tuple[numpy.ndarray[Any, Any], numpy.ndarray[Any, Any]]:
+    """Coordinates [image, component] and shares of variance [component]: centred, not scaled, by SVD in float64.
+
+    The sign of a component is free: here its largest loading is positive, so the same images give the same picture.
+    """
+    centred = vectors.double().numpy()
+    centred = centred - centred.mean(axis=0)
+    left, values, right = numpy.linalg.svd(centred, full_matrices=False)
+    largest = numpy.abs(right[:count]).argmax(axis=1)
+    signs = numpy.sign(right[numpy.arange(len(largest)), largest])
+    total = float((values**2).sum())
+    share = values[:count] ** 2 / total if total else numpy.zeros(count)
+    return left[:, :count] * values[:count] * signs, share
+
+
+def component_rows(found: Embeddings) -> list[dict[str, Any]]:
+    """Figure 2 as rows: model, domain, first, second, and the shares of variance they hold."""
+    points, share = principal_components(found.vectors)
+    return [
+        {"model": found.model, "domain": domain, "first": float(first), "second": float(second)}
+        | {"first_share": float(share[0]), "second_share": float(share[1])}
+        for domain, (first, second) in zip(found.domain_of, points, strict=True)
+    ]

@@ -1,0 +1,30 @@
+"""Figure 2: pooled image embeddings on their first two principal components."""
+
+from __future__ import annotations
+
+import polars as pl
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mmneuron_lens.report.figures import Theme, look, panels, themed
+from mmneuron_lens.report.tables import domain_name
+
+
+def embedding_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
+    """From rows of model, domain, first, second, first_share, second_share: a panel a model, a point an image."""
+    with themed(theme) as ink:
+        models = frame["model"].unique(maintain_order=True).to_list()
+        domains = frame["domain"].unique(maintain_order=True).to_list()
+        legend = [Line2D([], [], label=domain_name(domain), linestyle="", **look(domain)) for domain in domains]
+        figure, axes = panels(models, 4.2, legend)
+        for panel, model in zip(axes, models, strict=True):
+            here = frame.filter(pl.col("model") == model)
+            panel.grid(linewidth=0.8)
+            for domain in domains:
+                some = here.filter(pl.col("domain") == domain)
+                style = {"linestyle": "", "markersize": 4, "markeredgewidth": 0.4, "markeredgecolor": ink.paper}
+                panel.plot(some["first"].to_list(), some["second"].to_list(), alpha=0.8, **style, **look(domain))
+            for axis, name in ((panel.xaxis, "first"), (panel.yaxis, "second")):
+                share = 100 * here[f"{name}_share"][0]
+                axis.set_label_text(f"{name} component, {share:.0f} % of the variance")
+        return figure

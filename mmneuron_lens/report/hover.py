@@ -1,0 +1,34 @@
+"""The lens to be hovered over: point at an image patch or a word and read what it decodes to at each layer."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
+
+
+def hover(document: Mapping[str, Any], pictures: Sequence[Tensor], caption: str) -> Markup:
+    """The element that `hover.js` brings to life, with all it shows inside it.
+
+    document: question, expected, layers, labels, kinds, boxes, words, tokens [layer][position][rank], probabilities
+    (thousandths), entropy [layer][position]. pictures: uint8 [height, width, 3].
+    """
+    data = {**document, "pictures": [data_uri(picture) for picture in pictures]}
+    # Nothing in the data may end the script element.
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return Markup(
+        '<div class="lens" role="group" aria-label="{}"><script type="application/json">{}</script></div>'
+    ).format(caption, Markup(text))
+
+
+def data_uri(picture: Tensor) -> str:
+    """The picture as a PNG inside a URI."""
+    buffer = BytesIO()
+    Image.fromarray(picture.numpy()).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

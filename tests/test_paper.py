@@ -1,0 +1,254 @@
+"""The whole paper in little: every named table and figure, numbers as the artifacts have them, and going on."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from test_cli import mmneuron
+
+from mmneuron_lens.artifacts import content_hash
+from mmneuron_lens.experiments import paper as whole
+from mmneuron_lens.experiments.answers import load_answers
+from mmneuron_lens.experiments.claims import Evidence, claims, largest_share, turning_points
+from mmneuron_lens.experiments.deviate import Deviations
+from mmneuron_lens.experiments.marking import Marks, mark_answers
+from mmneuron_lens.experiments.read import Entropies
+from mmneuron_lens.experiments.sheet import paper_of
+from mmneuron_lens.neurons.selection import Selection
+from mmneuron_lens.report import latex, printed
+from mmneuron_lens.report.paper_page import claims_frame
+
+MODEL = "embedded/instructblip"
+DOMAINS = ("remote_sensing", "document")
+LITTLE = whole.Plan(
+    identification_images=4,
+    identification_questions=2,
+    evaluation_images=2,
+    evaluation_questions=2,
+    deviation_questions=3,
+    entropy_images=2,
+    embedding_images=3,
+    random_draws=2,
+    ablation_draws=1,
+    permutations=2,
+    fraction=0.05,
+    generation={"num_beams": 2, "length_penalty": -1.0, "max_new_tokens": 3, "do_sample": False},
+)
+NAMES = [
+    *("Figure 2", "Figure 5", "Table 1", "Table 2", "Table 3", "Figure 6", "Figure 7", "Table 4", "Figure 9"),
+    *("Figures 10–13", "Table 6", "Table 7", "Table 8", "Table 9", "Controls", "Cross matrix"),
+]
+
+
+def make(out: Path, plan: whole.Plan = LITTLE, said: list[str] | None = None) -> Path:
+    torch.set_num_threads(1)
+    say = (said if said is not None else []).append
+    questions = whole.drawn_questions(out, plan, say, DOMAINS)
+    return whole.paper(out, models=[MODEL], questions=questions, plan=plan, say=say)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("paper")
+    make(out)
+    return out
+
+
+def test_every_table_and_figure_by_name_and_in_the_papers_order(run):
+    html = (run / "index.html").read_text()
+    assert re.findall(r'<section id="[^"]*">\n<h2><span class="count">([^<]*)</span>', html) == NAMES
+    items = {item.name: item for item in paper_of(run).items}
+    assert [name for name, item in items.items() if item.missing] == ["Table 7", "Table 8"]
+    for name, item in items.items():
+        assert item.missing or item.sources, name
+        for source in item.sources:
+            # Every hash on the page is that of the file it names, and a link leads to it.
+            assert content_hash(run / source.file) == source.sha256
+            assert f'href="#{source.anchor}"' in html
+            assert html.count(f'id="{source.anchor}"') == 1
+    for stem in ("neurons_per_domain", "ablation_accuracy", "deviation", "entropy", "claims", "cross", "silent"):
+        assert (run / "tables" / f"{stem}.csv").is_file()
+        assert "\\toprule" in (run / "tables" / f"{stem}.tex").read_text()
+    for stem in ("figure_2_embeddings", "figure_5_layers_instructblip", "figure_7_entropy"):
+        assert (run / "figures" / f"{stem}.png").read_bytes()[:4] == b"\x89PNG"
+    assert "not a model of the paper, so its printed numbers are not shown" in html
+    assert "http" not in re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
+
+
+def test_numbers_on_the_page_are_those_of_the_artifacts(run):
+    selection = Selection.load(run / "selection" / "instructblip.safetensors")
+    table = pl.read_csv(run / "tables" / "neurons_per_domain.csv")
+    for row in table.iter_rows(named=True):
+        own = selection.neurons(row["domain"], row["module"])
+        assert row["neurons"] == sum(int(mask.sum()) for mask in own.values())
+    answers = load_answers(run / "answers" / "instructblip.jsonl")
+    accuracy = pl.read_csv(run / "tables" / "ablation.csv")
+    here = accuracy.filter((pl.col("module") == "None") & (pl.col("domain") == "document"))["accuracy"][0]
+    mine = [one.answer == one.answers[0] for one in answers if (one.condition, one.domain) == ("none", "document")]
+    assert here == 100 * sum(mine) / len(mine)
+    found = Deviations.load(run / "deviations" / "instructblip" / "document.safetensors")
+    number = found.conditions.index(("LLM", "domain"))
+    shown = pl.read_csv(run / "tables" / "deviation.csv").filter(
+        (pl.col("module") == "LLM") & (pl.col("condition") == "domain") & (pl.col("domain") == "document")
+    )
+    assert shown["deviation"][0] == pytest.approx(100 * float(found.values["after norm"][number].mean()))
+    entropies = Entropies.load(run / "entropies" / "instructblip" / "document.safetensors")
+    entropy = pl.read_csv(run / "tables" / "entropy.csv").filter(pl.col("domain") == "document")
+    assert entropy["entropy"].to_list() == pytest.approx(entropies.mean().T.flatten().tolist())
+    assert {"None", "Vision Encoder", "Q-Former", "LLM", "All"} == set(accuracy["module"])
+
+
+def test_done_again_nothing_is_made_and_the_page_has_the_same_bytes(run):
+    before, said = (run / "index.html").read_bytes(), []
+    make(run, said=said)
+    assert [line for line in said if not line.startswith(("already done", "Drawing figures"))] == []
+    assert (run / "index.html").read_bytes() == before
+    assert mmneuron("report", run).stdout.strip() == f"Page: {run / 'index.html'}"
+    assert (run / "index.html").read_bytes() == before
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(run, tmp_path, monkeypatch):
+    real, left = whole.deviate, [1]
+
+    def stopping(*arguments, **settings):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(whole, "deviate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path)
+    monkeypatch.setattr(whole, "deviate", real)
+    said: list[str] = []
+    make(tmp_path, said=said)
+    made = [line for line in said if not line.startswith("already done")]
+    assert made[0] == f"{MODEL}: deviation of the last hidden state, document"
+    assert (tmp_path / "index.html").read_bytes() == (run / "index.html").read_bytes()
+
+
+def test_a_change_repeats_what_depends_on_it_alone(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "run")
+    said: list[str] = []
+    make(tmp_path / "run", replace(LITTLE, random_draws=1), said)
+    made = [line for line in said if not line.startswith("already done")]
+    assert made == [f"{MODEL}: deviation of the last hidden state, {domain}" for domain in DOMAINS] + [
+        "Drawing figures and writing the page"
+    ]
+    # A file that lost bytes is made again.
+    file = tmp_path / "run" / "entropies" / "instructblip" / "document.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    said.clear()
+    make(tmp_path / "run", replace(LITTLE, random_draws=1), said)
+    assert f"{MODEL}: entropy of the next token by layer, document" in said
+
+
+def test_claims_are_one_row_a_statement_and_model(run):
+    found = paper_of(run).claims
+    assert [claim.number for claim in found] == ["1", "2", "3", "4a", "4b", "4c", "5", "6", "7", "8"]
+    frame = claims_frame(found)
+    assert frame["verdict"].is_in(["holds", "does not hold", "not decided"]).all()
+    shares = frame.filter(pl.col("claim") == "3").to_dicts()[0]
+    assert shares["low"] <= shares["value"] + 1e-9
+    silent = pl.read_csv(run / "tables" / "silent.csv").filter(pl.col("site") == "vision.mlp.act")["silent"].sum()
+    assert frame.filter(pl.col("claim") == "8")["value"][0] == silent
+
+
+def selection_of(per_layer: list[list[int]], document: list[int] | None = None) -> Selection:
+    """Made by hand: so many neurons in each LLM layer of domain "common", so many vision neurons of "document"."""
+    masks = torch.zeros(len(per_layer), 100, 2, dtype=torch.bool)
+    for layer, (first, second) in enumerate(per_layer):
+        masks[layer, :first, 0] = True
+        masks[layer, :second, 1] = True
+    parameters = {"fraction": 0.01, "percentile": 0.95, "kinds": {}}
+    empty = torch.zeros(len(per_layer), 100, dtype=torch.float64)
+    return Selection(
+        "<m>", ("common", "document"), {"llm.mlp.act": masks}, {"llm.mlp.act": empty}, {}, {}, {}, {}, parameters
+    )
+
+
+def test_turning_points_and_shares_by_hand():
+    rises_falls_rises = selection_of([[1, 0], [5, 0], [2, 0], [2, 0], [6, 0]])
+    finding = turning_points(Evidence(rises_falls_rises), [rises_falls_rises] * 3)
+    assert (finding.value, finding.low, finding.high, finding.verdict) == (2.0, 2.0, 2.0, "holds")
+    rising = selection_of([[1, 0], [2, 0], [3, 0]])
+    assert turning_points(Evidence(rising), [rising] * 3).verdict == "does not hold"
+    assert turning_points(Evidence(rises_falls_rises), [rising, rises_falls_rises] * 5).verdict == "not decided"
+    share = largest_share(Evidence(rises_falls_rises), [rises_falls_rises] * 3)
+    assert share.value == pytest.approx(100 * 16 / 500)
+    (claim, *_) = claims([Evidence(rises_falls_rises)], resamples=2)
+    assert claim.findings[0].verdict == "not decided"
+
+
+def test_the_papers_numbers_stand_beside_its_own_models_only():
+    table = printed.accuracy("llava-hf/llava-v1.6-vicuna-7b-hf")
+    assert table is not None
+    row = table.filter((pl.col("module") == "All") & (pl.col("domain") == "remote_sensing"))
+    assert row["accuracy"].to_list() == [38.5]
+    assert printed.neurons("Salesforce/instructblip-vicuna-7b", 0.05)["neurons"].sum() == 17065 + 5229 + 28946  # type: ignore[index]
+    assert printed.deviation("llava-hf/llava-v1.6-vicuna-13b-hf") is None
+    assert printed.entropy("llava-hf/llava-v1.6-vicuna-13b-hf") is not None
+    assert printed.neurons(MODEL, 0.01) is None
+
+
+def test_latex_escapes_what_it_would_read_as_a_command():
+    frame = pl.DataFrame({"a_b": ["50 % & <x>"], "n": [-1.5]})
+    text = latex.latex(frame, "Costs $5", decimals=1)
+    assert "a b & n \\\\" in text
+    assert r"50 \% \& \textless{}x\textgreater{} & $-$1.5 \\" in text
+    assert r"\caption{Costs \$5}" in text
+    assert r"\begin{tabular}{lr}" in text
+
+
+def test_official_marks_where_a_corpus_has_them(run, tmp_path):
+    answers = [one for one in load_answers(run / "answers" / "instructblip.jsonl") if one.domain == "document"]
+    questions = whole.drawn_questions(run, LITTLE, lambda text: None, DOMAINS)
+    samples = {"document": [replace(one, options=()) for one in questions.evaluation["document"]]}
+    spelt = [replace(one, answer=one.answers[0] + "x") for one in answers]
+    marks = mark_answers(spelt, samples, {"document": "DocVQA"})
+    for one in spelt:
+        right = one.answers[0]
+        # ANLS: one letter too many, unless half of the answer or more is wrong.
+        expected = 1 - 1 / (len(right) + 1) if 1 / (len(right) + 1) < 0.5 else 0.0
+        assert marks.values[one.module, one.condition, one.neurons_of, one.domain, one.id] == pytest.approx(expected)
+    marks.save(tmp_path / "m.json")
+    assert Marks.load(tmp_path / "m.json") == marks
+    plain = mark_answers(answers, samples, {"document": "LingoQA"})
+    assert plain.notes == ("LingoQA was not scored by Lingo-Judge, whose weights were not given (--judge).",)
+
+
+PROBLEMS = {
+    "no models": (["paper"], "say which models: --embedded, or --model with a folder or hub id"),
+    "no questions": (
+        ["paper", "--model", "somewhere/else"],
+        "say which questions: --corpora with published corpora, or --corpus with a questions.jsonl.",
+    ),
+    "two corpora": (["paper", "--embedded", "--corpora", "a", "--corpus", "b"], "give one of them."),
+    "another way": (["paper", "--embedded", "--off", "flip", "--out", "{out}"], "no way 'flip' to switch neurons"),
+    "no run": (["report", "{out}"], "holds no run of the paper; make one with `mmneuron paper --embedded --out"),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_cannot_be_run_is_said_in_one_line(name, tmp_path):
+    arguments, expected = PROBLEMS[name]
+    result = mmneuron(*(argument.format(out=tmp_path) for argument in arguments))
+    assert result.exit_code == 1
+    assert expected in result.stderr
+    assert "\n" not in result.stderr.strip()
+
+
+def test_the_run_says_what_it_was_made_with(run):
+    described = json.loads((run / "paper.json").read_text())
+    assert described["models"] == [MODEL]
+    assert described["plan"]["generation"]["num_beams"] == 2
+    stamp = json.loads((run / "stages" / "answers-instructblip.json").read_text())
+    assert stamp["files"] == {"answers/instructblip.jsonl": content_hash(run / "answers" / "instructblip.jsonl")}
