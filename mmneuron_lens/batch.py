@@ -93,7 +93,8 @@ class Batch:
         """The batch as the bytes of its image files and its texts, with your own fields."""
         images, texts = self.given
         own = {name: tensor for name, tensor in self.fields["llm"].items() if name not in ("weight", "kind")}
-        return {"images": [[file_bytes(image) for image in some] for some in images], "texts": list(texts), "extra": own}
+        files = [[file_bytes(image) for image in some] for some in images]
+        return {"images": files, "texts": list(texts), "extra": own}
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""

@@ -247,7 +247,7 @@ def _per_text(images_of: Sequence[Any] | None, count: int) -> list[list[Any]]:
 
 
 def with_placeholders(text: str, count: int, token: str) -> str:
-    """The prompt with one placeholder line per image before it, unless it has them. Raises `ValueError` on a mismatch."""
+    """The prompt with a placeholder line per image before it, unless it has them. Raises `ValueError` on a mismatch."""
     present = text.count(token)
     if present == 0 and count:
         return f"{token}\n" * count + text

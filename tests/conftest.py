@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mmneuron_lens  # noqa: F401, I001  (first: it imports beartype before nnsight)
 import numpy
 import pytest
 import tiny_models
 import torch
 from PIL import Image
 
+import mmneuron_lens  # noqa: F401  (first: it imports beartype before nnsight)
 from mmneuron_lens import Lens
 
 ARCHITECTURES = ("llava_next", "instructblip", "llava", "blip2")

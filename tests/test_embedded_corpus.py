@@ -22,9 +22,12 @@ KINDS = {"yes/no", "count", "name", "place", "option"}
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_a_seed_names_one_scene(domain: str) -> None:
     first, again, other = draw(domain, 7), draw(domain, 7), draw(domain, 8)
-    assert first.image.tobytes() == again.image.tobytes() and first.questions == again.questions
+    assert first.image.tobytes() == again.image.tobytes()
+    assert first.questions == again.questions
     assert first.image.tobytes() != other.image.tobytes()
-    assert first.image.mode == "RGB" and 80 <= min(first.image.size) and max(first.image.size) <= 160
+    assert first.image.mode == "RGB"
+    assert min(first.image.size) >= 80
+    assert max(first.image.size) <= 160
 
 
 def test_sizes_vary_within_every_domain() -> None:
@@ -49,9 +52,11 @@ def test_real_crops_of_held_out_come_from_the_right_third(monkeypatch: pytest.Mo
         trained = draw_real("common", SPLITS["train"][i]).image.getextrema()[0]
         held_out = draw_real("common", SPLITS["held_out"][i]).image.getextrema()[0]
         if shade[0] < shade[-1]:
-            assert trained[1] <= limits[0] + 3 and held_out[0] >= limits[1] - 3
+            assert trained[1] <= limits[0] + 3
+            assert held_out[0] >= limits[1] - 3
         else:
-            assert trained[0] >= limits[0] - 3 and held_out[1] <= limits[1] + 3
+            assert trained[0] >= limits[0] - 3
+            assert held_out[1] <= limits[1] + 3
 
 
 def test_every_real_image_has_its_licence() -> None:
@@ -100,7 +105,8 @@ def test_every_answer_is_one_token_after_every_prompt(model_kind: str) -> None:
                 before, after = tokenizer(prompt).input_ids, tokenizer(f"{prompt} {question.answer}").input_ids
                 assert after[:-1] == before, (prompt, question.answer)
                 assert tokenizer.decode(after[-1]).strip() == question.answer
-                assert before[0] == tokenizer.bos_token_id and before.count(tokenizer.bos_token_id) == 1
+                assert before[0] == tokenizer.bos_token_id
+                assert before.count(tokenizer.bos_token_id) == 1
 
 
 def test_the_tokenizer_encodes_any_text() -> None:
@@ -115,7 +121,8 @@ def test_a_folder_is_written_as_users_bring_theirs(tmp_path: Path) -> None:
     write_folder(tmp_path, "demo", images_per_domain=4, real_share=0.5)
     rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
     assert len({row["id"] for row in rows}) == len(rows)
-    assert {row["domain"] for row in rows} == set(DOMAINS) and {row["kind"] for row in rows} == KINDS
+    assert {row["domain"] for row in rows} == set(DOMAINS)
+    assert {row["kind"] for row in rows} == KINDS
     assert len(list((tmp_path / "images").glob("*.png"))) == 20
     for row in rows:
         assert set(row) - {"options"} == {"id", "domain", "image", "question", "answer", "kind"}

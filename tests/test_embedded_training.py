@@ -50,7 +50,7 @@ def scrambled(model_kind: ModelKind) -> tuple[torch.nn.Module, Encoder]:
     return model, Encoder(model_kind, processor)
 
 
-@pytest.mark.parametrize("form", ("identification", "evaluation"))
+@pytest.mark.parametrize("form", ["identification", "evaluation"])
 @pytest.mark.parametrize("model_kind", MODEL_KINDS)
 def test_shared_forward_equals_the_stock_model(model_kind: ModelKind, form: str) -> None:
     """Questions behind one prefix, or sharing one vision tower, predict as the stock processor and forward do."""
@@ -101,7 +101,8 @@ def test_controls_keep_the_questions_and_change_the_image() -> None:
     for condition in ("blank", "swapped"):
         changed = shown(scenes, condition)
         for old, new in zip(scenes, changed, strict=True):
-            assert new.questions == old.questions and new.domain == old.domain
+            assert new.questions == old.questions
+            assert new.domain == old.domain
             assert new.image.tobytes() != old.image.tobytes()
     swapped = shown(scenes, "swapped")
     assert swapped[0].image.tobytes() == scenes[1].image.tobytes()
@@ -112,7 +113,8 @@ def test_an_untrained_model_is_right_about_nothing() -> None:
     model, encoder = scrambled("llava-next")
     scenes = [draw("common", seed) for seed in range(6)]
     right = answers_right(model, encoder, scenes, [scene.questions for scene in scenes], "identification")
-    assert len(right) == sum(len(scene.questions) for scene in scenes) and sum(right) <= 2
+    assert len(right) == sum(len(scene.questions) for scene in scenes)
+    assert sum(right) <= 2
 
 
 def test_options_are_added_in_the_evaluation_form_alone() -> None:
@@ -126,7 +128,8 @@ def test_options_are_added_in_the_evaluation_form_alone() -> None:
                 if question.options:
                     asked = {q.question: q for q in scene.questions}[question.question]
                     truth = asked.options[ord(asked.answer) - 65] if asked.options else asked.answer
-                    assert question.options[ord(question.answer) - 65] == truth and len(set(question.options)) <= 4
+                    assert question.options[ord(question.answer) - 65] == truth
+                    assert len(set(question.options)) <= 4
 
 
 @pytest.mark.parametrize("model_kind", MODEL_KINDS)

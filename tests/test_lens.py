@@ -95,7 +95,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_an_embedded_model_that_is_not_there():
-    with pytest.raises(KeyError, match="Unknown embedded model 'llava'. Did you mean 'llava-next'"):
+    with pytest.raises(KeyError, match=r"Unknown embedded model 'llava'. Did you mean 'llava-next'"):
         Lens.embedded("llava")
 
 
@@ -103,6 +103,8 @@ def test_results_name_their_choices(lens):
     from interventions import count_active
 
     out = lens.run(count_active, mixed_batch(lens))
-    with pytest.raises(KeyError, match="Unknown result 'count, llm.mlp.act'. Did you mean 'count_active, llm.mlp.act'"):
+    with pytest.raises(
+        KeyError, match=r"Unknown result 'count, llm.mlp.act'. Did you mean 'count_active, llm.mlp.act'"
+    ):
         out["count", "llm.mlp.act"]
     assert "int64 [3, 48]" in repr(out)

@@ -71,7 +71,7 @@ ROOMS_BELOW = {
     "mmneuron_lens.neurons": {"lens", "models", "runtime", "wire", "experiments", "report", "cli", "embedded"},
     "mmneuron_lens.corpora": {"lens", "models", "runtime", "neurons", "experiments", "report", "cli", "embedded"},
     "mmneuron_lens.report": {"lens", "models", "runtime", "wire", "experiments", "cli", "embedded"},
-    "mmneuron_lens.metrics": {"lens", "models", "runtime", "wire", "neurons", "experiments", "report", "cli", "embedded"},
+    "mmneuron_lens.metrics": {"lens", "models", "runtime", "wire", "neurons", "experiments", "report", "embedded"},
     "mmneuron_lens.artifacts": {"lens", "models", "runtime", "wire", "neurons", "experiments", "report", "cli"},
 }
 

@@ -105,7 +105,7 @@ def test_a_write_that_changes_the_shape(untouchable):
 
 
 def test_annotations_are_proved_too(untouchable):
-    lens, batch = untouchable
+    lens, _batch = untouchable
 
     @reads("llm.mlp.act", over="sum", weight=1)
     def claims(act: Float[Tensor, "batch token neuron"], weight: int) -> Bool[Tensor, " neuron"]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any, Literal
 
 import torch
@@ -19,6 +18,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from mmneuron_lens.corpora import prompts
 from mmneuron_lens.embedded.corpus.canvas import Question
+from mmneuron_lens.wire.pack import common
 
 Form = Literal["identification", "evaluation"]
 IGNORED = -100
@@ -49,7 +49,7 @@ def pack(
         placeholder = processor.replace_image_token(inputs, index)
         texts = [prompt(question, sources[index], form).replace("<image>", placeholder) for question in questions]
         whole = [tokenizer(text).input_ids for text in texts]
-        shared = min(len(commonprefix(whole)), min(map(len, whole)) - 1)
+        shared = min(common(whole), min(map(len, whole)) - 1)
         ids, labels, owner = list(whole[0][:shared]), [IGNORED] * shared, [-1] * shared
         segments, positions = [0] * shared, list(range(shared))
         for segment, (question, tokens) in enumerate(zip(questions, whole, strict=True), start=1):

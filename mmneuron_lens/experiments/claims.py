@@ -182,7 +182,8 @@ def image_confidence(one: Evidence, resamples: int, seed: int) -> Finding:
             chosen = slice(None) if buckets is None else buckets
             sums += float(entropies.confidence[chosen, place].sum())
             tokens += float(entropies.tokens[chosen, place].sum())
-        return 100 * sums / tokens
+        # Few images leave buckets empty; a draw of empty ones alone says nothing.
+        return 100 * sums / tokens if tokens else math.nan
 
     value = mean([None] * len(one.entropies))
     low, high = _interval([mean(drawn) for drawn in _draws(one.entropies, resamples, seed)])
@@ -339,7 +340,7 @@ def _per_module(selection: Selection) -> list[tuple[str, dict[str, int]]]:
 
 def _agreement(selection: Selection) -> float:
     numbers = [list(some.values()) for _, some in _per_module(selection)]
-    taus = [float(kendalltau(one, other)[0]) for one, other in combinations(numbers, 2)]
+    taus = [float(numpy.asarray(kendalltau(one, other))[0]) for one, other in combinations(numbers, 2)]
     return float(numpy.nanmean(taus)) if taus else math.nan
 
 

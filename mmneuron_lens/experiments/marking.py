@@ -70,7 +70,7 @@ def mark_answers(
             names[domain] = EXACT
             values |= {key_of(one): float(exact_match(one.answer, one.answers)) for one in some}
             continue
-        parameters = {"judge": judge} if corpus == "LingoQA" else {}
+        parameters: dict[str, Any] = {"judge": judge} if corpus == "LingoQA" else {}
         said = {one.id: one.answer for one in some}
         samples = [sample for sample in samples_by_domain[domain] if sample.id in said]
         scored = metrics.score(corpus, samples, said, **parameters)

@@ -222,7 +222,7 @@ def paper_command(
     say: Say = lambda text: None,
 ) -> Path:
     """What `mmneuron paper` does. Raises `RunError` when it is not said which models or which questions."""
-    if embedded == bool(models) and not (embedded and models):
+    if not embedded and not models:
         raise RunError("say which models: --embedded, or --model with a folder or hub id (repeat it for several).")
     if corpora is not None and corpus is not None:
         raise RunError("--corpora is a folder of published corpora, --corpus one of your own images: give one of them.")

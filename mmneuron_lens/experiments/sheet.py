@@ -87,6 +87,12 @@ class ModelRun:
     def marking(self) -> Marking:
         return exact_match if self.marks is None else self.marks.values
 
+    @property
+    def evidence(self) -> Evidence:
+        return Evidence(
+            self.selection, self.counts, self.entropies, self.answers, self.marking, deviations=self.deviations
+        )
+
     def traces(self, number: int) -> list[LensTrace]:
         return [LensTrace.load(file) for file in self.files(f"traces/{number}")]
 
@@ -120,9 +126,7 @@ def paper_of(out: str | Path) -> Paper:
         raise RunError(f"{out} holds no run of the paper; make one with `mmneuron paper --embedded --out {out}`.")
     described = json.loads((out / "paper.json").read_text(encoding="utf-8"))
     runs = [ModelRun(out, model) for model in described["models"]]
-    evidence = [
-        Evidence(run.selection, run.counts, run.entropies, run.answers, run.marking, run.deviations) for run in runs
-    ]
+    evidence = [run.evidence for run in runs]
     plan = described["plan"]
     names = " and ".join(run.model for run in runs)
     items = (
@@ -313,9 +317,8 @@ def _table_2(runs: Sequence[ModelRun]) -> Item:
         )
         .select("model", "module", "domain", "shown")
     )
-    against = pl.DataFrame(
-        [row for run in asked for row in against_random(run.answers, run.marking)], infer_schema_length=None
-    )
+    rows = [row for run in asked for row in against_random(run.answers, run.marking)]
+    against = pl.DataFrame(rows, infer_schema_length=None)
     count = max(frame["questions"].to_list())
     metrics = asked[0].marks.metrics if asked[0].marks else {}
     how = "; ".join(f"{domain_name(domain)}: {name}" for domain, name in metrics.items())

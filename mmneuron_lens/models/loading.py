@@ -50,7 +50,7 @@ def embedded_folder(name: str) -> Path:
 
 
 def wrap(module: torch.nn.Module, processor: Any, repo: str, revision: str | None) -> Any:
-    """The nnsight model around a transformers model, known to a server by `repo`: a hub id, or a folder both can see."""
+    """The nnsight model around a transformers model, known to a server by `repo`: a hub id or a shared folder."""
     from nnsight.modeling.huggingface import _ID_CACHE
     from nnsight.modeling.transformers import TransformersModel
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickletools
 import sys
-from collections.abc import Callable
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -14,7 +13,7 @@ SERVER_PACKAGES = ("torch", "transformers", "nnsight", "numpy", "PIL", "safetens
 """What an NDIF server has, beside the standard library."""
 
 
-def bare(function: Callable[..., Any], made: dict[int, Any] | None = None) -> Callable[..., Any]:
+def bare(function: Any, made: dict[int, Any] | None = None) -> Any:
     """A copy of a function without annotations, whose globals are only those it names, made bare likewise.
 
     nnsight ships functions by their source and pickles their `__annotations__`; a server has no jaxtyping to rebuild
@@ -87,7 +86,7 @@ def _modules(payload: bytes) -> set[str]:
         if opcode.name == "MEMOIZE":
             memo.append(pushed[-1] if pushed else None)
         elif opcode.name in ("BINGET", "LONG_BINGET"):
-            pushed.append(memo[argument])
+            pushed.append(memo[int(argument or 0)])
         elif opcode.name == "STACK_GLOBAL":
             # The two values pushed last are the module and the name.
             found.add(str(pushed[-2]))

