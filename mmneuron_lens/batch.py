@@ -20,7 +20,8 @@ class Batch:
     inputs: the processor's tensors, prompts padded on the left. fields: by group of sites, `weight` int64
     `[rows, positions]` (0 for padding) and `kind` bool `[rows, positions, kinds]`, one-hot. images: how many
     each row has. prompt_length: columns before generated tokens; all of them unless an answer was appended.
-    given: the images and texts it was made from, which is what travels to a server.
+    given: the images and texts it was made from (per row a text, or a tuple of those packed in it), which is what
+    travels to a server.
     """
 
     inputs: Mapping[str, Tensor]
@@ -29,7 +30,7 @@ class Batch:
     prompt_length: int
     facts: Mapping[str, Any]
     tokenizer: Any = field(repr=False, default=None)
-    given: tuple[tuple[tuple[Any, ...], ...], tuple[str, ...]] = field(repr=False, default=((), ()))
+    given: tuple[tuple[tuple[Any, ...], ...], tuple[str | tuple[str, ...], ...]] = field(repr=False, default=((), ()))
 
     @property
     def rows(self) -> int:
@@ -94,7 +95,8 @@ class Batch:
         images, texts = self.given
         own = {name: tensor for name, tensor in self.fields["llm"].items() if name not in ("weight", "kind")}
         files = [[file_bytes(image) for image in some] for some in images]
-        return {"images": files, "texts": list(texts), "extra": own}
+        prompts = [list(text) if isinstance(text, tuple) else text for text in texts]
+        return {"images": files, "texts": prompts, "extra": own}
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""

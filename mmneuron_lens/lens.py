@@ -81,6 +81,8 @@ class Lens:
         self.anatomy = anatomy_of(module.config)
         check_places(self.anatomy, module)
         self._nnsight: Any = None
+        # Graphs that were checked, with the kind of batch: a sweep of many runs checks each once.
+        self.proved: set[tuple[Any, ...]] = set()
 
     @property
     def nnsight(self) -> Any:

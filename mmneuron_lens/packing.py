@@ -42,4 +42,5 @@ def packed(lens: Lens, rows: Sequence[tuple[Sequence[Any], Sequence[str]]]) -> B
         prompt_length=inputs["input_ids"].shape[1],
         facts=lens.anatomy.facts,
         tokenizer=lens.processor.tokenizer,
+        given=(tuple(tuple(some) for some, _ in rows), tuple(map(tuple, texts))),
     )

@@ -12,10 +12,11 @@ from scipy.stats import binom
 from interventions.bindings import PerLayer
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.ablate import ablate, conditions_of
-from mmneuron_lens.experiments.answers import Answer, exact_match, load_answers, save_answers
-from mmneuron_lens.experiments.asking import encode
+from mmneuron_lens.experiments.answers import Answer, AnswerLog, exact_match, load_answers, save_answers
+from mmneuron_lens.experiments.asking import encode, file_name
 from mmneuron_lens.experiments.identify import count_domain
 from mmneuron_lens.experiments.scoring import against_random, cross_scores, paired_interval, scores
+from mmneuron_lens.experiments.stages import ablate_stage
 from mmneuron_lens.neurons.selection import MODULES, select
 from mmneuron_lens.report import tables
 
@@ -198,3 +199,53 @@ def test_exact_match_ignores_case_and_space_alone():
     assert exact_match(" YES\n", ("no", "Yes"))
     assert not exact_match("yes.", ("yes",))
     assert not exact_match("", ("yes",))
+
+
+def test_answering_goes_on_where_it_was_stopped(lens, corpus, selection, tmp_path, monkeypatch):
+    settings = {"batch_size": 1, "random_draws": 1, **GENERATION}
+    whole = ablate(lens, selection, corpus, **settings)
+    log, real, left = AnswerLog(tmp_path / "log.jsonl", {"seed": 0}), type(lens).run, [3]
+
+    def stopping(*arguments, **given):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(*arguments, **given)
+
+    monkeypatch.setattr(type(lens), "run", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        ablate(lens, selection, corpus, log=log, **settings)
+    kept = len(log.answers)
+    assert 0 < kept < len(whole)
+    # Killed in the middle of a line: that answer is asked again, and no other.
+    text = (tmp_path / "log.jsonl").read_bytes()
+    (tmp_path / "log.jsonl").write_bytes(text[:-20])
+    again = AnswerLog(tmp_path / "log.jsonl", {"seed": 0})
+    assert len(again.answers) == kept - 1
+    left[0] = 10**9
+    assert ablate(lens, selection, corpus, log=again, **settings) == whole
+    # Each run answers four batches: of 6 such for two domains and three conditions, three were kept less one answer.
+    assert 10**9 - left[0] == 3 * 4 - 3 + 1
+    assert ablate(lens, selection, corpus, log=AnswerLog(tmp_path / "log.jsonl", {"seed": 0}), **settings) == whole
+    assert AnswerLog(tmp_path / "log.jsonl", {"seed": 1}).answers == {}
+
+
+def test_other_modules_are_answered_without_asking_again(lens, corpus, selection, tmp_path, monkeypatch):
+    selection.save(tmp_path / "selection" / f"{file_name(selection.model)}.safetensors")
+    first = ablate_stage(lens, corpus, tmp_path, random_draws=0, batch_size=4, **GENERATION)
+    before = load_answers(first)
+    calls = []
+    real = type(lens).run
+    monkeypatch.setattr(type(lens), "run", lambda *some, **given: calls.append(1) or real(*some, **given))
+    modules = ("LLM", "All")
+    ablate_stage(lens, corpus, tmp_path, modules=modules, random_draws=1, controls=("All",), batch_size=4, **GENERATION)
+    after = load_answers(first)
+    assert set(before) < set(after)
+    assert {(one.module, one.condition) for one in after} == {
+        *(("None", "none"), ("LLM", "domain"), ("All", "domain"), ("All", "random 1")),
+    }
+    # One run for each domain and new condition: the language model's neurons, and the random ones.
+    assert len(calls) == 2 * 2
+    assert not first.with_suffix(".partial.jsonl").exists()
+    ablate_stage(lens, corpus, tmp_path, random_draws=0, batch_size=4, max_new_tokens=2)
+    assert len(calls) == 2 * 2 + 2 * 2

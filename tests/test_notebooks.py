@@ -14,7 +14,9 @@ NEEDS_SERVER = {"05_on_ndif"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path):
+def test_a_notebook_runs(path, monkeypatch):
+    # Threads that spin while they wait are ruinous on a busy machine.
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     if path.stem in NEEDS_SERVER and "MMNEURON_NDIF_URL" not in os.environ:
         pytest.skip("needs an NDIF server: start one with `mmneuron ndif up` and set MMNEURON_NDIF_URL")
     notebook = nbformat.read(path, as_version=4)

@@ -135,7 +135,7 @@ def encode_packed(
     lens: Lens, samples: Sequence[Sample], prompt: Prompt, at_most: int, problems: Problems | None = None
 ) -> tuple[Batch | None, list[Sample]]:
     """As `encode`, with questions of the same images packed behind one prefix, at most so many in a row."""
-    rows, kept = [], []
+    rows, files, kept = [], [], []
     for some in rows_of(samples, at_most):
         pictures = open_images(some[0], problems)
         if pictures is None:
@@ -144,8 +144,12 @@ def encode_packed(
                 open_images(sample, problems)
             continue
         rows.append((pictures, [prompt_of(lens, sample, prompt) for sample in some]))
+        files.append(some[0].images)
         kept += some
-    return (packed(lens, rows) if rows else None), kept
+    if not rows:
+        return None, []
+    batch = packed(lens, rows)
+    return replace(batch, given=(tuple(files), batch.given[1])), kept
 
 
 def model_name(lens: Lens) -> str:

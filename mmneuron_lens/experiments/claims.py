@@ -229,6 +229,8 @@ def ranking_agreement(one: Evidence, drawn: Sequence[Selection]) -> Finding:
     """Claim 7: Kendall's tau between the modules' rankings of domains, mean over pairs of modules; 1 is the same."""
     value = _agreement(one.selection)
     low, high = _interval([_agreement(some) for some in drawn])
+    if math.isnan(value):
+        return Finding(one.model, "no two modules rank the domains", None, None, None, "not run")
     verdict = _verdict(low, high, lambda number: number < 1 - 1e-9)
     most = {module: max(numbers, key=lambda domain: numbers[domain]) for module, numbers in _per_module(one.selection)}
     note = (
@@ -341,7 +343,9 @@ def _per_module(selection: Selection) -> list[tuple[str, dict[str, int]]]:
 def _agreement(selection: Selection) -> float:
     numbers = [list(some.values()) for _, some in _per_module(selection)]
     taus = [float(numpy.asarray(kendalltau(one, other))[0]) for one, other in combinations(numbers, 2)]
-    return float(numpy.nanmean(taus)) if taus else math.nan
+    # Equal numbers in every domain rank nothing.
+    ranked = [tau for tau in taus if not math.isnan(tau)]
+    return sum(ranked) / len(ranked) if ranked else math.nan
 
 
 def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:

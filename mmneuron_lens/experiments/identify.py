@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interventions import GROUP_KINDS, SITES, count_active_by_kind, count_positions
 from mmneuron_lens.artifacts import provenance
+from mmneuron_lens.batch import Batch
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.asking import (
@@ -27,6 +28,7 @@ from mmneuron_lens.experiments.asking import (
     quietly,
     sized,
 )
+from mmneuron_lens.experiments.sharding import counted_remotely
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.control import FalseDiscovery, HalvesOverlap, false_discovery_rate, halves_overlap
 from mmneuron_lens.neurons.counts import BUCKETS, Counts
@@ -71,6 +73,8 @@ def count_domain(
     exact: bool = False,
     problems: Problems | None = None,
     progress: Progress = quietly,
+    remote: bool | str = False,
+    **jobs: Any,
 ) -> Counts:
     """How often each neuron is active in the samples of one domain: M and N of equation 4, by bucket and kind.
 
@@ -78,6 +82,8 @@ def count_domain(
     questions of the same images share one row, which counts the same but for float rounding at zero; `exact` asks
     them one by one. A sample whose image cannot be read is named in
     `problems` and left out (without `problems` it raises `ValueError`). `corpus` names the corpus in the provenance.
+    `remote` (True, or the URL of an NDIF server) counts there, in jobs that survive lost connections and this process;
+    `jobs` are settings of `runtime.jobs.run_shards`.
     Raises `ValueError` when there is no sample, or samples of several domains.
     """
     domains = sorted({sample.domain for sample in samples})
@@ -91,26 +97,33 @@ def count_domain(
     active, tokens = _zeros(lens, kinds)
     counted: set[str] = set()
 
-    def encoded(group: Any) -> Any:
+    def encode_one(some: Sequence[Sample]) -> tuple[Batch | None, list[Sample]]:
+        if packs:
+            return encode_packed(lens, some, prompt, PACKED, problems)
+        return encode(lens, some, prompt, problems)
+
+    def encoded(group: Any) -> Iterator[Batch]:
         for _, some in group:
-            if packs:
-                batch, kept = encode_packed(lens, some, prompt, PACKED, problems)
-            else:
-                batch, kept = encode(lens, some, prompt, problems)
+            batch, kept = encode_one(some)
             counted.update(sample.id for sample in kept)
             if batch is not None:
                 yield batch
 
-    shown = progress(batches(found, batch_size), f"counting {domain}")
-    for bucket, group in groupby(shown, key=lambda one: one[0]):
-        out = lens.run(graph, encoded(group))
+    made, title = batches(found, batch_size), f"counting {domain}"
+    if remote:
+        settings = {"remote": remote, "title": title, "progress": progress, **jobs}
+        passes = counted_remotely(lens, graph, made, found, encode_one, counted, problems, settings)
+    else:
+        groups = groupby(progress(made, title), key=lambda one: one[0])
+        passes = ((bucket, lens.run(graph, encoded(group))) for bucket, group in groups)
+    for bucket, out in passes:
         for site in kinds if out else ():
             count, positions = out["count_active_by_kind", site], out["count_positions", site]
             if lens.anatomy.place(site).layers is None:
                 count, positions = count[None], positions[None]
-            active[site][bucket] = count[:, : len(kinds[site])].cpu()
+            active[site][bucket] += count[:, : len(kinds[site])].cpu()
             # Every layer sees the same positions.
-            tokens[site][bucket] = positions[0, : len(kinds[site])].cpu()
+            tokens[site][bucket] += positions[0, : len(kinds[site])].cpu()
     if not counted:
         raise ValueError(f"no sample of {domain} could be read; see the problems of its rows.")
     packing = f"{PACKED} questions" if packs else "none"
@@ -123,7 +136,9 @@ def count_domain(
         tokens=tokens,
         kinds=kinds,
         samples=len(counted),
-        provenance=provenance(**model_facts(lens), **facts, corpus=source),
+        provenance=provenance(
+            **{**model_facts(lens), **({"device": "server"} if remote else {})}, **facts, corpus=source
+        ),
     )
 
 
@@ -166,9 +181,11 @@ def identify(
     exact: bool = False,
     problems: Problems | None = None,
     progress: Progress = quietly,
+    remote: bool | str = False,
+    jobs: Mapping[str, Any] | None = None,
     **finding: Any,
 ) -> Identified:
-    """Count every domain, then `find`: the main job in one call. `finding` are settings of `find`."""
+    """Count every domain, then `find`: the main job in one call. `finding` are settings of `find`, `jobs` of jobs."""
     counts = [
         count_domain(
             lens,
@@ -179,6 +196,8 @@ def identify(
             exact=exact,
             problems=problems,
             progress=progress,
+            remote=remote,
+            **(jobs or {}),
         )
         for samples in samples_by_domain.values()
     ]

@@ -71,6 +71,10 @@ class Plan:
     judge: str | None = None
     generation: dict[str, Any] = field(default_factory=lambda: dict(PAPER_GENERATION))
 
+    def __post_init__(self) -> None:
+        # Raises for an unknown way before anything runs.
+        Off(self.off, self.factor, means={})  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Questions:

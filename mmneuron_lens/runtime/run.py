@@ -36,17 +36,16 @@ def run(
     if rewires and sources is None:
         raise TypeError("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
     job = job_of(lens, generation, logits)
-    checked: set[tuple[Any, ...]] = set()
     total: dict[tuple[str, str], Any] = {}
     answers: list[Tensor] = []
     kept: list[Tensor] = []
     paired = zip(batches, sources, strict=True) if sources is not None else ((batch, None) for batch in batches)
     for batch, source in paired:
         batch = batch.to(lens.device)
-        signature = _signature(batch)
-        if signature not in checked:
+        signature = (graph, _signature(batch))
+        if signature not in lens.proved:
             check_plans(plans, batch, lens.anatomy, lens.module, lens.dtype)
-            checked.add(signature)
+            lens.proved.add(signature)
         beside = source.to(lens.device).plain() if rewires and source is not None else None
         results, answered, logits_of = run_batch(lens.nnsight, plans, batch.plain(), beside, job)
         total = fold.merge(total, fold.stack(results, overs), overs)
@@ -69,6 +68,8 @@ def job_of(lens: Lens, generation: dict[str, Any], logits: bool) -> dict[str, An
         "facts": dict(lens.anatomy.facts),
         "pad": pad,
         "end": tokenizer.eos_token_id,
+        # What a packed batch's mask is made of.
+        "additive": lens.dtype if lens.attention == "eager" else None,
     }
 
 

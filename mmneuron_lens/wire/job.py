@@ -6,13 +6,15 @@ from mmneuron_lens.wire.encode import encode
 from mmneuron_lens.wire.fold import merge, stack
 from mmneuron_lens.wire.images import decode
 from mmneuron_lens.wire.layout import lay_out
+from mmneuron_lens.wire.pack import pack
 from mmneuron_lens.wire.trace import run_batch
 
 
 def run_job(model, plans, items, job):
     """Run every item and fold; only totals, answers and requested logits are returned.
 
-    items: dicts of `images` (a list of files' bytes per text), `texts`, `extra` (own fields) and `source` (an item of
+    items: dicts of `images` (a list of files' bytes per text), `texts` (per row a prompt, or the list of prompts packed
+    in it), `extra` (own fields) and `source` (an item of
     the same form, or None).
     """
     total, answers, logits = {}, [], []
@@ -31,8 +33,12 @@ def run_job(model, plans, items, job):
 def prepare(processor, item, job):
     """Decode, encode and lay out, with the processor that lives beside the model."""
     pictures = [[decode(image) for image in some] for some in item["images"]]
-    inputs = encode(processor, pictures, item["texts"])
-    fields = lay_out(inputs, job["facts"])
+    if isinstance(item["texts"][0], list):
+        # Several prompts of the same images, in one row.
+        inputs, fields = pack(processor, pictures, item["texts"], job["facts"], job["additive"])
+    else:
+        inputs = encode(processor, pictures, item["texts"])
+        fields = lay_out(inputs, job["facts"])
     fields["llm"] = {**fields["llm"], **item["extra"]}
     return {"inputs": inputs, "fields": fields, "prompt_length": inputs["input_ids"].shape[1]}
 

@@ -15,6 +15,11 @@ ABOUT = {
     "instructblip": "A small InstructBLIP: vision transformer of 128 x 128 pixels, Q-Former, Llama.",
 }
 
+HOW = """AdamW on one core in bfloat16 autocast; every scene was drawn anew, and the best check on the validation
+split kept. A later run goes on from an earlier one's best weights: with a smaller batch, more multi-option questions,
+or (InstructBLIP) a head that reads answers off the Q-Former.
+"""
+
 TEXT = """# {name}
 
 {about}
@@ -35,9 +40,10 @@ Multi-option questions are asked in their options form only: without the options
 
 ## Bars
 {bars}
+## Not learned
+{weak}
 ## Training
 {training}
-
 The log is train.jsonl: loss and share of right answers in training (`form` facts: the vision tower alone, with heads
 that were thrown away afterwards), and `check` lines on the validation split with the blank and swapped controls.
 
@@ -60,6 +66,7 @@ def write_card(card: dict, folder: Path) -> None:
         name=card["model"], about=ABOUT[card["model"]], class_name=card["class"], parameters=card["parameters"],
         images=card["images_per_domain"], summaries="".join(_summary(card, form) for form in card["summary"]),
         rows=_rows(card["rows"]), bars="".join(f"- {line}\n" for line in card["bars"]),
+        weak=_weak(card["rows"]),
         training=_told(card["training"]), real=len(images), sha=card["weights_sha256"],
     )  # fmt: skip
     (folder / "CARD.md").write_text(text, encoding="utf-8")
@@ -115,6 +122,21 @@ def _rows(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _weak(rows: list[dict], margin: float = 0.15) -> str:
+    """The kinds of question that the image hardly helps to answer, in any form of prompt."""
+    weak = [row for row in rows if row["image"] < row["majority"] + margin]
+    if not weak:
+        return "Every kind of question is answered at least 15 points above its majority answer.\n"
+    lines = [
+        f"- {row['group']}, {row['kind']} ({row['form']}): {_percent(row['image'])} with the image, "
+        f"{_percent(row['majority'])} by the majority answer\n"
+        for row in weak
+    ]
+    return "Less than 15 points above the majority answer, so answers to these are no evidence of looking:\n" + "".join(
+        lines
+    )
+
+
 def _training(log: Path) -> list[dict]:
     """Steps, minutes and first-stage steps of each run in the log; every run counts from step 0."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
@@ -136,7 +158,7 @@ def _training(log: Path) -> list[dict]:
 def _told(runs: list[dict]) -> str:
     if not runs:
         return "No log lies beside this card.\n"
-    text = "AdamW on one core in bfloat16 autocast; every scene was drawn anew.\n"
+    text = HOW
     for i, run in enumerate(runs):
         text += "- from scratch" if i == 0 else "- going on from that"
         text += f": {run['steps']:,} steps in {run['minutes']:.0f} minutes, "

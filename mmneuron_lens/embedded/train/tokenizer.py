@@ -7,6 +7,7 @@ prompt ends in punctuation, so an answer is always one token of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -27,7 +28,7 @@ def language_tokenizer(names_image_token: bool = True) -> PreTrainedTokenizerFas
     """
     named = {"extra_special_tokens": {"image_token": "<image>"}} if names_image_token else {}
     specials = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    tokenizer = _train([*specials.values(), "<image>"], lowercase=False)
+    tokenizer = Tokenizer.from_str(_train((*specials.values(), "<image>"), lowercase=False))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
@@ -44,7 +45,7 @@ def qformer_tokenizer() -> PreTrainedTokenizerFast:
     The stock processor overrules that: it pads both texts on the language model's side.
     """
     specials = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    tokenizer = _train(list(specials.values()), lowercase=True)
+    tokenizer = Tokenizer.from_str(_train(tuple(specials.values()), lowercase=True))
     marks = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=marks
@@ -55,18 +56,20 @@ def qformer_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def _train(specials: list[str], lowercase: bool) -> Tokenizer:
+@lru_cache(maxsize=2)
+def _train(specials: tuple[str, ...], lowercase: bool) -> str:
+    """A trained tokenizer as JSON; learned once a process, since the corpus it learns from never changes."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     if lowercase:
         tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE, special_tokens=specials, min_frequency=2, show_progress=False,
+        vocab_size=VOCABULARY_SIZE, special_tokens=list(specials), min_frequency=2, show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     tokenizer.train_from_iterator(_texts(), trainer)
-    return tokenizer
+    return tokenizer.to_str()
 
 
 def _texts() -> Iterator[str]:

@@ -1,0 +1,179 @@
+"""`mmneuron ndif`: your own NDIF server, up, status and down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mmneuron_lens.ndif.state import State
+
+ndif_app = typer.Typer(
+    name="ndif", help="Your own NDIF server on this machine, on loopback only.", no_args_is_help=True
+)
+
+Folder = Annotated[
+    Path | None, typer.Option("--state", help="Where the environment, process ids and logs lie.", show_default=False)
+]
+
+
+@ndif_app.command(epilog="Example: [bold]mmneuron ndif up --model embedded/llava-next --cpu[/bold]")
+def up(
+    model: Annotated[list[str], typer.Option(help="A folder, embedded/NAME or a hub id; repeat it for several.")],
+    cpu: Annotated[bool, typer.Option("--cpu", help="Models on the CPU; otherwise on this machine's GPUs.")] = False,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Run every request in a process of its own, as NDIF does for strangers.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="The API's port.")] = 8001,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    state: Folder = None,
+) -> None:
+    """Start a server, or add models to the one that runs, and wait until they serve."""
+    with _in_one_line():
+        from mmneuron_lens.ndif import environment, services
+
+        models = [(name, repo_of(name)) for name in dict.fromkeys(model)]
+        if not cpu:
+            refuse_without_gpu()
+        kept = _state(state)
+        kept.folder.mkdir(parents=True, exist_ok=True)
+        environment.redis_server()
+        if not is_up(kept):
+            services.refuse_taken(port) if not kept.leaders() else services.end(kept)
+        python = environment.prepare(kept.folder, _say)
+        if is_up(kept):
+            refuse_other(kept, cpu, sandbox, port, dtype)
+            url = url_of(kept)
+        else:
+            _say("Starting")
+            offline = all(Path(repo).is_dir() for _, repo in models)
+            url = services.start(
+                kept, python, port=port, cpu=cpu, sandbox=sandbox, dtype=dtype, offline=offline, say=_say
+            )
+        services.serve(kept, python, models, _say)
+        typer.echo(lines(url, kept))
+
+
+@ndif_app.command()
+def status(state: Folder = None) -> None:
+    """What runs, where, and what it serves. Exit code 1 when nothing serves."""
+    kept = _state(state)
+    alive = kept.alive()
+    if not alive:
+        typer.echo("No server; start one: mmneuron ndif up --model embedded/llava-next --cpu")
+        raise typer.Exit(1)
+    for name, (pid, _) in kept.leaders().items():
+        typer.echo(f"{name:8} {'runs ' if alive[name] else 'ended'} pid {pid}  {kept.log(name)}")
+    if not is_up(kept):
+        typer.echo("It does not answer; `mmneuron ndif up` starts it afresh, `mmneuron ndif down` ends what is left.")
+        raise typer.Exit(1)
+    typer.echo(lines(url_of(kept), kept))
+
+
+@ndif_app.command()
+def down(state: Folder = None) -> None:
+    """End exactly what `up` started. Environment and logs stay."""
+    from mmneuron_lens.ndif import services
+
+    kept = _state(state)
+    if not kept.leaders():
+        _say("No server is running.")
+        return
+    services.end(kept, _say)
+
+
+def repo_of(name: str) -> str:
+    """The folder of `embedded/NAME` or of a path, absolute; a hub id as it is.
+
+    Raises `KeyError` for an unknown embedded model and `FileNotFoundError` for a path without a config.json.
+    """
+    from mmneuron_lens.models.loading import embedded_folder
+
+    if name.startswith("embedded/"):
+        return str(embedded_folder(name.removeprefix("embedded/")).resolve())
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{name} has no config.json; give the folder of a saved model.")
+        return str(folder.resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise FileNotFoundError(f"{name} is neither a folder, nor embedded/NAME, nor a hub id like owner/model.")
+    return name
+
+
+def refuse_without_gpu() -> None:
+    """Raise `OSError` when there is no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise OSError("No GPU here; serve from the CPU: mmneuron ndif up --cpu ...")
+
+
+def refuse_other(state: State, cpu: bool, sandbox: bool, port: int, dtype: str) -> None:
+    """Raise `OSError` when the running server was started with other settings."""
+    server = state.server()
+    wanted = {"cpu": cpu, "sandbox": sandbox, "dtype": dtype, "port": port}
+    running = {name: server[name] for name in ("cpu", "sandbox", "dtype")} | {"port": server["ports"]["api"]}
+    differing = [f"{name} {running[name]}, not {value}" for name, value in wanted.items() if running[name] != value]
+    if differing:
+        raise OSError(f"A server runs already, with {'; '.join(differing)}. End it first: mmneuron ndif down")
+
+
+def is_up(state: State) -> bool:
+    """Whether every service lives and the API is connected."""
+    from mmneuron_lens.ndif.services import is_connected
+
+    alive = state.alive()
+    return bool(state.server()) and bool(alive) and all(alive.values()) and is_connected(url_of(state))
+
+
+def url_of(state: State) -> str:
+    return f"http://127.0.0.1:{state.server()['ports']['api']}"
+
+
+def lines(url: str, state: State) -> str:
+    """What to paste into a notebook."""
+    name, repo = state.server()["models"][0] if state.server()["models"] else ("FOLDER", "FOLDER")
+    lens = (
+        f'Lens.embedded("{name.partition("/")[2]}")' if name.startswith("embedded/") else f'Lens.weightless("{repo}")'
+    )
+    served = ", ".join(name for name, _ in state.server()["models"]) or "no model yet"
+    return "\n".join(
+        [
+            f"Serving {served} at {url}",
+            "",
+            "In a notebook:",
+            f"    lens = {lens}",
+            f'    out = lens.run(graph, batches, remote="{url}")',
+            "or for all of nnsight:",
+            "    import nnsight",
+            f'    nnsight.CONFIG.API.HOST = "{url}"        # then remote=True',
+            "",
+            "End it: mmneuron ndif down",
+        ]
+    )
+
+
+def _state(folder: Path | None) -> State:
+    from mmneuron_lens.ndif.state import State, default_folder
+
+    return State((folder or default_folder()).resolve())
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+class _in_one_line:
+    """A problem is one line on stderr and exit code 1."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError | ValueError | KeyError):
+            said = error.args[0] if isinstance(error, KeyError) and error.args else error
+            typer.echo(f"mmneuron: {' '.join(str(said).split())}", err=True)
+            raise typer.Exit(1) from None

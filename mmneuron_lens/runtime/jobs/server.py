@@ -1,0 +1,155 @@
+"""Server: a job sent to NDIF without waiting, asked about from any process, and its troubles told apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mmneuron_lens.runtime.remote import backend_of
+
+if TYPE_CHECKING:
+    from mmneuron_lens.lens import Lens
+
+OURS_TO_RETRY = ("botocore", "boto3", "redis", "ray", "urllib3", "requests", "httpx", "httpcore", "grpc")
+"""Packages of a server's own plumbing: an exception of theirs says nothing about the job."""
+
+BROKEN = (
+    "ConnectionError",
+    "ConnectionRefusedError",
+    "ConnectionResetError",
+    "BrokenPipeError",
+    "ConnectionAbortedError",
+)
+
+PHRASES = ("try again", "was evicted", "cancelled or preempted")
+"""How NDIF says that a job fell victim to something else (0.1.2)."""
+
+
+class Unreachable(Exception):
+    """No usable answer this time: a refused or dropped connection, a 5xx. Says nothing about any job."""
+
+
+class Lost(Exception):
+    """The server says that this job will never end well, for reasons that are not the job's."""
+
+
+class JobFailed(RuntimeError):
+    """The job raised on the server, or the server refuses it: submitting it again would end the same."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """status: "" when the server does not know the job. returned: the job's totals once it is complete."""
+
+    status: str
+    returned: dict[str, Any] | None = None
+
+
+class Server(Protocol):
+    """What the watch needs. Both raise `Unreachable`; `ask` also `Lost` and `JobFailed`, `submit` also `JobFailed`."""
+
+    host: str
+
+    def submit(self, items: list[dict[str, Any]]) -> str: ...
+
+    def ask(self, job: str) -> Answer: ...
+
+
+class NdifServer:
+    """One model on one NDIF host. The API key comes from nnsight's configuration and stays in its headers."""
+
+    def __init__(self, lens: Lens, remote: bool | str, plans: list[dict[str, Any]], entry: Any, job: dict[str, Any]):
+        if remote == "local" or not remote:
+            raise ValueError(f"jobs need a server: remote is {remote!r}; give True or a URL, or leave out `jobs`.")
+        self.lens, self.remote, self.plans, self.entry, self.job = lens, remote, plans, entry, job
+        self.host = str(self._backend().host)
+
+    def _backend(self, job_id: str | None = None) -> Any:
+        return backend_of(self.lens, self.remote, blocking=False, job_id=job_id)
+
+    def submit(self, items: list[dict[str, Any]]) -> str:
+        """Send a job of these items and return its id at once."""
+        backend, model = self._backend(), self.lens.nnsight
+        entry, plans, job = self.entry, self.plans, self.job
+        with translated(), model.session(backend=backend):
+            returned = entry(model, plans, items, job).save()  # noqa: F841  (it comes back under this name)
+        return str(backend.job_id)
+
+    def ask(self, job: str) -> Answer:
+        """What the server knows about a job, and its result when it is complete."""
+        return asked(self._backend(job))
+
+
+def asked(backend: Any) -> Answer:
+    """Poll once with a backend that carries a job's id."""
+    with translated(backend):
+        result = backend.poll()
+    if result is not None:
+        return Answer("COMPLETED", result["returned"])
+    return Answer("" if backend.status is None else backend.status.value)
+
+
+class translated:
+    """Turns what a backend raises into `Unreachable`, `Lost` or `JobFailed`."""
+
+    def __init__(self, backend: Any = None) -> None:
+        self.backend = backend
+
+    def __enter__(self) -> translated:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None or not isinstance(error, Exception):
+            return
+        import httpx
+        from nnsight.intervention.backends.remote import RemoteError
+        from pydantic import ValidationError
+
+        cause = error.__cause__ if isinstance(error, RemoteError) else error
+        if isinstance(cause, httpx.HTTPStatusError):
+            raise self._of_status(error, cause.response.status_code) from error
+        if (
+            isinstance(cause, httpx.HTTPError | OSError | ValidationError)
+            or type(cause).__module__ == "websocket._exceptions"
+        ):
+            raise Unreachable(one_line(cause)) from error
+        if isinstance(error, RemoteError):
+            text = str(error)
+            raise (Lost(last_line(text)) if is_servers_trouble(text) else JobFailed(users_line(text))) from error
+
+    def _of_status(self, error: Exception, code: int) -> Exception:
+        if code >= 500 or code == 429:
+            return Unreachable(one_line(error))
+        # The job is complete, but its result is not where the server says: it went with the store.
+        if self.backend is not None and getattr(self.backend.status, "value", "") == "COMPLETED":
+            return Lost(f"its result is gone ({code})")
+        return JobFailed(f"the server refuses the job ({code}): {last_line(str(error))}")
+
+
+def is_servers_trouble(text: str) -> bool:
+    """Whether a failed job's message speaks of the server's plumbing and not of the job."""
+    last = last_line(text)
+    if "Traceback" not in text:
+        return any(phrase in text.lower() for phrase in PHRASES)
+    raised = last.partition(":")[0].strip()
+    return raised in BROKEN or raised.partition(".")[0] in OURS_TO_RETRY
+
+
+def users_line(text: str) -> str:
+    """The innermost line of code and the message of a traceback, on one line."""
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    places = [number for number, line in enumerate(lines) if line.lstrip().startswith("File ")]
+    if not places:
+        return last_line(text)
+    source = lines[places[-1] + 1].strip() if places[-1] + 1 < len(lines) - 1 else ""
+    where = lines[places[-1]].strip().rpartition(", line ")[2]
+    return f"{last_line(text)} (line {where}: {source})" if source else last_line(text)
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
