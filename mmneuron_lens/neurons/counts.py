@@ -17,7 +17,10 @@ from mmneuron_lens.artifacts import read_artifact, write_artifact
 BUCKETS = 16
 """Every image falls into one of so many buckets, so that controls, halves and intervals need no second pass."""
 
-SHARD_FIELDS = ("created", "samples", "shards")
+LEFT_OUT = "left out"
+"""Provenance: the ids of samples whose image could not be decoded, sorted."""
+
+SHARD_FIELDS = ("created", "samples", "shards", LEFT_OUT)
 """Provenance that may differ between counts that are merged; the merge holds the sorted union of both."""
 
 

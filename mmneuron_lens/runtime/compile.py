@@ -53,6 +53,9 @@ def results_over(graph: Graph, anatomy: Anatomy) -> dict[tuple[str, str], str]:
 @functools.lru_cache(maxsize=1024)
 def typed_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its annotations checked at every call; axis names are shared between arguments."""
+    if function.__name__ == "<lambda>":
+        # Has no annotations, and a name that a checked signature cannot be written with.
+        return function
     return jaxtyped(typechecker=beartype)(function)
 
 

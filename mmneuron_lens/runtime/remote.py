@@ -13,6 +13,7 @@ from mmneuron_lens.batch import Batch
 from mmneuron_lens.result import Result
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.run import job_of, needs_source, result_of
+from mmneuron_lens.runtime.serving import explained, refuse_unserved
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.runtime.shipping import bare, refuse_unshippable
 from mmneuron_lens.wire import fold
@@ -35,7 +36,8 @@ def run_remote(
     dry run of the remote path).
 
     Everything wrong with the graph is raised here first; what cannot ship is refused before anything is sent.
-    Raises `RemoteError` with the server's message when the job fails there.
+    Before that the server is asked whether it serves the model (`runtime.serving.refuse_unserved`). Raises
+    `RemoteError` with the message and the user's line when the job fails there; its `traceback` is the server's own.
     """
     batches, sources = list(batches), None if sources is None else list(sources)
     checked = compile_graph(graph, lens.anatomy, typed=True, attention=lens.attention)
@@ -50,8 +52,10 @@ def run_remote(
         {**batch.travelling(), "source": sources[index].travelling() if sources and needs_source(plans) else None}
         for index, batch in enumerate(batches)
     ]
-    model = lens.nnsight
-    with model.session(backend=backend_of(lens, remote)):
+    model, backend = lens.nnsight, backend_of(lens, remote)
+    if remote != "local":
+        refuse_unserved(backend.host, backend.model_key)
+    with model.session(backend=backend):
         returned = entry(model, plans, items, job).save()
     values = fold.finish(returned["values"], overs)
     return result_of(lens, values, returned["answers"], returned["logits"], job["pad"])
@@ -71,7 +75,7 @@ def backend_of(lens: Lens, remote: bool | str, **settings: Any) -> Any:
     """The nnsight backend of a host, whose payloads are inspected and whose results load tensors only."""
     if remote == "local":
         return lens.nnsight._remote_backend("local", True, None, False)
-    from nnsight.intervention.backends.remote import RemoteBackend
+    from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 
     class Backend(RemoteBackend):
         def _serialize(self, tracer: Any) -> bytes:
@@ -87,5 +91,24 @@ def backend_of(lens: Lens, remote: bool | str, **settings: Any) -> Any:
                 content = zstandard.ZstdDecompressor().decompress(content)
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
-    host = remote if isinstance(remote, str) else None
+        @staticmethod
+        def parse(message: str | bytes) -> Any:
+            if isinstance(message, str):
+                return RemoteBackend.parse(message)
+            from nnsight.schema.response import ResponseModel, Status
+
+            # A small result arrives inside its last status; nnsight would unpickle whatever a server sends.
+            with torch.serialization.safe_globals([Status]):
+                return ResponseModel(**torch.load(io.BytesIO(message), map_location="cpu", weights_only=True))
+
+        def handle(self, response: Any) -> Any:
+            try:
+                return super().handle(response)
+            except RemoteError as error:
+                short = RemoteError(explained(str(error), self.host))
+                # For whom the short form is not enough.
+                short.traceback = str(error)  # type: ignore[attr-defined]
+                raise short from None
+
+    host = remote.rstrip("/") if isinstance(remote, str) else None
     return Backend(lens.nnsight.to_model_key(), host=host, **settings)

@@ -1,7 +1,7 @@
 """A server without our packages: runs serialized jobs through ndif's own functions, one per line of standard input.
 
-Started with the interpreter of a server environment, so it must import nothing of this project. A line is
-`payload-file result-file`; the answer line is `ok` or `error` and the message.
+Started with the interpreter of a server environment and the folders of its models, so it must import nothing of this
+project. A line is `model-number payload-file result-file`; the answer line is `ok` or `error` and the message.
 """
 
 import contextlib
@@ -15,21 +15,23 @@ from nnsight.modeling.transformers import TransformersModel
 from nnsight.schema.request import RequestModel
 
 
-def main(folder: str) -> None:
+def main(folders: list[str]) -> None:
     for forbidden in ("interventions", "mmneuron_lens", "jaxtyping", "beartype"):
         with contextlib.suppress(ImportError):
             __import__(forbidden)
             raise SystemExit(f"this server has {forbidden}, so it proves nothing")
     answers = sys.stdout
     sys.stdout = sys.stderr
-    model = TransformersModel(folder, task="image-text-to-text", dispatch=True)
-    model._module.eval()
+    torch.set_num_threads(1)
+    models = [TransformersModel(folder, task="image-text-to-text", dispatch=True) for folder in folders]
+    for model in models:
+        model._module.eval()
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        payload, result = line.split()
+        number, payload, result = line.split()
         try:
             with open(payload, "rb") as file, block_scope():
-                tracer, _ = prepare_traced_block(model, file.read(), False, RequestModel.deserialize)
+                tracer, _ = prepare_traced_block(models[int(number)], file.read(), False, RequestModel.deserialize)
                 saved = execute_traced_block(tracer, torch.float32)
             buffer = io.BytesIO()
             torch.save(saved, buffer)
@@ -42,4 +44,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

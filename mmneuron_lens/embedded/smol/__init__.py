@@ -19,7 +19,7 @@ CONNECTOR = Path(__file__).parent / "connector.safetensors"
 def smol_folder(connector: str | Path = CONNECTOR, say: Callable[[str], Any] = print) -> Path:
     """The folder of the assembled model, made on the first call; `Lens(folder)` and the Auto classes load it.
 
-    The folder lies in the cache and is named by the connector's hash, so another connector gets another one. `say` is
+    It lies in the cache as `assembled/<hash of the connector>/smol`, so another connector gets another one. `say` is
     given a line before each step that takes time. Raises `FetchError` when a part cannot be had, `ImportError` without
     the extra `[smol]`, `FileNotFoundError` without a connector.
     """
@@ -28,7 +28,7 @@ def smol_folder(connector: str | Path = CONNECTOR, say: Callable[[str], Any] = p
 
     if not Path(connector).is_file():
         raise FileNotFoundError(f"{connector}: no such connector; train one with benchmarks/real_parts/train.py.")
-    folder = cache_folder() / NAME / content_hash(connector)[:12]
+    folder = cache_folder() / "assembled" / content_hash(connector)[:12] / NAME
     if not (folder / "config.json").is_file():
         from mmneuron_lens.embedded.smol.assemble import load_connector
 
@@ -53,6 +53,7 @@ def parts(say: Callable[[str], Any] = print) -> tuple[Any, Any]:
 def save(model: Any, processor: Any, folder: str | Path) -> None:
     """Write model and processor so that the folder is there whole or not at all."""
     folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     try:

@@ -41,9 +41,9 @@ def join(
     pinpoints: sizes an image may be cut to, `[[height, width], ...]` in pixels, by default twice the tile at most. The
     vocabulary gets one row more, for `<image>`: the mean of the others, which no other token is near.
     """
-    tile = vision.config.image_size
+    tile, patch = int(vision.config.image_size), int(vision.config.patch_size)  # type: ignore[arg-type]
     pinpoints = pinpoints or [[tile, 2 * tile], [2 * tile, tile], [2 * tile, 2 * tile]]
-    image_token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    image_token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     text = language.config.to_dict() | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     config = LlavaNextConfig(
         vision_config=vision.config.to_dict(),
@@ -52,7 +52,7 @@ def join(
         image_grid_pinpoints=pinpoints,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        image_seq_length=(tile // vision.config.patch_size) ** 2,
+        image_seq_length=(tile // patch) ** 2,
         tie_word_embeddings=language.config.tie_word_embeddings,
     )
     model = LlavaNextForConditionalGeneration(config)
@@ -71,7 +71,7 @@ def join(
     generation = model.generation_config
     generation.bos_token_id, generation.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     generation.pad_token_id = tokenizer.pad_token_id
-    return model.eval(), _processor(tokenizer, tile, vision.config.patch_size, pinpoints)
+    return model.eval(), _processor(tokenizer, tile, patch, pinpoints)
 
 
 def _processor(tokenizer: PreTrainedTokenizerFast, tile: int, patch: int, pinpoints: Any) -> LlavaNextProcessor:

@@ -81,7 +81,7 @@ def backbone(file: str | Path) -> dict[str, Tensor]:
         if node.op_type == "Add":
             bias = next((name for name in node.input if name.startswith(PREFIX) and name.endswith(".bias")), None)
             product = next((products[name] for name in node.input if name in products), None)
-            if bias is not None and product in held:
+            if bias is not None and product is not None and product in held:
                 take(bias.removesuffix("bias") + "weight", product, turned=True)
     state["embeddings.position_embeddings"] = torch.cat([*_positions(file, graph, held, onnx)], dim=1)
     return state

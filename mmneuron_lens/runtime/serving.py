@@ -1,0 +1,112 @@
+"""Serving: asked before anything is sent, whether a server has the model and its versions fit; its errors, short."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mmneuron_lens.wire
+
+MUST_MATCH = ("nnsight",)
+"""Packages whose major.minor version must be the server's: jobs are written and read by them."""
+
+SHOULD_MATCH = ("transformers", "torch")
+"""Packages whose major.minor version may move a path or a last digit."""
+
+TRAVELLING = str(Path(mmneuron_lens.wire.__file__).parent)
+
+FRAME = re.compile(r'^  File "\[(?P<block>[^\]]*)\] (?P<file>.*)", line (?P<line>\d+), in (?P<function>\S+)$')
+"""How nnsight names a line of shipped code in a traceback: block, the client's own file and line, function."""
+
+
+def refuse_unserved(host: str, model_key: str) -> None:
+    """Ask a server whether it serves a model and whether versions fit.
+
+    model_key: nnsight's, `class:{"repo_id": ...}`. Raises `ConnectionError` when nobody answers or the server is not
+    ready, `LookupError` when it does not list the model, `ImportError` when nnsight differs in its second number.
+    Warns when transformers or torch differ in theirs, or when the model is cold and has to be loaded first.
+    """
+    deployments = _ask(host, "/status").get("deployments", {}).values()
+    held = [one for one in deployments if one.get("model_key") == model_key]
+    name = json.loads(model_key.partition(":")[2])["repo_id"]
+    if not held:
+        served = sorted({f"{one.get('repo_id')} ({one.get('task')})" for one in deployments if _is_loaded(one)})
+        raise LookupError(
+            f"{host} does not serve {name} as image-text-to-text; it serves {', '.join(served) or 'nothing'}. "
+            f"Serve it yourself, `mmneuron ndif up --model {name}`, or ask NDIF for it."
+        )
+    if not any(_is_loaded(one) for one in held):
+        warnings.warn(f"{name} is cold at {host}: it is loaded first, which takes minutes.", stacklevel=3)
+    for kind, text in _differences(host):
+        if kind == "refuse":
+            raise ImportError(text)
+        warnings.warn(text, stacklevel=3)
+
+
+def _is_loaded(deployment: dict[str, Any]) -> bool:
+    return deployment.get("deployment_level") in ("HOT", "WARM")
+
+
+@cache
+def _differences(host: str) -> tuple[tuple[str, str], ...]:
+    """What differs between this environment and a host's; asked once a process."""
+    packages = _ask(host, "/env").get("packages", {})
+    found = []
+    for package in (*MUST_MATCH, *SHOULD_MATCH):
+        here, there = version(package), packages.get(package)
+        if there is None or _minor(here) == _minor(there):
+            continue
+        must = package in MUST_MATCH
+        effect = "jobs cannot be read there" if must else "numbers may differ in their last digits"
+        text = f'{host} runs {package} {there}, here is {here}: {effect}. pip install "{package}=={_minor(there)}.*"'
+        found.append(("refuse" if must else "warn", text))
+    return tuple(found)
+
+
+def _minor(number: str) -> str:
+    return ".".join(number.split("+")[0].split(".")[:2])
+
+
+def _ask(host: str, path: str) -> dict[str, Any]:
+    import httpx
+
+    try:
+        # No key: these two pages are public.
+        answer = httpx.get(f"{host}{path}", timeout=httpx.Timeout(10.0, read=60.0))
+        answer.raise_for_status()
+        return answer.json()
+    except httpx.HTTPStatusError as error:
+        code = error.response.status_code
+        raise ConnectionError(f"{host} is not ready (HTTP {code} from {path}); try again in a minute.") from None
+    except (httpx.HTTPError, ValueError) as error:
+        raise ConnectionError(
+            f"No NDIF server answers at {host} ({type(error).__name__}). "
+            "Start your own, `mmneuron ndif up --model embedded/llava-next --cpu`, or give another URL."
+        ) from None
+
+
+def explained(message: str, host: str) -> str:
+    """A server's traceback in two lines: what was raised, and the user's line that raised it.
+
+    Lines of this package's own travelling code are left out while there is a line of the user's. A message without a
+    traceback stays as it is.
+    """
+    lines = message.rstrip().splitlines()
+    if not any(line.startswith("Traceback ") for line in lines):
+        return message.strip()
+    frames = [(found, index) for index, line in enumerate(lines) if (found := FRAME.match(line))]
+    users = [(found, index) for found, index in frames if not found["file"].startswith(TRAVELLING)]
+    # The message may take several lines; it starts behind the last indented one.
+    last = max((index for index, line in enumerate(lines) if line.startswith("  ")), default=-1)
+    said = " ".join(" ".join(lines[last + 1 :]).split())
+    text = f"{host}: {said}"
+    if users or frames:
+        found, index = (users or frames)[-1]
+        code = lines[index + 1].strip() if index + 1 < len(lines) else ""
+        text += f"\n  {found['file']}, line {found['line']}, in {found['function']}: {code}"
+    return text

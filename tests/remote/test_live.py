@@ -1,0 +1,164 @@
+"""The same graphs through a running NDIF server, HTTP, queue and all: equal to a local run exactly, at float32."""
+
+from __future__ import annotations
+
+import os
+
+import mmneuron_lens  # noqa: F401  (first: it imports beartype before nnsight)
+import nnsight
+import pytest
+import torch
+from conftest import mixed_batch, pictures
+from equality import assert_same_results
+from nnsight.intervention.backends.remote import RemoteError
+
+from interventions import (
+    batch_field,
+    count_active,
+    count_active_by_kind,
+    keep,
+    knock_out_attention,
+    logit_lens,
+    patch_activations,
+    per_layer,
+    reads,
+    zero_neurons,
+)
+from mmneuron_lens import Lens
+
+URL = os.environ.get("MMNEURON_NDIF_URL", "").rstrip("/")
+pytestmark = pytest.mark.skipif(
+    not URL,
+    reason="MMNEURON_NDIF_URL is not set: start `mmneuron ndif up --model embedded/llava-next "
+    "--model embedded/instructblip --cpu` and set it to the URL that it prints",
+)
+
+NAMES = ("llava-next", "instructblip")
+GENERATION = {"num_beams": 5, "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setattr(nnsight.CONFIG.APP, "REMOTE_LOGGING", False)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def pair(request):
+    """The model here, and the same folder without weights."""
+    local = Lens.embedded(request.param)
+    return local, Lens.weightless(local.repo)
+
+
+def mask(lens) -> torch.Tensor:
+    config = lens.module.config.get_text_config()
+    return torch.arange(config.num_hidden_layers * config.intermediate_size).reshape(
+        config.num_hidden_layers, config.intermediate_size
+    ) % 3 == 0  # fmt: skip
+
+
+def both(pair, graph, *, sources=False, batches=2, **settings):
+    local, client = pair
+    some = [mixed_batch(client)] * batches
+    given = [mixed_batch(client)] * batches if sources else None
+    one = local.run(graph, some, sources=given, **settings)
+    assert_same_results(one, client.run(graph, some, sources=given, remote=URL, **settings))
+    return one
+
+
+def test_counts(pair):
+    out = both(pair, count_active_by_kind.at("*.act"))
+    assert out["count_active_by_kind", "llm.mlp.act"].sum() > 0
+
+
+def test_zeroed_neurons_change_the_logits(pair):
+    out = both(pair, zero_neurons.bind(neurons=per_layer(mask(pair[0]))) | count_active, logits=True)
+    plain = both(pair, count_active, logits=True)
+    assert not torch.equal(out.logits[0], plain.logits[0])
+
+
+def test_the_logit_lens(pair):
+    both(pair, logit_lens | logit_lens.at("llm.embedding").named("embedding"))
+
+
+def test_generation_with_five_beams(pair):
+    graph = zero_neurons.bind(neurons=per_layer(mask(pair[0]))) | count_active.at(steps="all")
+    assert len(both(pair, graph, **GENERATION).text) == 6
+
+
+def test_rewiring(pair):
+    both(pair, patch_activations.at(layers=1, positions=-1) | keep.named("after"), sources=True, logits=True)
+
+
+def test_attention_knockout(pair):
+    kind = mixed_batch(pair[1]).fields["llm"]["kind"]
+    both(pair, knock_out_attention.bind(queries=kind[..., 1], keys=kind[..., 0]), logits=True)
+
+
+def test_a_result_too_big_for_the_socket(pair):
+    graph = keep.at("llm.mlp.act", "llm.residual")
+    out = both(pair, graph, batches=40)
+    size = sum(value.numel() * 4 for values in out.values() for value in values)
+    assert size > 8 * 2**20
+
+
+def test_a_fault_there_is_the_users_line_and_message(pair, monkeypatch):
+    from mmneuron_lens.runtime import remote
+
+    @reads("llm.mlp.act", over="list", weight=batch_field("weight"))
+    def broken(act, weight):
+        return act[..., :3] @ torch.ones(5)  # the line
+
+    monkeypatch.setattr(remote, "check_plans", lambda *given: None)
+    with pytest.raises(RemoteError) as caught:
+        pair[1].run(broken, mixed_batch(pair[1]), remote=URL)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"{URL}: RuntimeError: size mismatch")
+    assert second.endswith(", in broken: return act[..., :3] @ torch.ones(5)  # the line")
+    assert __file__ in second
+    assert "Traceback" in caught.value.traceback
+
+
+def test_a_model_that_is_not_served_is_refused_with_what_is(pair, tmp_path):
+    local, _ = pair
+    local.module.save_pretrained(tmp_path)
+    local.processor.save_pretrained(tmp_path)
+    client = Lens.weightless(tmp_path)
+    with pytest.raises(LookupError, match=r"does not serve .*; it serves .*instructblip.*mmneuron ndif up --model"):
+        client.run(count_active, mixed_batch(client), remote=URL)
+
+
+def test_the_key_is_in_no_payload(pair, monkeypatch):
+    from mmneuron_lens.runtime import remote
+
+    key = "0123-secret-4567"
+    monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", key)
+    sent = []
+    genuine = remote.refuse_unshippable
+    monkeypatch.setattr(remote, "refuse_unshippable", lambda payload: (sent.append(payload), genuine(payload)))
+    out = pair[1].run(count_active, mixed_batch(pair[1]), remote=URL)
+    assert len(sent) == 1
+    assert key.encode() not in sent[0]
+    assert key not in repr(out)
+
+
+def test_images_go_up_as_their_own_files(pair, tmp_path, monkeypatch):
+    from mmneuron_lens.runtime import remote
+
+    files = []
+    for number, picture in enumerate(pictures(*[(200, 300)] * 50)):
+        files.append(tmp_path / f"{number}.jpg")
+        picture.save(files[-1], quality=85)
+    sent = []
+    genuine = remote.backend_of
+
+    def counting(*given, **settings):
+        backend = genuine(*given, **settings)
+        serialize = backend._serialize
+        backend._serialize = lambda tracer: (sent.append(serialize(tracer)), sent[-1])[1]
+        return backend
+
+    monkeypatch.setattr(remote, "backend_of", counting)
+    client = pair[1]
+    batches = [client.encode(files[at : at + 10], ["what is it?"] * 10) for at in range(0, 50, 10)]
+    client.run(count_active, batches, remote=URL)
+    assert len(sent[0]) <= 1.1 * sum(file.stat().st_size for file in files)

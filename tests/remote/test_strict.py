@@ -1,0 +1,201 @@
+"""Every built-in intervention and functions of a notebook, executed by ndif's own code where our packages are absent.
+
+A job's bytes are made as for a server and run in a second process; what comes back equals a local run exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import mixed_batch, tiny_lens
+from equality import assert_same_results
+from jaxtyping import Bool, Float, Int
+from nnsight.intervention.backends.remote import RemoteError
+from strict_client import NO_ENVIRONMENT, URL, StrictServer, environment_is_there
+from torch import Tensor
+
+import interventions
+from interventions import Intervention, batch_field, count_active, keep, module, per_layer, reads, writes, zero_neurons
+from mmneuron_lens import Lens
+
+pytestmark = pytest.mark.skipif(not environment_is_there(), reason=NO_ENVIRONMENT)
+
+NAMES = ("llava_next", "instructblip")
+NEURONS = torch.arange(3 * 48).reshape(3, 48) % 3 == 0
+GENERATION = {"num_beams": 5, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The tiny models as folders, a lens with weights and one without for each, and the server."""
+    root = tmp_path_factory.mktemp("strict")
+    folders = []
+    for name in NAMES:
+        lens, folder = tiny_lens(name), root / name
+        lens.module.save_pretrained(folder)
+        lens.processor.save_pretrained(folder)
+        folders.append(folder)
+    local = {name: Lens(folder) for name, folder in zip(NAMES, folders, strict=True)}
+    client = {name: Lens.weightless(folder) for name, folder in zip(NAMES, folders, strict=True)}
+    server = StrictServer(folders, root)
+    yield SimpleNamespace(local=local, client=client, server=server)
+    server.close()
+
+
+@pytest.fixture(params=NAMES)
+def pair(request, place, monkeypatch):
+    place.server.attach(monkeypatch)
+    return place.local[request.param], place.client[request.param]
+
+
+def both(pair, graph, *, batches=2, sources=None, **settings):
+    local, client = pair
+    batch = mixed_batch(client)
+    batch = batch.with_fields(mark=torch.arange(batch.inputs["input_ids"].numel()).reshape(batch.rows, -1) % 2)
+    some = [batch] * batches
+    given = None if sources is None else [mixed_batch(client)] * batches
+    one = local.run(graph, some, sources=given, **settings)
+    other = client.run(graph, some, sources=given, remote=URL, **settings)
+    assert_same_results(one, other)
+    return one
+
+
+def bound(name: str) -> Intervention:
+    """A built-in intervention with whatever it needs."""
+    one = getattr(interventions, name)
+    given = {
+        "zero_neurons": {"neurons": per_layer(NEURONS)},
+        "scale_neurons": {"neurons": per_layer(NEURONS), "factor": 0.5},
+        "mean_ablate_neurons": {"neurons": per_layer(NEURONS), "mean": per_layer(torch.randn(3, 48))},
+        "add_vector": {"vector": torch.ones(32)},
+        "direct_logit_attribution": {"direction": torch.linspace(-1, 1, 32)},
+        "root_mean_square": {"epsilon": 1e-6},
+    }
+    return one.bind(**given[name]) if name in given else one
+
+
+BUILT_IN = [name for name in interventions.__all__ if isinstance(getattr(interventions, name), Intervention)]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in(pair, name):
+    graph = bound(name) if name != "knock_out_attention" else knock_out(pair[1])
+    out = both(pair, graph | keep.named("after"), logits=True, sources="yes" if name == "patch_activations" else None)
+    assert out.logits
+
+
+def knock_out(client):
+    batch = mixed_batch(client)
+    kind = batch.fields["llm"]["kind"]
+    return interventions.knock_out_attention.bind(queries=kind[..., 1], keys=kind[..., 0])
+
+
+def test_every_site_of_activations_generation_with_beams_and_what_follows_it(pair):
+    graph = zero_neurons.bind(neurons=per_layer(NEURONS)) | count_active.at("*.act", steps="prompt")
+    out = both(pair, graph | count_active.at(steps="all").named("all") | knock_out(pair[1]), logits=True, **GENERATION)
+    assert len(out.text) == 6
+
+
+# What people write in a notebook: real annotations, helpers, closures, lambdas, defaults.
+
+
+def softened(value: Float[Tensor, "*where neuron"], slope: float) -> Float[Tensor, "*where neuron"]:
+    return torch.nn.functional.softplus(value * slope) / math.log(2)
+
+
+@reads("llm.mlp.act", over="sum", weight=batch_field("weight"))
+def soft_count(
+    act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"], slope: float = 2.0
+) -> Float[Tensor, " neuron"]:
+    return (softened(act, slope) * weight[..., None]).flatten(0, -2).sum(0)
+
+
+@reads("llm.mlp.act", over="sum", weight=batch_field("weight"), mark=batch_field("mark"))
+def marked(
+    act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"], mark: Int[Tensor, "*where"]
+) -> Int[Tensor, " neuron"]:
+    return count_active(act, weight * mark)
+
+
+@reads("llm.residual", over="list", unembed=module("llm.norm", "llm.unembed"))
+def nested(hidden, unembed):
+    def best(logits: Float[Tensor, "*where word"]) -> Int[Tensor, "*where"]:
+        return logits.argmax(-1)
+
+    ranked = [best(unembed(hidden[:, index])) for index in (0, -1)]
+    return {"first": ranked[0], "both": torch.stack([one + 1 for one in ranked])}
+
+
+def closure(factor: float) -> Intervention:
+    @writes("llm.mlp.act")
+    def times(act: Float[Tensor, "*where neuron"]) -> Float[Tensor, "*where neuron"]:
+        return act * factor
+
+    return times
+
+
+def first_of(size: int) -> Intervention:
+    chosen: Bool[Tensor, " neuron"] = torch.arange(48) < size
+    act = writes("llm.mlp.act")
+    return act(lambda act: act.masked_fill(chosen, 0)).named("first_of")
+
+
+def by_partial() -> Intervention:
+    def shift(act, amount):
+        return act + amount
+
+    return writes("llm.mlp.act")(shift).bind(amount=functools.reduce(max, [0.1, 0.5]))
+
+
+FROM_A_NOTEBOOK = {
+    "real annotations, a helper and math": soft_count,
+    "calls a built-in, own field": marked,
+    "nested functions, a comprehension, a module of the model": nested.at(layers=(0, 2)),
+    "a closure over a number": closure(0.5),
+    "a lambda closing over a tensor": first_of(7),
+    "a bound argument": by_partial(),
+}
+
+
+@pytest.mark.parametrize("name", FROM_A_NOTEBOOK)
+def test_from_a_notebook(pair, name):
+    out = both(pair, FROM_A_NOTEBOOK[name] | keep.named("after"), logits=True)
+    assert out.logits
+
+
+def test_functions_defined_in_main(pair):
+    scope = {"__name__": "__main__", "torch": torch, "reads": reads, "Float": Float, "Tensor": Tensor}
+    exec(
+        "def half(x: Float[Tensor, '...']):\n    return x / 2\n\n"
+        "@reads('llm.residual', over='list')\n"
+        "def halved(hidden: Float[Tensor, '*where hidden']) -> Float[Tensor, '*where hidden']:\n"
+        "    return half(hidden).square()\n",
+        scope,
+    )
+    both(pair, scope["halved"])
+
+
+def test_an_error_there_names_the_message(pair, monkeypatch):
+    from mmneuron_lens.runtime import remote
+
+    @reads("llm.mlp.act", over="list")
+    def broken(act):
+        return act[..., :3] @ torch.ones(5)
+
+    monkeypatch.setattr(remote, "check_plans", lambda *given: None)
+    with pytest.raises(RemoteError, match="error RuntimeError: size mismatch"):
+        pair[1].run(broken, mixed_batch(pair[1]), remote=URL)
+
+
+def test_bytes_down_do_not_grow_with_batches(pair, place):
+    client = pair[1]
+    batch = mixed_batch(client)
+    sizes = []
+    for count in (1, 4):
+        client.run(count_active.at("*.act"), [batch] * count, remote=URL)
+        sizes.append(place.server.received[-1])
+    assert sizes[0] == sizes[1]
