@@ -53,9 +53,11 @@ def mean_activation(
 
 
 def _count(act: Float[Tensor, "*where neuron"], weights: Int[Tensor, "*where kind"]) -> Int[Tensor, "kind neuron"]:
-    active = (act > 0).flatten(0, -2)
+    values = act.detach().flatten(0, -2)
     rows = weights.flatten(0, -2).T.float()
-    counts = torch.zeros(rows.shape[0], active.shape[1], dtype=torch.int64, device=act.device)
-    for some_active, some_rows in zip(active.split(_CHUNK), rows.split(_CHUNK, dim=1), strict=True):
-        counts += (some_rows @ some_active.float()).long()
+    counts = torch.zeros(rows.shape[0], values.shape[1], dtype=torch.int64, device=act.device)
+    for some, some_rows in zip(values.split(_CHUNK), rows.split(_CHUNK, dim=1), strict=True):
+        # Compared straight into floats, without a mask to convert.
+        active = torch.gt(some, 0, out=torch.empty_like(some, dtype=torch.float32))
+        counts += (some_rows @ active).long()
     return counts

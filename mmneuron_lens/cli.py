@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmneuron_lens.corpora.command import corpora_app
+from mmneuron_lens.experiments.command import merge
+
 if TYPE_CHECKING:
     from mmneuron_lens.corpora.folder import Problems
 
@@ -72,6 +75,12 @@ def count(
         str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Ask every question by itself; do not share an image's forward.")
+    ] = False,
+    shard: Annotated[
+        str, typer.Option(help="Only this part of the batches, for mmneuron merge: 2/4 is the second.")
+    ] = "1/1",
 ) -> None:
     """Count how often each neuron is active, domain by domain.
 
@@ -81,8 +90,10 @@ def count(
     with _in_one_line():
         from mmneuron_lens.corpora.folder import CorpusError, by_domain, read_folder, some_of
         from mmneuron_lens.corpora.sample import DOMAINS
+        from mmneuron_lens.experiments.merging import Shard
         from mmneuron_lens.experiments.stages import count_stage, open_lens
 
+        part = Shard.parse(shard)
         samples, problems = read_folder(corpus, tuple(dict.fromkeys([*DOMAINS, *(domain or ())])))
         chosen = by_domain(some_of(samples, images, questions_per_image))
         absent = [name for name in domain or () if name not in chosen]
@@ -93,12 +104,13 @@ def count(
         lens = open_lens(model, dtype=dtype, device=device)
         name = corpus.resolve().name
         try:
-            files = count_stage(lens, chosen, out, batch_size=batch_size, corpus=name, problems=problems, progress=_bar)
+            settings = {"batch_size": batch_size, "corpus": name, "exact": exact, "shard": part}
+            files = count_stage(lens, chosen, out, problems=problems, progress=_bar, **settings)
         finally:
             _print_problems(problems, out)
         for file in files:
             typer.echo(str(file))
-        _say(f"Next: mmneuron select {out}")
+        _say(f"Next: mmneuron select {out}" if shard == "1/1" else f"Next: mmneuron merge {out} --out ...")
 
 
 @app.command(epilog="Example: [bold]mmneuron select runs/mine --fraction 0.01 --kinds image[/bold]")
@@ -108,6 +120,9 @@ def select(
     percentile: Annotated[float, typer.Option(help="Threshold on probabilities, as a share of them.")] = 0.95,
     kinds: Annotated[str, typer.Option(help="Only these kinds of token, with commas: image,text.")] = "",
     out: Annotated[Path | None, typer.Option(help="Where to write, if not into the run's own folder.")] = None,
+    stability: Annotated[
+        bool, typer.Option("--stability", help="Also show how the selection changes with the number of tokens.")
+    ] = False,
 ) -> None:
     """Select each model's domain-specific neurons from its counts; write tables, figures and a page."""
     with _in_one_line():
@@ -119,6 +134,10 @@ def select(
         found = select_stage(run, target, fraction=fraction, percentile=percentile, kinds=names, progress=_bar)
         page = publish([results_of(target, one) for one in found], target)
         _print_tables(target, page)
+        if stability:
+            from mmneuron_lens.experiments.command import print_stability
+
+            print_stability(run, fraction, percentile)
 
 
 @app.command(epilog="Example: [bold]mmneuron show runs/demo[/bold]")
@@ -192,6 +211,10 @@ def report(run: Annotated[Path, typer.Argument(help="The folder that `mmneuron p
         from mmneuron_lens.experiments.sheet import publish_paper
 
         typer.echo(f"Page: {publish_paper(run).resolve()}")
+
+
+app.command(epilog="Example: [bold]mmneuron merge runs/one runs/two --out runs/both[/bold]")(merge)
+app.add_typer(corpora_app, name="corpora")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def damaged_corpus(folder: Path) -> Path:
     """Two domains; one image of the first can be measured but not decoded."""
-    write_corpus(folder, images=6)
+    write_corpus(folder, images=4)
     image = folder / "images" / "common2.png"
     image.write_bytes(image.read_bytes()[:-2000])
     return folder
@@ -74,10 +74,10 @@ def test_killed_at_any_write_and_started_again_ends_with_the_same_bytes(architec
     expected = files_of(tmp_path / "whole")
     assert sorted(Path(name).parts[0] for name in expected) == ["counts", "counts"]
     # Every kill leaves a little more done, each at another kind of moment.
-    for kills in numbers():
+    for kills in range(100):
         if not killed_at(1 + kills % 5, lambda: count(tmp_path / "killed")):
             break
-    assert kills > 8
+    assert kills > 4
     assert files_of(tmp_path / "killed") == expected
     assert str(count(tmp_path / "killed")) == str(problems)
     assert [problem.line for problem in problems] == [5, 6]
@@ -91,8 +91,7 @@ def test_it_goes_on_where_it_was(tmp_path):
 
     def stops(items, name):
         lengths.append(len(items))
-        for item in items[:3]:
-            yield item
+        yield from items[:3]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -177,7 +176,7 @@ def test_what_does_not_belong_together_is_refused_with_the_difference(tmp_path):
         merge_runs([tmp_path], tmp_path / "out")
     partial = unfinished(tmp_path / "common.1-of-2.safetensors")
     assert partial.name == "common.1-of-2.unfinished.safetensors"
-    Checkpoint(partial).save(first, 1, "")
+    Checkpoint(partial).save(first, 1)
     with pytest.raises(ValueError, match="provenance batches done is None and 1"):
         merge_shards([second, Counts.load(partial)])
 

@@ -115,7 +115,7 @@ def test_the_box_of_a_patch_is_the_part_of_the_image_that_moves_it(lens):
     assert torch.isnan(boxes[~is_image]).all()
     boxes = boxes[is_image]
     side = 4
-    assert boxes[5].tolist() == [0.0, 0.25, 0.25, 0.5, 0.5]
+    assert boxes[6].tolist() == [0.0, 0.5, 0.25, 0.75, 0.5]
     # Behind the overview: rows of detail, each closed by a newline position that is nowhere.
     detail = boxes[side * side :]
     newlines = torch.isnan(detail[:, 0]).nonzero().squeeze(1)
@@ -125,12 +125,12 @@ def test_the_box_of_a_patch_is_the_part_of_the_image_that_moves_it(lens):
     assert columns / len(newlines) == pytest.approx(30 / 64, abs=0.1)
     assert detail[0].tolist() == pytest.approx([0, 0, 0, 1 / columns, 1 / len(newlines)])
     painted = picture.copy()
-    left, top, right, bottom = (boxes[5][1:] * torch.tensor([30, 64, 30, 64])).round().int().tolist()
+    left, top, right, bottom = (boxes[6][1:] * torch.tensor([30, 64, 30, 64])).round().int().tolist()
     painted.paste((0, 0, 0), (left + 2, top + 4, right - 2, bottom - 4))
     first, second = (lens.encode([one], ["why"]).inputs["pixel_values"][0, 0] for one in (picture, painted))
     change = (first - second).abs().sum(0).unflatten(0, (side, 8)).unflatten(-1, (side, 8)).sum((1, 3))
-    assert change.argmax().item() == 5
-    assert float(change.flatten()[5]) > 0.9 * float(change.sum())
+    assert change.argmax().item() == 6
+    assert float(change.flatten()[6]) > 0.9 * float(change.sum())
 
 
 def test_entropies_equal_plain_transformers(lens, corpus, tmp_path):

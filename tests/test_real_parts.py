@@ -44,7 +44,7 @@ def tiny_llama(tied: bool = True) -> LlamaForCausalLM:
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=100, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2,
+        num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
@@ -366,6 +366,47 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, cache, monkeypatch):
 def test_without_a_connector_nothing_is_assembled(tmp_path, cache):
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors: no such connector; train one with bench"):
         smol_folder(tmp_path / "none.safetensors")
+
+
+def test_the_model_is_assembled_once_and_loads(tmp_path, cache, monkeypatch):
+    trained, _ = tiny_smol()
+    assemble.save_connector(trained, tmp_path / "c.safetensors", {})
+    made = []
+
+    def parts(say):
+        made.append(say)
+        return assemble.join(tiny_dinov2(), tiny_llama(), tiny_models.tokenizer())
+
+    monkeypatch.setattr("mmneuron_lens.embedded.smol.parts", parts)
+    folders = {smol_folder(tmp_path / "c.safetensors") for _ in range(2)}
+    assert len(made) == len(folders) == 1
+    (folder,) = folders
+    digest = hashlib.sha256((tmp_path / "c.safetensors").read_bytes()).hexdigest()
+    assert folder == cache / "assembled" / digest[:12] / "smol"
+    lens = Lens(folder)
+    assert lens.anatomy.architecture == "LLaVA-NeXT"
+    found = assemble.connector(lens.module)
+    assert all(torch.equal(value, found[name]) for name, value in assemble.connector(trained).items())
+    # Nothing half written stays beside it.
+    assert [path.name for path in folder.parent.iterdir()] == ["smol"]
+
+
+def test_the_demo_runs_on_the_assembled_model(tmp_path, monkeypatch):
+    from mmneuron_lens.embedded.smol.demo import smol_demo
+    from mmneuron_lens.neurons.selection import Selection
+
+    model, processor = tiny_smol()
+    model.save_pretrained(tmp_path / "smol")
+    processor.save_pretrained(tmp_path / "smol")
+    monkeypatch.setattr("mmneuron_lens.embedded.smol.demo.smol_folder", lambda say: tmp_path / "smol")
+    page = smol_demo(
+        tmp_path / "run", identification_images=3, identification_questions=1, evaluation_images=1,
+        evaluation_questions=1, random_draws=1, permutations=2,
+    )  # fmt: skip
+    assert "smol" in page.read_text(encoding="utf-8")
+    selection = Selection.load(tmp_path / "run" / "selection" / "smol.safetensors")
+    assert selection.model == "smol"
+    assert (tmp_path / "run" / "answers" / "smol.jsonl").is_file()
 
 
 def test_a_missing_extra_says_how_to_get_it(monkeypatch):

@@ -92,11 +92,13 @@ def picture(source: str, split: str, random: Random) -> Picture:
     return of_real_image(random.choice(real.DOMAINS_WITH_IMAGES), seed) if source == "real" else drawn(source, seed)
 
 
-def pair(source: str, split: str, random: Random, questions: int) -> tuple[list[Picture], list[list[Question]]]:
+def pair(
+    source: str, split: str, random: Random, questions: int, closed_share: float = 0.5
+) -> tuple[list[Picture], list[list[Question]]]:
     """Two pictures and up to so many questions, asked of both, to which they give different answers.
 
-    Of some candidates for the second picture the one with most such questions is taken. Half of the questions are
-    yes-or-no ones, where there are enough of both kinds.
+    Of some candidates for the second picture the one with most such questions is taken. `closed_share` of the questions
+    are yes-or-no ones, where there are enough of both kinds.
     """
     first = picture(source, split, random)
     others = [picture(source, split, random) for _ in range(8 if source == "easy-vqa" else 2)]
@@ -106,8 +108,8 @@ def pair(source: str, split: str, random: Random, questions: int) -> tuple[list[
     opened = [key for key in keys if key not in closed]
     random.shuffle(closed)
     random.shuffle(opened)
-    half = questions // 2
-    chosen = closed[: max(half, questions - len(opened))]
+    count = round(closed_share * questions)
+    chosen = closed[: max(count, questions - len(opened))]
     chosen += opened[: questions - len(chosen)]
     pictures = [first, second]
     return pictures, [[ask(key, one.answers[key], random) for key in chosen] for one in pictures]

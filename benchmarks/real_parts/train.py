@@ -34,14 +34,19 @@ EVALUATION_SHARE = 0.15
 END_WEIGHT = 0.2
 """Weight of the token that ends an answer, which is soon learned, beside 1 for the answer's own."""
 
-WARMUP = 8
+WARMUP = 5
 
-LOUDEST = 2.0
+LOUDEST = 8.0
 """What the connector writes may be so many times as long as a word embedding before it costs."""
 
-RATES = {"linear_1": 1.0, "linear_2": 0.4, "image_newline": 3.0}
-"""Parts of the peak rate. What the second layer writes must stay as small as word embeddings, 0.1 a component, and a
-step of the rate moves it by hundreds of inputs times as much; faster, the language model no longer reads it."""
+RATES = {"linear_1": 0.3, "linear_2.weight": 1.0, "linear_2.bias": 10.0, "image_newline": 30.0}
+"""Parts of the peak rate. A step of the second layer's weights moves what it writes by hundreds of inputs times the
+rate: faster, and the words of the first stage are lost. Bias and newline move it by the rate alone; they are a soft
+prompt, which says how answers are to be given, and soft prompts are learned at high rates."""
+
+CLOSED_SHARES = (0.2, 0.5)
+"""The share of yes-or-no questions in the first 40 % of the time and after: to compare what is seen with a word of the
+question, a model must first see."""
 
 
 def train(
@@ -60,9 +65,12 @@ def train(
         _save(model, out, seed, 0)
         (out / "words.json").write_text(json.dumps(shares, indent=1) + "\n", encoding="utf-8")
     projector = model.model.multi_modal_projector
-    places = {"linear_1": projector.linear_1, "linear_2": projector.linear_2}
-    groups = [{"params": [*places[name].parameters()], "part": RATES[name]} for name in places]
-    groups.append({"params": [model.model.image_newline], "part": RATES["image_newline"]})
+    groups = [
+        {"params": [*projector.linear_1.parameters()], "part": RATES["linear_1"]},
+        {"params": [projector.linear_2.weight], "part": RATES["linear_2.weight"]},
+        {"params": [projector.linear_2.bias], "part": RATES["linear_2.bias"]},
+        {"params": [model.model.image_newline], "part": RATES["image_newline"]},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     began, last, step = time.monotonic(), time.monotonic(), 0
     running: dict[str, list[float]] = {}
@@ -72,7 +80,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["part"] * rate * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
             form: Form = "evaluation" if random.random() < EVALUATION_SHARE else "identification"
-            loss, right = _step(model, processor, optimizer, learned, random, form, pairs, questions)
+            closed = CLOSED_SHARES[0] if done < 0.4 else CLOSED_SHARES[1]
+            loss, right = _step(model, processor, optimizer, learned, random, form, pairs, questions, closed)
             running.setdefault("loss", []).append(loss)
             for name, values in right.items():
                 running.setdefault(name, []).extend(values)
@@ -122,13 +131,13 @@ def prepare(model: Any, processor: Any, images: int = 64) -> list[nn.Parameter]:
 
 def _step(
     model: Any, processor: Any, optimizer: Any, learned: list[nn.Parameter], random: Random, form: Form, pairs: int,
-    questions: int,
+    questions: int, closed: float,
 ) -> tuple[float, dict[str, list[float]]]:  # fmt: skip
     """One step; the loss, and by source and kind whether each answer's first token was right."""
     images, asked, sources = [], [], []
     drawn = random.choices(SOURCES, [WEIGHTS.get(source, 1.0) for source in SOURCES], k=pairs)
     for source in drawn:
-        pictures, both = pair(source, "train", random, questions)
+        pictures, both = pair(source, "train", random, questions, closed)
         if form == "identification":
             both = [[one for one in some if not one.options] for some in both]
         if not both[0]:
@@ -197,7 +206,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--questions", type=int, default=6)
     parser.add_argument("--start", type=Path, default=None, help="a connector to go on from")
     parser.add_argument("--threads", type=int, default=1)

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,23 +101,23 @@ def count_domain(
     found = sized(samples, problems)
     packs = can_pack(lens) and not exact and all(sample.images for sample in samples)
     graph = count_active_by_kind.at("*.act") | count_positions.at("*.act")
-    model = {**model_facts(lens), **({"device": "server"} if remote else {})}
+    model = {**model_facts(lens), "weights sampled": sampled_weights(lens.module)}
+    if remote:
+        # What is on the server is named by id and revision alone.
+        model |= {"device": "server", "weights sampled": None}
     packing = f"{PACKED} questions" if packs else "none"
     facts = {"prompt": prompt, "batch size": batch_size, "packing": packing, "method": "activation > 0"}
     source = {"name": corpus, "questions": len(found), "sha256": _digest(found)}
     shards = {} if shard == WHOLE else {"shards": [str(shard)]}
     total = _empty(lens, domain, provenance(**model, **facts, **shards, corpus=source))
     mine = shard.part(batches(found, batch_size))
-    done, sampled = 0, ""
+    done = 0
     if checkpoint is not None:
-        # A model that was wrapped in memory may be another one under the same name.
-        named = model["revision"] or model["weights sha256"] or Path(lens.repo).is_dir()
-        finished = checkpoint.already(total) if named else None
+        finished = checkpoint.already(total)
         if finished is not None:
             _name_again(finished, samples, problems)
             return finished
-        sampled = sampled_weights(lens.module)
-        total, done = checkpoint.begun(total, sampled)
+        total, done = checkpoint.begun(total)
         _name_again(total, samples, problems)
     counted = {sample.id for _, some in mine[:done] for sample in some} - set(total.provenance.get(LEFT_OUT, ()))
 
@@ -146,7 +145,7 @@ def count_domain(
                 pace.tell(int(batch.fields["llm"]["weight"].sum()))
             done += 1
             if checkpoint is not None and pace.due(checkpoint.seconds):
-                checkpoint.save(counts_of(mine[:done]), done, sampled)
+                checkpoint.save(counts_of(mine[:done]), done)
     if not counted and shard == WHOLE:
         raise ValueError(f"no sample of {domain} could be read; see the problems of its rows.")
     return counts_of(mine)

@@ -21,9 +21,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.of:
-            raise ValueError(
-                f"shard {self} does not exist; of {self.of} shards choose 1/{self.of} to {self.of}/{self.of}."
-            )
+            raise ValueError(f"shard {self} does not exist; choose from 1/{self.of} to {self.of}/{self.of}.")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -63,9 +61,7 @@ def merge_shards(counts: Sequence[Counts]) -> Counts:
     shards = [Shard.parse(text) for text in total.provenance.get("shards", [str(WHOLE)])]
     sizes = sorted({shard.of for shard in shards})
     if len(sizes) > 1:
-        raise ValueError(
-            f"cannot merge shards of {total.domain}: some are of {sizes[0]} and some of {sizes[1]} shards."
-        )
+        raise ValueError(f"cannot merge shards of {total.domain}: some are of {sizes[0]}, some of {sizes[1]} shards.")
     there = {shard.number for shard in shards}
     missing = [f"{number}/{sizes[0]}" for number in range(1, sizes[0] + 1) if number not in there]
     if missing:

@@ -318,10 +318,10 @@ def _word(lens: Lens, token: int) -> str:
     """A token as it reads. One of space alone is drawn; one that is no whole character has its vocabulary's name."""
     tokenizer = lens.processor.tokenizer
     text = tokenizer.decode([token])
-    if text.strip() and "\ufffd" not in text:
-        return text.strip()
-    drawn = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
-    return drawn if drawn and "\ufffd" not in drawn else str(tokenizer.convert_ids_to_tokens([token])[0])
+    if not text.strip():
+        text = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+    readable = text.strip().isprintable() and "\ufffd" not in text
+    return text.strip() if text and readable else str(tokenizer.convert_ids_to_tokens([token])[0])
 
 
 def _labels(lens: Lens, batch: Batch) -> list[str]:

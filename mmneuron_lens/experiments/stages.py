@@ -74,8 +74,7 @@ def count_stage(
         file = Path(out) / "counts" / model / part.name.replace(".1-of-1", "") if shard == WHOLE else part
         checkpoint = Checkpoint(unfinished(part), file, seconds)
         counts = count_domain(lens, samples, shard=shard, checkpoint=checkpoint, **settings)
-        counts.save(file)
-        checkpoint.clear()
+        checkpoint.finish(counts)
         files.append(file)
     return files
 

@@ -4,6 +4,7 @@
 a second process: ndif, without a database of users, trusts each request that does not ask otherwise.
 """
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 import gc
 import time
 

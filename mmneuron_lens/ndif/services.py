@@ -51,7 +51,8 @@ def start(
     redis = redis_server()
     refuse_taken(port)
     state.folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(Path(__file__).parent / "actor.py", state.folder / "mmneuron_ndif_actor.py")
+    for name in ("actor", "gunicorn_settings"):
+        shutil.copyfile(Path(__file__).parent / f"{name}.py", state.folder / f"mmneuron_ndif_{name}.py")
     names = ("redis", "store", "ray", "client", "dashboard", "grpc", "metrics", "agent")
     ports = dict(zip(names, free_ports(len(names)), strict=True)) | {"api": port}
     temporary = Path(tempfile.mkdtemp(prefix="mmray"))
@@ -71,7 +72,7 @@ def start(
         address = {"RAY_ADDRESS": f"{HERE}:{ports['ray']}", "NDIF_SERVICE": "ray"}
         module = "ndif.services.ray.deployments.controller.controller"
         _finish(state, "controller", [python, "-m", module], surroundings | address)
-        api = ["--config", "python:ndif.services.api.gunicorn_conf", "ndif.services.api.app:app"]
+        api = ["--config", "python:mmneuron_ndif_gunicorn_settings", "ndif.services.api.app:app"]
         _service(state, "api", [scripts / "gunicorn", *api], surroundings | {"NDIF_SERVICE": "api"})
         say("  4/4 the API")
         url = f"http://{HERE}:{port}"

@@ -12,6 +12,7 @@ from interventions import Graph
 from mmneuron_lens.batch import Batch
 from mmneuron_lens.result import Result
 from mmneuron_lens.runtime.compile import compile_graph, results_over
+from mmneuron_lens.runtime.envelope import refuse_unsafe
 from mmneuron_lens.runtime.run import job_of, needs_source, result_of
 from mmneuron_lens.runtime.serving import explained, refuse_unserved
 from mmneuron_lens.runtime.shapes import check_plans
@@ -93,13 +94,9 @@ def backend_of(lens: Lens, remote: bool | str, **settings: Any) -> Any:
 
         @staticmethod
         def parse(message: str | bytes) -> Any:
-            if isinstance(message, str):
-                return RemoteBackend.parse(message)
-            from nnsight.schema.response import ResponseModel, Status
-
-            # A small result arrives inside its last status; nnsight would unpickle whatever a server sends.
-            with torch.serialization.safe_globals([Status]):
-                return ResponseModel(**torch.load(io.BytesIO(message), map_location="cpu", weights_only=True))
+            if not isinstance(message, str):
+                refuse_unsafe(message)
+            return RemoteBackend.parse(message)
 
         def handle(self, response: Any) -> Any:
             try:

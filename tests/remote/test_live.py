@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import mmneuron_lens  # noqa: F401  (first: it imports beartype before nnsight)
 import nnsight
 import pytest
 import torch
@@ -95,7 +94,7 @@ def test_attention_knockout(pair):
 
 
 def test_a_result_too_big_for_the_socket(pair):
-    graph = keep.at("llm.mlp.act", "llm.residual")
+    graph = keep.at(["llm.mlp.act", "llm.residual"])
     out = both(pair, graph, batches=40)
     size = sum(value.numel() * 4 for values in out.values() for value in values)
     assert size > 8 * 2**20

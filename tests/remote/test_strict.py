@@ -199,3 +199,14 @@ def test_bytes_down_do_not_grow_with_batches(pair, place):
         client.run(count_active.at("*.act"), [batch] * count, remote=URL)
         sizes.append(place.server.received[-1])
     assert sizes[0] == sizes[1]
+
+
+def test_nothing_needs_to_be_registered(pair, monkeypatch):
+    """`nnsight.register` is not needed: no module of ours is shipped by value, and the job runs all the same."""
+    import cloudpickle.cloudpickle as registry
+    import nnsight.ndif
+
+    monkeypatch.setattr(nnsight.ndif, "_PULLED_ENV", True)
+    monkeypatch.setattr(registry, "_PICKLE_BY_VALUE_MODULES", set())
+    both(pair, soft_count | marked | count_active)
+    assert set() == registry._PICKLE_BY_VALUE_MODULES

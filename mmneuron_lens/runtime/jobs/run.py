@@ -71,6 +71,8 @@ def run_shards(
     store = JobStore(Path(jobs or default_folder()) / digest(keys)[:16])
     with store.alone():
         model = lens.nnsight.to_model_key()
+        if not any(store.record(key).attempts or store.is_done(key) for key in keys):
+            server.check()
         store.describe(title=title, host=server.host, model=model, shards=keys, again=list(again))
         items = {key: _items(lens, checked, shard) for key, shard in zip(keys, shards, strict=True)}
         arriving = Watch(store, server, limits or Limits(), clock or Clock()).gather(items)
@@ -94,10 +96,10 @@ class _Arriving(Sequence[Any]):
     """Arrivals with a known length, for a progress bar; can be walked once."""
 
     def __init__(self, arriving: Iterator[str], count: int) -> None:
-        self.arriving, self.count = arriving, count
+        self.arriving, self.length = arriving, count
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __iter__(self) -> Iterator[str]:
         return self.arriving

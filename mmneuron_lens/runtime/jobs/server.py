@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmneuron_lens.runtime.remote import backend_of
+from mmneuron_lens.runtime.serving import refuse_unserved
 
 if TYPE_CHECKING:
     from mmneuron_lens.lens import Lens
@@ -50,6 +52,8 @@ class Server(Protocol):
 
     host: str
 
+    def check(self) -> None: ...
+
     def submit(self, items: list[dict[str, Any]]) -> str: ...
 
     def ask(self, job: str) -> Answer: ...
@@ -65,7 +69,11 @@ class NdifServer:
         self.host = str(self._backend().host)
 
     def _backend(self, job_id: str | None = None) -> Any:
-        return backend_of(self.lens, self.remote, blocking=False, job_id=job_id)
+        return _quiet(backend_of(self.lens, self.remote, blocking=False, job_id=job_id))
+
+    def check(self) -> None:
+        """Refuse before the first job what cannot work; raises as `runtime.serving.refuse_unserved`."""
+        refuse_unserved(self.host, self.lens.nnsight.to_model_key())
 
     def submit(self, items: list[dict[str, Any]]) -> str:
         """Send a job of these items and return its id at once."""
@@ -78,6 +86,18 @@ class NdifServer:
     def ask(self, job: str) -> Answer:
         """What the server knows about a job, and its result when it is complete."""
         return asked(self._backend(job))
+
+
+def ask_host(host: str, job: str) -> Answer:
+    """What a host knows about a job, without its model: the key is not needed for asking."""
+    anyone: Any = SimpleNamespace(nnsight=SimpleNamespace(to_model_key=lambda: ""))
+    return asked(_quiet(backend_of(anyone, host, blocking=False, job_id=job)))
+
+
+def _quiet(backend: Any) -> Any:
+    """Several jobs at a time would overwrite each other's status lines."""
+    backend.display.enabled = False
+    return backend
 
 
 def asked(backend: Any) -> Answer:
@@ -105,7 +125,7 @@ class translated:
         from nnsight.intervention.backends.remote import RemoteError
         from pydantic import ValidationError
 
-        cause = error.__cause__ if isinstance(error, RemoteError) else error
+        cause = (error.__cause__ or error) if isinstance(error, RemoteError) else error
         if isinstance(cause, httpx.HTTPStatusError):
             raise self._of_status(error, cause.response.status_code) from error
         if (
@@ -114,8 +134,8 @@ class translated:
         ):
             raise Unreachable(one_line(cause)) from error
         if isinstance(error, RemoteError):
-            text = str(error)
-            raise (Lost(last_line(text)) if is_servers_trouble(text) else JobFailed(users_line(text))) from error
+            whole, short = getattr(error, "traceback", str(error)), " ".join(str(error).split())
+            raise (Lost(last_line(whole)) if is_servers_trouble(whole) else JobFailed(short)) from error
 
     def _of_status(self, error: Exception, code: int) -> Exception:
         if code >= 500 or code == 429:
@@ -133,17 +153,6 @@ def is_servers_trouble(text: str) -> bool:
         return any(phrase in text.lower() for phrase in PHRASES)
     raised = last.partition(":")[0].strip()
     return raised in BROKEN or raised.partition(".")[0] in OURS_TO_RETRY
-
-
-def users_line(text: str) -> str:
-    """The innermost line of code and the message of a traceback, on one line."""
-    lines = [line.rstrip() for line in text.strip().splitlines()]
-    places = [number for number, line in enumerate(lines) if line.lstrip().startswith("File ")]
-    if not places:
-        return last_line(text)
-    source = lines[places[-1] + 1].strip() if places[-1] + 1 < len(lines) - 1 else ""
-    where = lines[places[-1]].strip().rpartition(", line ")[2]
-    return f"{last_line(text)} (line {where}: {source})" if source else last_line(text)
 
 
 def last_line(text: str) -> str:

@@ -179,7 +179,9 @@ class Watch:
 
         retrying = Retrying(
             retry=retry_if_exception_type(Unreachable),
-            wait=wait_exponential_jitter(initial=self.limits.poll_seconds, max=15.0, jitter=self.limits.poll_seconds),
+            wait=wait_exponential_jitter(
+                multiplier=self.limits.poll_seconds, max=15.0, jitter=self.limits.poll_seconds
+            ),
             stop=too_long,
             sleep=self.clock.wait,
             reraise=True,

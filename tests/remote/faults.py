@@ -1,0 +1,222 @@
+"""Faults of a live server: what `mmneuron ndif up` started is killed, one service at a time, and brought back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmneuron_lens import Lens
+from mmneuron_lens.corpora.folder import read_folder
+from mmneuron_lens.experiments.identify import count_domain
+from mmneuron_lens.ndif import services
+from mmneuron_lens.ndif.state import State, processes
+from mmneuron_lens.runtime.jobs import JobFailed, JobStore, Limits, Shard, run_shards
+
+LIMITS = Limits(
+    in_flight=4,
+    poll_seconds=0.2,
+    grace_seconds=10.0,
+    job_seconds=45.0,
+    outage_seconds=300.0,
+    attempts=10,
+    seconds=600.0,
+)
+
+
+class Live:
+    """A running server of ours, by its state folder, and its model."""
+
+    def __init__(self, state: State, url: str, python: Path) -> None:
+        self.state, self.url, self.python = state, url, python
+        self.repo = state.server()["models"][0][1]
+
+    def kill(self, name: str) -> Callable[[], None]:
+        """Kill a service and everything in its session; returns what starts it again as it was."""
+        leader, _ = self.state.leaders()[name]
+        command = Path(f"/proc/{leader}/cmdline").read_bytes().split(b"\0")[:-1]
+        if name == "ray":
+            command = [str(self.python.parent / "ray").encode(), *ray_words(command)]
+        surroundings = services.environment_of(self.state, self.python, self.state.server(), True)
+        surroundings["NDIF_SERVICE"] = "api" if name == "api" else "ray"
+        for one in [pid for pid, process in processes().items() if process.session == leader]:
+            kill(one)
+
+        def revive() -> None:
+            services._service(self.state, name, [os.fsdecode(word) for word in command], surroundings)
+            if name == "ray":
+                self.redeploy(surroundings)
+
+        return revive
+
+    def redeploy(self, surroundings: dict[str, str]) -> None:
+        server = self.state.server()
+        ports = server["ports"]
+        services._until_open(self.state, {"ray": ports["client"]})
+        address = {"RAY_ADDRESS": f"127.0.0.1:{ports['ray']}", "NDIF_SERVICE": "ray"}
+        module = "ndif.services.ray.deployments.controller.controller"
+        services._finish(self.state, "controller", [self.python, "-m", module], surroundings | address)
+        services._until(self.state, "api", lambda: services.is_connected(self.url))
+        models = [(name, repo) for name, repo in server["models"]]
+        self.state.save_server({**server, "models": []})
+        services.serve(self.state, self.python, models, lambda text: None)
+
+    def kill_actors(self) -> None:
+        """Kill every process that holds a model; ray starts it again."""
+        mine = processes()
+        sessions = {pid for pid, _ in self.state.leaders().values()}
+        for pid, process in mine.items():
+            named = Path(f"/proc/{pid}/cmdline").read_bytes() if Path(f"/proc/{pid}").exists() else b""
+            if process.session in sessions and named.startswith(
+                (b"ray::CpuModel", b"ray::_CpuModel", b"ray::ModelActor")
+            ):
+                kill(pid)
+
+
+def ray_words(command: Sequence[bytes]) -> list[bytes]:
+    return list(command[command.index(b"start") :])
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def undisturbed(live: Live, corpus: Path) -> Any:
+    samples, _ = read_folder(corpus)
+    return count_domain(Lens(live.repo), samples, batch_size=2)
+
+
+def counted(live: Live, corpus: Path, jobs: Path, strike: Callable[[], Any] | None = None) -> Any:
+    """The counts through the server; `strike` is called when the first result has arrived, others being in flight."""
+
+    def progress(arriving: Any, title: str) -> Any:
+        for number, key in enumerate(arriving):
+            if number == 0 and strike is not None:
+                strike()
+            yield key
+
+    samples, _ = read_folder(corpus)
+    lens = Lens.weightless(live.repo)
+    return count_domain(lens, samples, batch_size=2, remote=live.url, jobs=jobs, limits=LIMITS, progress=progress)
+
+
+def jobs_sent(jobs: Path) -> tuple[int, int]:
+    """How many shards there are, and how many jobs were sent for them."""
+    (file,) = jobs.glob("*/run.json")
+    store = JobStore(file.parent)
+    keys = store.run["shards"]
+    return len(keys), sum(store.record(key).attempts for key in keys)
+
+
+def equal(one: Any, other: Any) -> bool:
+    return one.samples == other.samples and all(
+        torch.equal(one.active[site], other.active[site]) and torch.equal(one.tokens[site], other.tokens[site])
+        for site in one.active.keys() | other.active.keys()
+    )
+
+
+def service_killed(name: str) -> Callable[[Live, Path, Path], Any]:
+    def run(live: Live, corpus: Path, jobs: Path) -> Any:
+        troubles: list[BaseException] = []
+        revived: list[threading.Thread] = []
+
+        def strike() -> None:
+            revive = live.kill(name)
+
+            def back() -> None:
+                try:
+                    revive()
+                except BaseException as error:
+                    troubles.append(error)
+
+            revived.append(threading.Thread(target=back))
+            revived[0].start()
+
+        found = counted(live, corpus, jobs, strike)
+        for thread in revived:
+            thread.join()
+        if troubles:
+            raise troubles[0]
+        return found
+
+    return run
+
+
+def actor_killed(live: Live, corpus: Path, jobs: Path) -> Any:
+    return counted(live, corpus, jobs, live.kill_actors)
+
+
+CLIENT = """
+import sys, os, signal
+sys.path[:0] = {paths!r}
+import mmneuron_lens
+from pathlib import Path
+from faults import Live, counted
+from mmneuron_lens.ndif.state import State
+live = Live(State(Path({state!r})), {url!r}, Path({python!r}))
+counted(live, Path({corpus!r}), Path({jobs!r}), lambda: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def client_killed(live: Live, corpus: Path, jobs: Path) -> Any:
+    facts = {"state": str(live.state.folder), "url": live.url, "python": str(live.python)}
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    code = CLIENT.format(paths=paths, corpus=str(corpus), jobs=str(jobs), **facts)
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
+    assert ended == -signal.SIGKILL, ended
+    return counted(live, corpus, jobs)
+
+
+def job_raises(live: Live, corpus: Path, jobs: Path) -> Any:
+    from failing_there import fails_there
+
+    from interventions import Graph
+
+    lens = Lens.weightless(live.repo)
+    samples, _ = read_folder(corpus)
+    batch = lens.encode([samples[0].images[0]], ["why"])
+    shard = Shard("one", lambda: ([batch], {}))
+    try:
+        run_shards(lens, Graph((fails_there,)), [shard], remote=live.url, jobs=jobs / "raising", limits=LIMITS)
+    except JobFailed as failed:
+        assert "no such neuron" in str(failed), failed
+    else:
+        raise AssertionError("a job that raises did not fail")
+    return counted(live, corpus, jobs)
+
+
+def large_result(live: Live, corpus: Path, jobs: Path) -> Any:
+    from interventions import keep
+
+    lens, here = Lens.weightless(live.repo), Lens(live.repo)
+    samples, _ = read_folder(corpus)
+    batch = lens.encode([samples[0].images[0]] * 8, ["why"] * 8)
+    shard = Shard("large", lambda: ([batch] * 8, {}))
+    graph = keep.at("llm.mlp.act")
+    ((values, _),) = run_shards(lens, graph, [shard], remote=live.url, jobs=jobs / "large", limits=LIMITS)
+    expected = here.run(graph, [batch] * 8)["keep", "llm.mlp.act"]
+    assert sum(part.numel() * part.element_size() for part in values["keep", "llm.mlp.act"]) > 8 * 2**20
+    assert all(torch.equal(one, two) for one, two in zip(values["keep", "llm.mlp.act"], expected, strict=True))
+    return counted(live, corpus, jobs)
+
+
+FAULTS: dict[str, Callable[[Live, Path, Path], Any]] = {
+    "API killed": service_killed("api"),
+    "redis killed": service_killed("redis"),
+    "store killed": service_killed("store"),
+    "model actor killed": actor_killed,
+    "ray killed": service_killed("ray"),
+    "client killed": client_killed,
+    "job raises": job_raises,
+    "result over 8 MiB": large_result,
+}
