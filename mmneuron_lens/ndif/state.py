@@ -80,11 +80,12 @@ class State:
         for path in [*self.folder.glob("*.pid"), self.folder / "server.json"]:
             path.unlink(missing_ok=True)
 
-    def end(self, patience: float = 15.0) -> int:
+    def end(self, patience: float = 5.0) -> int:
         """End every recorded service with all it started, and nothing else; returns how many processes.
 
         Each service leads a session of its own, so its processes are that session and their descendants, also after
-        the leader has died. Asked first (SIGTERM), killed after `patience` seconds.
+        the leader has died. Asked first (SIGTERM), killed after `patience` seconds,
+        which ray needs: its head does not end when asked.
         """
         leaders = self.leaders()
         chosen = _belonging(leaders.values(), processes())

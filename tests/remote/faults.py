@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from mmneuron_lens import Lens
@@ -186,12 +187,8 @@ def job_raises(live: Live, corpus: Path, jobs: Path) -> Any:
     samples, _ = read_folder(corpus)
     batch = lens.encode([samples[0].images[0]], ["why"])
     shard = Shard("one", lambda: ([batch], {}))
-    try:
+    with pytest.raises(JobFailed, match="no such neuron"):
         run_shards(lens, Graph((fails_there,)), [shard], remote=live.url, jobs=jobs / "raising", limits=LIMITS)
-    except JobFailed as failed:
-        assert "no such neuron" in str(failed), failed
-    else:
-        raise AssertionError("a job that raises did not fail")
     return counted(live, corpus, jobs)
 
 
