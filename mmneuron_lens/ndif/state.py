@@ -84,8 +84,8 @@ class State:
         """End every recorded service with all it started, and nothing else; returns how many processes.
 
         Each service leads a session of its own, so its processes are that session and their descendants, also after
-        the leader has died. Asked first (SIGTERM), killed after `patience` seconds,
-        which ray needs: its head does not end when asked.
+        the leader has died. Asked first (SIGTERM), killed after `patience` seconds, which ray's head
+        needs: it does not end when asked.
         """
         leaders = self.leaders()
         chosen = _belonging(leaders.values(), processes())

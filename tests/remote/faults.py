@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mmneuron_lens import Lens
 from mmneuron_lens.corpora.folder import read_folder
 from mmneuron_lens.experiments.identify import count_domain
 from mmneuron_lens.ndif import services
+from mmneuron_lens.ndif.environment import redis_server
 from mmneuron_lens.ndif.state import State, processes
 from mmneuron_lens.runtime.jobs import JobFailed, JobStore, Limits, Shard, run_shards
 
@@ -42,20 +43,29 @@ class Live:
     def kill(self, name: str) -> Callable[[], None]:
         """Kill a service and everything in its session; returns what starts it again as it was."""
         leader, _ = self.state.leaders()[name]
-        command = Path(f"/proc/{leader}/cmdline").read_bytes().split(b"\0")[:-1]
-        if name == "ray":
-            command = [str(self.python.parent / "ray").encode(), *ray_words(command)]
         surroundings = services.environment_of(self.state, self.python, self.state.server(), True)
         surroundings["NDIF_SERVICE"] = "api" if name == "api" else "ray"
         for one in [pid for pid, process in processes().items() if process.session == leader]:
             kill(one)
 
         def revive() -> None:
-            services._service(self.state, name, [os.fsdecode(word) for word in command], surroundings)
+            services._service(self.state, name, self.command(name), surroundings)
             if name == "ray":
                 self.redeploy(surroundings)
 
         return revive
+
+    def command(self, name: str) -> list[Any]:
+        """How `mmneuron ndif up` starts a service; some change the words that /proc shows."""
+        server, scripts = self.state.server(), self.python.parent
+        ports = server["ports"]
+        settings = "python:mmneuron_ndif_gunicorn_settings"
+        return {
+            "redis": [redis_server(), "--port", ports["redis"], "--bind", "127.0.0.1", "--save", ""],
+            "store": [scripts / "moto_server", "-H", "127.0.0.1", "-p", ports["store"]],
+            "ray": [scripts / "ray", *services.ray_options(ports, Path(server["temporary"]), server["cpu"])],
+            "api": [scripts / "gunicorn", "--config", settings, "ndif.services.api.app:app"],
+        }[name]
 
     def redeploy(self, surroundings: dict[str, str]) -> None:
         server = self.state.server()
@@ -79,10 +89,6 @@ class Live:
                 (b"ray::CpuModel", b"ray::_CpuModel", b"ray::ModelActor")
             ):
                 kill(pid)
-
-
-def ray_words(command: Sequence[bytes]) -> list[bytes]:
-    return list(command[command.index(b"start") :])
 
 
 def kill(pid: int) -> None:
