@@ -17,6 +17,8 @@ import typer
 
 from mmneuron_lens.corpora.command import corpora_app
 from mmneuron_lens.experiments.command import merge
+from mmneuron_lens.ndif.command import ndif_app
+from mmneuron_lens.runtime.command import jobs_app
 
 if TYPE_CHECKING:
     from mmneuron_lens.corpora.folder import Problems
@@ -215,6 +217,8 @@ def report(run: Annotated[Path, typer.Argument(help="The folder that `mmneuron p
 
 app.command(epilog="Example: [bold]mmneuron merge runs/one runs/two --out runs/both[/bold]")(merge)
 app.add_typer(corpora_app, name="corpora")
+app.add_typer(ndif_app, name="ndif")
+app.add_typer(jobs_app, name="jobs")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ question, two answers; half of what anybody says without looking is wrong there.
 from __future__ import annotations
 
 import argparse
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,11 +156,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=CONNECTOR.parent, help="where card.json and CARD.md go")
     parser.add_argument("--images", type=int, default=20, help="of each source; twice as many of easy-vqa")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--notes", type=Path, default=None, help='JSON: {"training": text, "identified": text}')
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     logging.disable_progress_bar()
-    write_card(evaluate(given.connector, given.images, given.forms), given.out)
+    card = evaluate(given.connector, given.images, given.forms)
+    if given.notes is not None:
+        card["notes"] = json.loads(given.notes.read_text(encoding="utf-8"))
+    write_card(card, given.out)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ LIMITS = Limits(
     poll_seconds=0.2,
     grace_seconds=10.0,
     job_seconds=45.0,
-    outage_seconds=300.0,
+    outage_seconds=200.0,
     attempts=10,
-    seconds=600.0,
+    seconds=300.0,
 )
 
 
@@ -52,6 +52,9 @@ class Live:
             services._service(self.state, name, self.command(name), surroundings)
             if name == "ray":
                 self.redeploy(surroundings)
+            if name == "redis":
+                # ndif 0.1.2 notes in redis, once, that ray is connected; without that it answers 503 for ever.
+                self.kill("api")()
 
         return revive
 
