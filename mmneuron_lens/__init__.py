@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-# beartype must be imported before nnsight, whose patch of `object` it otherwise cannot hash.
-import beartype as _beartype  # noqa: F401
+import sys as _sys
+
+# nnsight gives every object a `save`, which beartype cannot hash while it is being imported: beartype comes first, or
+# `save` is taken off for that moment.
+if "nnsight" in _sys.modules and "beartype" not in _sys.modules:
+    from nnsight import save as _save
+    from nnsight._c import mount as _mount
+    from nnsight._c import unmount as _unmount
+
+    _unmount("save")
+    import beartype as _beartype
+
+    _mount(_save, "save")
+else:
+    import beartype as _beartype  # noqa: F401
 
 __version__ = "0.1.0"
 

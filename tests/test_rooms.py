@@ -109,3 +109,12 @@ def test_importing_the_package_is_light():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_nnsight_may_be_imported_first():
+    import subprocess
+
+    code = "import nnsight, mmneuron_lens, interventions, mmneuron_lens.lens; print(hasattr(object(), 'save'))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip() == "True"

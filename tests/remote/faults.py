@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -52,6 +53,11 @@ class Live:
             services._service(self.state, name, self.command(name), surroundings)
             if name == "ray":
                 self.redeploy(surroundings)
+            if name == "store":
+                # A store in memory comes back empty, and ndif 0.1.2 makes its bucket once in a process.
+                port = self.state.server()["ports"]["store"]
+                services._until_open(self.state, {"store": port})
+                httpx.put(f"http://127.0.0.1:{port}/ndif-results").raise_for_status()
             if name == "redis":
                 # ndif 0.1.2 notes in redis, once, that ray is connected; without that it answers 503 for ever.
                 self.kill("api")()
