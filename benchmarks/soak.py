@@ -53,6 +53,8 @@ def main() -> int:
                 seconds = time.monotonic() - began
                 shards, sent = jobs_sent(jobs) if list(jobs.glob("*/run.json")) else (0, 0)
                 failed += said != "counts equal"
+                if said != "counts equal":
+                    live.restart()
                 lines.append(
                     f"{number + 1}  {name:20}  {seconds:6.1f} s  {shards:3} shards  {sent:3} jobs sent  {said}"
                 )

@@ -30,7 +30,7 @@ LIMITS = Limits(
     job_seconds=45.0,
     outage_seconds=200.0,
     attempts=10,
-    seconds=300.0,
+    seconds=240.0,
 )
 
 
@@ -58,6 +58,8 @@ class Live:
                 port = self.state.server()["ports"]["store"]
                 services._until_open(self.state, {"store": port})
                 httpx.put(f"http://127.0.0.1:{port}/ndif-results").raise_for_status()
+                # Its queue, too, ends for good when a status cannot be written.
+                self.kill("api")()
             if name == "redis":
                 # ndif 0.1.2 notes in redis, once, that ray is connected; without that it answers 503 for ever.
                 self.kill("api")()
@@ -87,6 +89,14 @@ class Live:
         models = [(name, repo) for name, repo in server["models"]]
         self.state.save_server({**server, "models": []})
         services.serve(self.state, self.python, models, lambda text: None)
+
+    def restart(self) -> None:
+        """All of it from the start, at the same port."""
+        server = self.state.server()
+        services.end(self.state)
+        settings = {name: server[name] for name in ("cpu", "sandbox", "dtype", "offline")}
+        services.start(self.state, self.python, port=server["ports"]["api"], say=print, **settings)
+        services.serve(self.state, self.python, [tuple(model) for model in server["models"]], print)
 
     def kill_actors(self) -> None:
         """Kill every process that holds a model; ray starts it again."""
