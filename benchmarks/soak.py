@@ -49,16 +49,19 @@ def main() -> int:
                     found = fault(live, corpus, jobs)
                     said = "counts equal" if equal(found, expected) else "COUNTS DIFFER"
                 except Exception as error:
-                    said = f"FAILED: {type(error).__name__}: {' '.join(str(error).split())}"
+                    cause = f" ({error.__cause__!r})" if error.__cause__ else ""
+                    said = f"FAILED: {type(error).__name__}: {' '.join(str(error).split())}{cause}"
                 seconds = time.monotonic() - began
                 shards, sent = jobs_sent(jobs) if list(jobs.glob("*/run.json")) else (0, 0)
                 failed += said != "counts equal"
-                if said != "counts equal":
-                    live.restart()
                 lines.append(
                     f"{number + 1}  {name:20}  {seconds:6.1f} s  {shards:3} shards  {sent:3} jobs sent  {said}"
                 )
                 print(lines[-1], flush=True)
+                if said != "counts equal":
+                    live.restart()
+    if given.only:
+        return 1 if failed else 0
     log = ROOT / "benchmarks" / f"soak-{datetime.date.today().isoformat()}.log"
     title = (
         f"{live.state.server()['models'][0][0]}, {given.images} images, {given.repeat} times each, {failed} failures"

@@ -168,12 +168,13 @@ def service_killed(name: str) -> Callable[[Live, Path, Path], Any]:
             revived.append(threading.Thread(target=back))
             revived[0].start()
 
-        found = counted(live, corpus, jobs, strike)
-        for thread in revived:
-            thread.join()
-        if troubles:
-            raise troubles[0]
-        return found
+        try:
+            return counted(live, corpus, jobs, strike)
+        finally:
+            for thread in revived:
+                thread.join()
+            if troubles:
+                raise AssertionError(f"{name} was not brought back") from troubles[0]
 
     return run
 
