@@ -21,7 +21,7 @@ from mmneuron_lens.corpora.records import (
     json_records,
     text,
 )
-from mmneuron_lens.corpora.rows import BadRow, _text, quote
+from mmneuron_lens.corpora.rows import BadRow, good_text, quote
 from mmneuron_lens.corpora.sample import Sample
 
 SPLITS = ("train", "val", "test")
@@ -79,4 +79,4 @@ def _answers(record: dict[str, Any]) -> tuple[str, ...]:
     answers = record.get("answers")
     if not isinstance(answers, list) or not answers:
         raise BadRow(f"answers {quote(answers)} is no list of accepted answers; compare with the published file.")
-    return tuple(_text("answer", one) for one in answers)
+    return tuple(good_text("answer", one) for one in answers)

@@ -24,7 +24,7 @@ from mmneuron_lens.corpora.records import (
     parquet_records,
     text,
 )
-from mmneuron_lens.corpora.rows import BadRow, _text, quote
+from mmneuron_lens.corpora.rows import BadRow, bare, good_text, quote
 from mmneuron_lens.corpora.sample import Sample
 
 SPLITS = ("train", "val")
@@ -95,7 +95,7 @@ def _gather(record: Record, questions: Lookup) -> None:
         return
     known = questions.get(key)
     if any(known[name] != asked[name] for name in asked):
-        raise BadRow(f"question_id {key} is another question in record {known['record']}; give each its own.")
+        raise BadRow(f"question_id {bare(key)} is another question in record {known['record']}; give each its own.")
     questions.replace(key, known | {"answers": [*known["answers"], answer]})
 
 
@@ -103,4 +103,4 @@ def _frames(row: dict[str, Any]) -> list[str]:
     images = row.get("images")
     if not isinstance(images, list) or not images:
         raise BadRow(f"images {quote(images)} is no list of paths; compare with the published file.")
-    return [_text("image", name) for name in images]
+    return [good_text("image", name) for name in images]

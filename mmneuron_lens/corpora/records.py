@@ -6,14 +6,16 @@ Nothing here holds more than one record (of a parquet file one chunk) at a time;
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mmneuron_lens.corpora.folder import CorpusError, Problem, Problems
 from mmneuron_lens.corpora.lookup import Lookup
-from mmneuron_lens.corpora.rows import BadRow, _text, quote
+from mmneuron_lens.corpora.rows import BadRow, bare, good_text, quote, whole_number
 from mmneuron_lens.corpora.sample import Sample
 
 KEPT = 1000
@@ -92,7 +94,7 @@ class RecordProblems(Problems):
         """Names and counts a sample that turned out bad when it was used; once, however often it is."""
         if sample.id not in self.reported:
             self.reported.add(sample.id)
-            self._keep(BadRecord(self.file, 0, says, f"{sample.domain} question {sample.id}"))
+            self._keep(BadRecord(self.file, 0, says, f"{sample.domain} question {bare(sample.id)}"))
 
     def _keep(self, problem: BadRecord) -> None:
         self.count += 1
@@ -120,7 +122,8 @@ def good(
             try:
                 sample = make(_object(record.value))
                 if not seen.put(sample.id, record.number):
-                    raise BadRow(f"id {sample.id} is that of record {seen.get(sample.id)} too; remove one of the two.")
+                    says = f"is that of record {seen.get(sample.id)} too; remove one of the two."
+                    raise BadRow(f"id {bare(sample.id)} {says}")
             except BadRow as error:
                 problems.add_record(record, name_of(record.value, id_column), str(error))
                 continue
@@ -140,10 +143,21 @@ def json_records(file: Path, key: str, problems: RecordProblems) -> Iterator[Rec
     number = 0
     try:
         with open(file, "rb") as stream:
-            for number, value in enumerate(ijson.items(stream, f"{key}.item", use_float=True), start=1):
-                yield Record(file, number, value)
-    except ijson.JSONError as error:
-        says = " ".join(str(error).split())[:200]
+            try:
+                for number, value in enumerate(ijson.items(stream, f"{key}.item", use_float=True), start=1):
+                    yield Record(file, number, value)
+            except (ijson.JSONError, UnicodeDecodeError) as error:
+                # The quick parser cannot go on behind half a character written as an escape, or a number that does
+                # not fit into 64 bits. The slow one gives them to the reader of the column, which names them.
+                if isinstance(error, ijson.JSONError) and "overflow" not in str(error):
+                    raise
+                stream.seek(0)
+                slow = ijson.get_backend("python").items(stream, f"{key}.item", use_float=True)
+                for value in islice(slow, number, None):
+                    number += 1
+                    yield Record(file, number, value)
+    except (ijson.JSONError, ValueError, RecursionError) as error:
+        says = bare(" ".join(str(error).split()))
         problems.add_record(Record(file, number + 1, None), "", f"no complete JSON ({says}); download the file again.")
         return
     if number == 0:
@@ -195,7 +209,7 @@ def parquet_records(file: Path) -> Iterator[Record]:
 
 def text(record: dict[str, Any], *columns: str) -> str:
     """The text in the first of these columns that a record has. Raises `BadRow` when none is there, or it is empty."""
-    return _text(*cell(record, *columns))
+    return good_text(*cell(record, *columns))
 
 
 def cell(record: dict[str, Any], *columns: str) -> tuple[str, Any]:
@@ -210,7 +224,9 @@ def cell(record: dict[str, Any], *columns: str) -> tuple[str, Any]:
 def identity(record: dict[str, Any], *columns: str) -> str:
     """A whole number or text that names a record. Raises `BadRow` when it is neither."""
     column, value = cell(record, *columns)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(column, value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return whole_number(column, value)
+    return good_text(column, value)
 
 
 def image_file(folder: Path, names: Sequence[str]) -> Path:
@@ -219,9 +235,10 @@ def image_file(folder: Path, names: Sequence[str]) -> Path:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name:
             raise BadRow(f"image {quote(name)} lies outside {folder.name}; its path must be relative to the folder.")
-        if (folder / path).is_file():
+        # Unlike `Path.is_file`, this also holds for a name that is too long for a file.
+        if os.path.isfile(folder / path):
             return folder / path
-    others = f" (nor {', '.join(names[1:])})" if len(names) > 1 else ""
+    others = f" (nor {bare(', '.join(names[1:]))})" if len(names) > 1 else ""
     raise BadRow(f"image {quote(names[0])} is missing in {folder}{others}; unpack all images, or remove the record.")
 
 

@@ -39,14 +39,14 @@ class RowReader:
             id=_identity(row, number),
             domain=row["domain"],
             images=tuple(self._image(name) for name in _image_names(row)),
-            question=_text("question", row["question"]),
+            question=good_text("question", row["question"]),
             answers=_answers(row["answer"], options),
             options=options,
-            kind=_text("kind", row["kind"], empty=True) if row.get("kind") is not None else "",
+            kind=good_text("kind", row["kind"], empty=True) if row.get("kind") is not None else "",
         )
 
     def _image(self, name: Any) -> Path:
-        name = _text("image", name)
+        name = good_text("image", name)
         if name not in self.known:
             try:
                 path = (self.folder / name).resolve()
@@ -67,7 +67,7 @@ class RowReader:
         good = isinstance(options, list) and all(isinstance(text, str) and text.strip() for text in options)
         if not good or not 2 <= len(options) <= 26:
             raise BadRow(f"options {quote(options)} are not 2 to 26 texts; list them without their letters.")
-        return tuple(_text("option", text) for text in options)
+        return tuple(good_text("option", text) for text in options)
 
 
 def _object(raw: bytes) -> dict[str, Any]:
@@ -95,21 +95,24 @@ def _identity(row: dict[str, Any], number: int) -> str:
     given = row.get("id")
     if given is None:
         return f"line-{number}"
-    return str(given) if isinstance(given, int) and not isinstance(given, bool) else _text("id", given)
+    if isinstance(given, int) and not isinstance(given, bool):
+        return whole_number("id", given)
+    return good_text("id", given)
 
 
 def _answers(answer: Any, options: tuple[str, ...]) -> tuple[str, ...]:
     answers = answer if isinstance(answer, list) else [answer]
     if not answers:
         raise BadRow("answer [] is empty; give a text, or a list of accepted ones.")
-    texts = tuple(_text("answer", one) for one in answers)
+    texts = tuple(good_text("answer", one) for one in answers)
     letters = [chr(65 + index) for index in range(len(options))]
     if options and any(text.strip().upper() not in letters for text in texts):
         raise BadRow(f"answer {quote(answer)} is no letter of its options; give one of {', '.join(letters)}.")
     return tuple(text.strip().upper() for text in texts) if options else texts
 
 
-def _text(name: str, value: Any, empty: bool = False) -> str:
+def good_text(name: str, value: Any, empty: bool = False) -> str:
+    """A value that is text with something in it (`empty`: or with nothing). Raises `BadRow` naming it by `name`."""
     if not isinstance(value, str):
         raise BadRow(f"{name} {quote(value)} is {type(value).__name__}, not text; put it in quotation marks.")
     if not value.strip() and not empty:
@@ -121,8 +124,28 @@ def _text(name: str, value: Any, empty: bool = False) -> str:
     return value
 
 
+def whole_number(name: str, value: int) -> str:
+    """A whole number as text. Raises `BadRow` for one with more digits than Python writes."""
+    try:
+        return str(value)
+    except ValueError as error:
+        raise BadRow(f"{name} is a number of thousands of digits; compare with the published file.") from error
+
+
 def quote(value: Any) -> str:
     """A value as a problem shows it: on one line, printable, not longer than `SHOWN`."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    try:
+        return _cut(ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value))
+    except (RecursionError, ValueError):
+        # Nested too deeply, or a number of too many digits.
+        return f"a {type(value).__name__} too large to show"
+
+
+def bare(text: str) -> str:
+    """A text as `quote` shows it, without quotation marks."""
+    return _cut(text if text.isprintable() else ascii(text)[1:-1])
+
+
+def _cut(text: str) -> str:
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

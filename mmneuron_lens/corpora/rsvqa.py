@@ -27,7 +27,7 @@ from mmneuron_lens.corpora.records import (
     name_of,
     text,
 )
-from mmneuron_lens.corpora.rows import BadRow, quote
+from mmneuron_lens.corpora.rows import BadRow, bare, quote
 from mmneuron_lens.corpora.sample import Sample
 
 SPLITS = ("train", "val", "test", "test_phili")
@@ -60,7 +60,7 @@ def read(folder: Path, split: str, problems: RecordProblems) -> Iterator[Sample]
         def make(question: dict[str, Any]) -> Sample:
             number = identity(question, "img_id")
             if images.get(number) is None:
-                raise BadRow(f"img_id {number} is not among the active images of {files['images'].name}.")
+                raise BadRow(f"img_id {bare(number)} is not among the active images of {files['images'].name}.")
             image = image_file(data, [number + ending for ending in ENDINGS])
             found = [_known(answers, one, files["answers"]) for one in _answer_ids(question)]
             return sample_of(question | {"answers": found}, (image,))
@@ -92,7 +92,7 @@ def _keep(record: Record, found: Lookup, problems: RecordProblems, column: str =
             raise BadRow(f"{quote(record.value)} is no object with columns; download the file again.")
         value = text(record.value, column) if column else True
         if not found.put(key := identity(record.value, "id"), value):
-            raise BadRow(f"id {key} is there twice; remove one of the two.")
+            raise BadRow(f"id {bare(key)} is there twice; remove one of the two.")
     except BadRow as error:
         problems.add_record(record, name_of(record.value, "id"), str(error))
 
@@ -107,5 +107,5 @@ def _answer_ids(question: dict[str, Any]) -> list[str]:
 def _known(answers: Lookup, key: str, file: Path) -> str:
     found = answers.get(key)
     if found is None:
-        raise BadRow(f"answer id {key} is not among the active answers of {file.name}; remove the question.")
+        raise BadRow(f"answer id {bare(key)} is not among the active answers of {file.name}; remove the question.")
     return found

@@ -131,7 +131,7 @@ class SampleList:
             "ids sha256": self.digest, "ids": self.ids, "tokens": self.tokens, "provenance": provenance(),
         }  # fmt: skip
         text = json.dumps(document, ensure_ascii=False, sort_keys=True, indent=1) + "\n"
-        artifacts._write_atomically(Path(path), text.encode())
+        artifacts.write_atomically(Path(path), text.encode())
 
     @classmethod
     def load(cls, path: str | Path) -> SampleList:
@@ -143,7 +143,7 @@ class SampleList:
             raise ArtifactError(f"{path}: not JSON ({error}); draw the sample list anew.") from error
         if not isinstance(document, dict):
             raise ArtifactError(f"{path}: no object; draw the sample list anew.")
-        artifacts._check(path, document, KIND)
+        artifacts.check_document(path, document, KIND)
         names = ("domain", "corpus", "split", "purpose", "parameters")
         made = cls(**{name: document[name] for name in names}, ids=(*document["ids"],), tokens=(*document["tokens"],))
         if made.digest != document["ids sha256"]:

@@ -25,7 +25,7 @@ from mmneuron_lens.corpora.records import (
     name_of,
     text,
 )
-from mmneuron_lens.corpora.rows import BadRow, _text, quote
+from mmneuron_lens.corpora.rows import BadRow, bare, good_text, quote
 from mmneuron_lens.corpora.sample import Sample
 
 SPLITS = ("train", "val")
@@ -60,10 +60,11 @@ def read(folder: Path, split: str, problems: RecordProblems) -> Iterator[Sample]
         def make(question: dict[str, Any]) -> Sample:
             found = answers.get(key := identity(question, "question_id"))
             if found is None:
-                raise BadRow(f"question_id {key} has no good record in {annotations.name}; remove the question.")
+                raise BadRow(f"question_id {bare(key)} has no good record in {annotations.name}; remove the question.")
             number = identity(question, "image_id")
             if str(found["image_id"]) != number:
-                raise BadRow(f"image_id {number} is {found['image_id']} in {annotations.name}; download both again.")
+                other = bare(str(found["image_id"]))
+                raise BadRow(f"image_id {bare(number)} is {other} in {annotations.name}; download both again.")
             image = image_file(images, [f"COCO_{split}2014_{number.zfill(12)}.jpg"])
             return sample_of(question | found, (image,))
 
@@ -88,7 +89,7 @@ def human_answers(record: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(answers, list) or not answers or not all(isinstance(one, dict) for one in answers):
         raise BadRow(f"answers {quote(answers)} is no list of objects; compare with the published file.")
     # An annotator may have left the field empty; that is an answer nobody will match, and the ten stay ten.
-    return tuple(_text("answer", one.get("answer"), empty=True) for one in answers)
+    return tuple(good_text("answer", one.get("answer"), empty=True) for one in answers)
 
 
 def _keep_answers(record: Record, answers: Lookup, problems: RecordProblems) -> None:
@@ -99,6 +100,6 @@ def _keep_answers(record: Record, answers: Lookup, problems: RecordProblems) -> 
         human_answers(record.value)
         kept = {name: record.value.get(name) for name in ("answers", "answer_type", "image_id")}
         if not answers.put(key, kept):
-            raise BadRow(f"question_id {key} is annotated twice; remove one of the two.")
+            raise BadRow(f"question_id {bare(key)} is annotated twice; remove one of the two.")
     except BadRow as error:
         problems.add_record(record, name_of(record.value, "question_id"), str(error))
