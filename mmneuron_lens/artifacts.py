@@ -61,7 +61,7 @@ def write_artifact(path: str | Path, kind: str, tensors: dict[str, Tensor], meta
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: metadata of {kind!r} is not JSON ({error}); put arrays in tensors.") from error
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    _write_atomically(path, save(own, metadata={HEADER: text}))
+    write_atomically(path, save(own, metadata={HEADER: text}))
 
 
 def read_artifact(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -79,7 +79,7 @@ def read_artifact(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER)
             document = _document(path, text)
-            _check(path, document, kind)
+            check_document(path, document, kind)
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except SafetensorError as error:
         raise ArtifactError(
@@ -108,7 +108,8 @@ def _document(path: Path, text: str | None) -> dict[str, Any]:
     return document
 
 
-def _check(path: Path, document: dict[str, Any], kind: str) -> None:
+def check_document(path: Path, document: dict[str, Any], kind: str) -> None:
+    """Raises `ArtifactError` when the JSON document of an artifact is of another kind or a newer version."""
     if document.get("kind") != kind:
         raise ArtifactError(f"{path}: kind is {document.get('kind')!r}, not {kind!r}; give a file of kind {kind!r}.")
     found = document.get("version")
@@ -120,7 +121,8 @@ def _check(path: Path, document: dict[str, Any], kind: str) -> None:
         )
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file, and the folder it lies in, so that a reader, or a kill, finds the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:

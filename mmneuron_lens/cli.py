@@ -83,6 +83,7 @@ def count(
     shard: Annotated[
         str, typer.Option(help="Only this part of the batches, for mmneuron merge: 2/4 is the second.")
     ] = "1/1",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images ahead of the model.")] = 0,
 ) -> None:
     """Count how often each neuron is active, domain by domain.
 
@@ -106,7 +107,7 @@ def count(
         lens = open_lens(model, dtype=dtype, device=device)
         name = corpus.resolve().name
         try:
-            settings = {"batch_size": batch_size, "corpus": name, "exact": exact, "shard": part}
+            settings = {"batch_size": batch_size, "corpus": name, "exact": exact, "shard": part, "workers": workers}
             files = count_stage(lens, chosen, out, problems=problems, progress=_bar, **settings)
         finally:
             _print_problems(problems, out)

@@ -15,8 +15,9 @@ from mmneuron_lens.experiments.ablate import ablate, conditions_of
 from mmneuron_lens.experiments.answers import Answer, AnswerLog, exact_match, load_answers, save_answers
 from mmneuron_lens.experiments.asking import encode, file_name
 from mmneuron_lens.experiments.identify import count_domain
-from mmneuron_lens.experiments.scoring import against_random, cross_scores, paired_interval, scores
+from mmneuron_lens.experiments.scoring import against_random, cross_scores, scores
 from mmneuron_lens.experiments.stages import ablate_stage
+from mmneuron_lens.metrics.intervals import mean_interval
 from mmneuron_lens.neurons.selection import MODULES, select
 from mmneuron_lens.report import tables
 
@@ -170,24 +171,22 @@ def test_scores_by_hand_and_again_from_the_file(tmp_path):
     assert {row["accuracy"] for row in strict} == {0.0}
 
 
-def test_a_paired_interval_is_the_binomial_one():
+def test_the_interval_of_paired_differences_is_the_binomial_one():
     first, second = numpy.zeros(200), numpy.zeros(200)
     second[:30] = 100.0
-    low, high = paired_interval(first, second)
+    low, high = mean_interval(first - second)
     # Resampling pairs that differ by 100 in 30 of 200 questions is a binomial draw.
     exact = [-100 * binom.ppf(level, 200, 30 / 200) / 200 for level in (0.975, 0.025)]
     assert low is not None
     assert high is not None
     assert abs(low - exact[0]) <= 0.5
     assert abs(high - exact[1]) <= 0.5
-    assert paired_interval(first, second) == (low, high)
-    assert paired_interval(second, second) == (0.0, 0.0)
+    assert mean_interval(first - second) == (low, high)
+    assert mean_interval(second - second) == (0.0, 0.0)
     # Pairs matter: two conditions that are right on the same questions do not differ.
     noisy = numpy.random.default_rng(0).integers(0, 2, 200) * 100.0
-    assert paired_interval(noisy, noisy) == (0.0, 0.0)
-    assert paired_interval(first[:1], second[:1]) == (None, None)
-    with pytest.raises(ValueError, match="200 and 199 questions are no pairs"):
-        paired_interval(first, second[1:])
+    assert mean_interval(noisy - noisy) == (0.0, 0.0)
+    assert mean_interval(first[:1] - second[:1]) == (None, None)
 
 
 def test_conditions_that_were_asked_different_questions_are_not_compared():

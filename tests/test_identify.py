@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import tiny_lens
 from drawn_corpus import row, write_corpus, write_images, write_rows
 from hooks import neuron_paths, outputs
 from PIL import Image
@@ -175,3 +177,33 @@ def test_samples_of_several_domains_are_refused(lens, tmp_path):
         count_domain(lens, samples)
     with pytest.raises(ValueError, match="these 0 samples are of none"):
         count_domain(lens, [])
+
+
+def test_of_several_frames_those_that_fit_are_asked_about(tmp_path):
+    lens = tiny_lens("llava_next")
+    write_images(tmp_path, "auto_driving", 14)
+    names = [f"images/auto_driving{number}.png" for number in range(14)]
+    write_rows(tmp_path, [row("auto_driving", 0, image=None, images=names), row("auto_driving", 1, "why")])
+    samples, problems = read_folder(tmp_path)
+    pictures = [Image.open(tmp_path / name) for name in names]
+    asked = "<image>\n" * 14 + samples[0].question
+    whole = lens.encode([pictures], [asked])
+    assert whole.inputs["input_ids"].shape[1] > 512
+    # By counting the tokens of every choice, from the most frames down.
+    for chosen in range(14, 1, -1):
+        places = [round(place * 13 / (chosen - 1)) for place in range(chosen)]
+        some = replace(samples[0], images=tuple(samples[0].images[place] for place in places))
+        batch, _ = encode(lens, [some], "identification")
+        if batch is not None and batch.inputs["input_ids"].shape[1] <= 512:
+            break
+    assert 2 < chosen < 14
+    found = count_domain(lens, samples, batch_size=1, problems=problems)
+    by_hand = count_domain(lens, [some, samples[1]], batch_size=1, problems=problems)
+    assert found.provenance == by_hand.provenance
+    for site in found.active:
+        assert torch.equal(found.active[site], by_hand.active[site])
+    # A frame that cannot be read is named, as any image.
+    (tmp_path / names[3]).write_bytes(b"no picture")
+    left = count_domain(lens, samples, batch_size=1, problems=problems)
+    assert (left.samples, len(problems)) == (1, 1)
+    assert "line 1: image cannot be decoded: " in str(problems)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import multiprocessing
 import os
 import random
 import signal
+import sys
 from itertools import count as numbers
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from mmneuron_lens.experiments.checkpoint import Checkpoint
 from mmneuron_lens.experiments.identify import count_domain
 from mmneuron_lens.experiments.merging import Shard, merge_runs, merge_shards, unfinished
 from mmneuron_lens.experiments.pace import Pace
-from mmneuron_lens.experiments.stages import count_stage
+from mmneuron_lens.experiments.stages import count_stage, open_lens
 from mmneuron_lens.neurons.counts import Counts
 
 
@@ -81,6 +84,117 @@ def test_killed_at_any_write_and_started_again_ends_with_the_same_bytes(architec
     assert files_of(tmp_path / "killed") == expected
     assert str(count(tmp_path / "killed")) == str(problems)
     assert [problem.line for problem in problems] == [5, 6]
+
+
+def test_the_command_killed_at_random_moments_ends_with_the_same_files(tmp_path):
+    """A few of the kills of benchmarks/kills.py."""
+    place = Path(__file__).parent.parent / "benchmarks" / "kills.py"
+    spec = importlib.util.spec_from_file_location("kills", place)
+    kills = sys.modules["kills"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kills)
+    corpus = kills.corpus_of(tmp_path / "corpus", images=4)
+    longest = kills.undisturbed("llava-next", corpus, tmp_path / "whole")
+    expected = kills.hashes(tmp_path / "whole")
+    assert [Path(name).name for name in sorted(expected)] == [
+        "common.safetensors",
+        "medical.safetensors",
+        "problems.txt",
+    ]
+    draws, killed = random.Random(0), 0
+    # A process that is faster than its moment is not killed, and ends its run.
+    for number in range(20):
+        run = kills.killed_until_done("llava-next", corpus, tmp_path / f"{number}", expected, draws, longest, at_most=4)
+        assert run.said == "every file equal"
+        killed += run.kills
+        if killed >= 4:
+            break
+    assert killed >= 4
+    # And what it says of a run that ends otherwise.
+    run = kills.killed_until_done("llava-next", corpus, tmp_path / "0", {"a": ""}, draws, longest, at_most=0)
+    assert run.said == f"DIFFERENT: {', '.join(sorted(['a', *expected]))}"
+
+
+@pytest.mark.parametrize("architecture", ["llava_next", "instructblip"])
+def test_images_decoded_ahead_change_no_byte(architecture, tmp_path):
+    lens = tiny_lens(architecture)
+    samples, problems = read_folder(damaged_corpus(tmp_path / "corpus"))
+    settings = {"batch_size": 3, "corpus": "mine"}
+    count_stage(lens, by_domain(samples), tmp_path / "0", problems=problems, **settings)
+    before = torch.get_rng_state()
+    _, again = read_folder(tmp_path / "corpus")
+    count_stage(lens, by_domain(samples), tmp_path / "2", problems=again, workers=2, **settings)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert files_of(tmp_path / "2") == files_of(tmp_path / "0")
+    assert str(again) == str(problems)
+    assert len(problems) == 2
+    with pytest.raises(ValueError, match="workers is -1; it must be 0"):
+        count_domain(lens, by_domain(samples)["medical"], workers=-1)
+    with pytest.raises(ValueError, match=r"common2\.png: not an image that can be read"):
+        count_domain(lens, by_domain(samples)["common"], workers=1)
+
+
+def test_images_are_decoded_in_another_process(tmp_path, monkeypatch):
+    from mmneuron_lens.experiments import ahead
+
+    samples, _ = read_folder(write_corpus(tmp_path, ("common",), images=3))
+    whole = [ahead.open_images(sample) for sample in samples]
+    openers = list(ahead.decoded_ahead([samples[:4], samples[4:]], workers=2))
+    monkeypatch.setattr(ahead, "open_images", None)
+    for opened, some, expected in zip(openers, (samples[:4], samples[4:]), (whole[:4], whole[4:]), strict=True):
+        for sample, pictures in zip(some, expected, strict=True):
+            assert [one.tobytes() for one in opened(sample, None)] == [one.tobytes() for one in pictures]
+
+
+def test_processes_of_one_machine_count_shards_that_merge_into_the_bytes_of_one_run(tmp_path):
+    """As `accelerate launch --num_processes 2 -m mmneuron_lens.cli count ... --shard process` sets them up."""
+    corpus = write_corpus(tmp_path / "corpus", ("common",), images=4)
+    words = ["count", "--model", "embedded/llava-next", "--corpus", str(corpus), "--batch-size", "2"]
+    context = multiprocessing.get_context("fork")
+    runs = [(["--out", str(tmp_path / "whole")], {})]
+    runs += [
+        (
+            ["--out", str(tmp_path / "shards"), "--shard", "process"],
+            {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+        )
+        for rank in range(2)
+    ]
+    processes = [context.Process(target=_command, args=([*words, *more], given)) for more, given in runs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    merge_runs([tmp_path / "shards"], tmp_path / "merged")
+    expected = files_of(tmp_path / "whole" / "counts")
+    assert len(expected) == 1
+    assert files_of(tmp_path / "merged" / "counts") == expected
+
+
+def _command(words: list[str], environment: dict[str, str]) -> None:
+    from mmneuron_lens.cli import app
+
+    os.environ.update(environment)
+    app(words)
+
+
+def test_a_process_takes_the_gpu_of_its_rank(monkeypatch):
+    from mmneuron_lens import Lens
+
+    opened = []
+    monkeypatch.setattr(Lens, "embedded", lambda name, **settings: opened.append(settings))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    open_lens("embedded/llava-next")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    open_lens("embedded/llava-next")
+    open_lens("embedded/llava-next", device="cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    open_lens("embedded/llava-next")
+    assert opened == [{}, {"device": "cuda:1"}, {"device": "cpu"}, {}]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="cuda:2"):
+        open_lens("embedded/llava-next")
 
 
 def test_it_goes_on_where_it_was(tmp_path):

@@ -17,8 +17,8 @@ from test_cli import mmneuron
 from mmneuron_lens.artifacts import content_hash
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.sampling import SampleList
+from mmneuron_lens.experiments import model_stages, sheet
 from mmneuron_lens.experiments import paper as whole
-from mmneuron_lens.experiments import sheet
 from mmneuron_lens.experiments.answers import load_answers
 from mmneuron_lens.experiments.asking import encode
 from mmneuron_lens.experiments.claims import Evidence, claims, largest_share, turning_points
@@ -129,7 +129,7 @@ def _no_page(monkeypatch):
 
 @pytest.mark.usefixtures("_no_page")
 def test_a_run_that_was_stopped_goes_on_where_it_was(run, tmp_path, monkeypatch):
-    real, left = whole.deviate, [1]
+    real, left = model_stages.deviate, [1]
 
     def stopping(*arguments, **settings):
         if not left:
@@ -137,10 +137,10 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(run, tmp_path, monkeypatch)
         left.pop()
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(whole, "deviate", stopping)
+    monkeypatch.setattr(model_stages, "deviate", stopping)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path)
-    monkeypatch.setattr(whole, "deviate", real)
+    monkeypatch.setattr(model_stages, "deviate", real)
     said: list[str] = []
     make(tmp_path, said=said)
     made = [line for line in said if not line.startswith("already done")]

@@ -13,6 +13,7 @@ from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.folder import Problems, image_sizes, open_images
 from mmneuron_lens.corpora.prompts import ModelKind
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.experiments.ahead import Opener
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.models import loading
 from mmneuron_lens.neurons.counts import bucket_of
@@ -109,18 +110,22 @@ def prompt_of(lens: Lens, sample: Sample, prompt: Prompt) -> str:
 
 
 def encode(
-    lens: Lens, samples: Sequence[Sample], prompt: Prompt, problems: Problems | None = None
+    lens: Lens,
+    samples: Sequence[Sample],
+    prompt: Prompt,
+    problems: Problems | None = None,
+    opened: Opener = open_images,
 ) -> tuple[Batch | None, list[Sample]]:
     """A batch of the samples whose images can be decoded, and these samples; the others are named in `problems`.
 
     A model of one image a question is given the middle one of several, as the paper does with video frames.
+    `opened` decodes a sample's images, or has them decoded already.
     """
     pictures, files, kept = [], [], []
     for sample in samples:
-        decoded = open_images(sample, problems)
+        decoded = opened(sample, problems)
         if decoded is not None:
-            middle = len(decoded) // 2
-            shown = slice(middle, middle + 1) if model_kind(lens) == "instructblip" else slice(None)
+            shown = _shown(lens, len(decoded))
             pictures.append(decoded[shown])
             files.append(sample.images[shown])
             kept.append(sample)
@@ -131,24 +136,35 @@ def encode(
     return replace(batch, given=(tuple(files), batch.given[1])), kept
 
 
+def _shown(lens: Lens, count: int) -> slice:
+    """Which of a sample's images a model is shown."""
+    return slice(count // 2, count // 2 + 1) if model_kind(lens) == "instructblip" else slice(None)
+
+
 def encode_packed(
-    lens: Lens, samples: Sequence[Sample], prompt: Prompt, at_most: int, problems: Problems | None = None
+    lens: Lens,
+    samples: Sequence[Sample],
+    prompt: Prompt,
+    at_most: int,
+    problems: Problems | None = None,
+    opened: Opener = open_images,
 ) -> tuple[Batch | None, list[Sample]]:
-    """As `encode`, with questions of the same images packed behind one prefix, at most so many in a row."""
+    """As `encode`, with questions of the same images packed, at most so many in a row; for reads that sum."""
     rows, files, kept = [], [], []
     for some in rows_of(samples, at_most):
-        pictures = open_images(some[0], problems)
+        pictures = opened(some[0], problems)
         if pictures is None:
             # Each question of an image that cannot be read is a problem of its own.
             for sample in some[1:]:
-                open_images(sample, problems)
+                opened(sample, problems)
             continue
-        rows.append((pictures, [prompt_of(lens, sample, prompt) for sample in some]))
-        files.append(some[0].images)
+        shown = _shown(lens, len(pictures))
+        rows.append((pictures[shown], [prompt_of(lens, sample, prompt) for sample in some]))
+        files.append(some[0].images[shown])
         kept += some
     if not rows:
         return None, []
-    batch = packed(lens, rows)
+    batch = packed(lens, rows, cut=True)
     return replace(batch, given=(tuple(files), batch.given[1])), kept
 
 

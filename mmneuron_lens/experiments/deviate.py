@@ -26,8 +26,8 @@ from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.ablate import Condition, Off, conditions_of, modules_of
 from mmneuron_lens.experiments.answers import ALL, DOMAIN, NONE, RANDOM
 from mmneuron_lens.experiments.asking import Progress, Prompt, batches, encode, model_facts, quietly, sized
-from mmneuron_lens.experiments.scoring import mean_interval
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.metrics.intervals import mean_interval
 from mmneuron_lens.neurons.selection import Selection
 
 MEASURES = ("after norm", "before norm", "last position")

@@ -18,6 +18,7 @@ from mmneuron_lens.artifacts import provenance
 from mmneuron_lens.batch import Batch
 from mmneuron_lens.corpora.folder import Problems, open_images
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.experiments.ahead import Opener, decoded_ahead
 from mmneuron_lens.experiments.asking import (
     Progress,
     Prompt,
@@ -27,11 +28,13 @@ from mmneuron_lens.experiments.asking import (
     encode_packed,
     model_facts,
     quietly,
+    rows_of,
     sized,
 )
 from mmneuron_lens.experiments.checkpoint import Checkpoint, sampled_weights
 from mmneuron_lens.experiments.merging import WHOLE, Shard
 from mmneuron_lens.experiments.pace import Pace
+from mmneuron_lens.experiments.published import with_frames_that_fit
 from mmneuron_lens.experiments.sharding import counted_remotely
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.control import FalseDiscovery, HalvesOverlap, false_discovery_rate, halves_overlap
@@ -40,8 +43,8 @@ from mmneuron_lens.neurons.selection import Selection, select
 from mmneuron_lens.neurons.silent import silent_neurons
 from mmneuron_lens.packing import can_pack
 
-PACKED = 8
-"""Questions of the same images that share one row, at most."""
+PACKED = 96
+"""Questions of the same images that share one row, at most: RSVQA-HR asks about 90 of an image."""
 
 WIDER = 0.05
 """Table 6 repeats the selection at 5 %."""
@@ -76,6 +79,7 @@ def count_domain(
     corpus: str = "",
     exact: bool = False,
     shard: Shard = WHOLE,
+    workers: int = 0,
     checkpoint: Checkpoint | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
@@ -85,9 +89,11 @@ def count_domain(
     """How often each neuron is active in the samples of one domain: M and N of equation 4, by bucket and kind.
 
     One forward per batch, at every `.act` site of the architecture. Where the model allows it, up to `PACKED`
-    questions of the same images share one row, which counts the same but for float rounding at zero; `exact` asks
-    them one by one. A sample whose image cannot be read is named in
+    questions of the same images share one row, elsewhere their pass of the vision tower, which counts the same but for
+    float rounding at zero; `exact` asks them one by one. A sample whose image cannot be read is named in
     `problems` and left out (without `problems` it raises `ValueError`). `corpus` names the corpus in the provenance.
+    Of several images a question (frames of a video) as many evenly spaced ones are asked about as fit into the model.
+    `workers` processes decode images ahead of the model, which changes no count; jobs on a server have no use for them.
     `shard` counts only its part of the batches, for `merge_shards`. With a `checkpoint` a count that was killed goes
     on where it was, and ends with the same counts.
     `remote` (True, or the URL of an NDIF server) counts there, in jobs that survive lost connections and this process;
@@ -98,19 +104,21 @@ def count_domain(
     if len(domains) != 1:
         raise ValueError(f"counts are of one domain, and these {len(samples)} samples are of {domains or 'none'}.")
     domain = domains[0]
+    if any(len(sample.images) > 1 for sample in samples):
+        samples = with_frames_that_fit(lens, {domain: samples}, prompt, new_tokens=0)[domain]
     found = sized(samples, problems)
-    packs = can_pack(lens) and not exact and all(sample.images for sample in samples)
+    packs = not exact and all(sample.images for sample in samples)
     graph = count_active_by_kind.at("*.act") | count_positions.at("*.act")
     model = {**model_facts(lens), "weights sampled": sampled_weights(lens.module)}
     if remote:
         # What is on the server is named by id and revision alone.
         model |= {"device": "server", "weights sampled": None}
-    packing = f"{PACKED} questions" if packs else "none"
+    packing = "none" if not packs else f"{PACKED} questions" if can_pack(lens) else "vision tower"
     facts = {"prompt": prompt, "batch size": batch_size, "packing": packing, "method": "activation > 0"}
     source = {"name": corpus, "questions": len(found), "sha256": _digest(found)}
     shards = {} if shard == WHOLE else {"shards": [str(shard)]}
     total = _empty(lens, domain, provenance(**model, **facts, **shards, corpus=source))
-    mine = shard.part(batches(found, batch_size))
+    mine = shard.part(whole_images(found, batch_size, can_pack(lens)) if packs else batches(found, batch_size))
     done = 0
     if checkpoint is not None:
         finished = checkpoint.already(total)
@@ -121,10 +129,10 @@ def count_domain(
         _name_again(total, samples, problems)
     counted = {sample.id for _, some in mine[:done] for sample in some} - set(total.provenance.get(LEFT_OUT, ()))
 
-    def encode_one(some: Sequence[Sample]) -> tuple[Batch | None, list[Sample]]:
+    def encode_one(some: Sequence[Sample], opened: Opener = open_images) -> tuple[Batch | None, list[Sample]]:
         if packs:
-            return encode_packed(lens, some, prompt, PACKED, problems)
-        return encode(lens, some, prompt, problems)
+            return encode_packed(lens, some, prompt, PACKED, problems, opened)
+        return encode(lens, some, prompt, problems, opened)
 
     def counts_of(batches: Sequence[tuple[int, list[Sample]]]) -> Counts:
         left = sorted({sample.id for _, some in batches for sample in some} - counted, key=json.dumps)
@@ -137,8 +145,9 @@ def count_domain(
             _add(lens, total, bucket, out)
     else:
         pace = Pace(progress(mine[done:], title), checkpoint.clock if checkpoint else time.monotonic)
-        for bucket, some in pace:
-            batch, kept = encode_one(some)
+        ahead = decoded_ahead([some for _, some in mine[done:]], workers)
+        for (bucket, some), opened in zip(pace, ahead, strict=True):
+            batch, kept = encode_one(some, opened)
             counted.update(sample.id for sample in kept)
             if batch is not None:
                 _add(lens, total, bucket, lens.run(graph, batch))
@@ -149,6 +158,22 @@ def count_domain(
     if not counted and shard == WHOLE:
         raise ValueError(f"no sample of {domain} could be read; see the problems of its rows.")
     return counts_of(mine)
+
+
+def whole_images(found: Sequence[Sized], batch_size: int, rows: bool) -> list[tuple[int, list[Sample]]]:
+    """Batches with their bucket, like `asking.batches`, that do not part the questions of one image.
+
+    A batch holds at most `batch_size` questions; where questions share `rows`, one image's may be more, up to `PACKED`.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch size is {batch_size}; it must be 1 or more.")
+    made: list[tuple[int, list[Sample]]] = []
+    for bucket, some in batches(found, max(len(found), 1)):
+        for row in rows_of(some, PACKED if rows else min(PACKED, batch_size)):
+            if not made or made[-1][0] != bucket or len(made[-1][1]) + len(row) > batch_size:
+                made.append((bucket, []))
+            made[-1][1].extend(row)
+    return made
 
 
 def find(
@@ -188,6 +213,7 @@ def identify(
     prompt: Prompt = "identification",
     corpus: str = "",
     exact: bool = False,
+    workers: int = 0,
     problems: Problems | None = None,
     progress: Progress = quietly,
     remote: bool | str = False,
@@ -203,6 +229,7 @@ def identify(
             prompt=prompt,
             corpus=corpus,
             exact=exact,
+            workers=workers,
             problems=problems,
             progress=progress,
             remote=remote,

@@ -10,6 +10,7 @@ from typing import Any
 from mmneuron_lens.corpora.folder import Problems, image_sizes
 from mmneuron_lens.corpora.frames import that_fit
 from mmneuron_lens.corpora.published import PUBLISHED, read_corpora
+from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.sampling import LLAVA_NEXT, SampleList, TokenCount, draw_lists, save_lists
 from mmneuron_lens.experiments.asking import Prompt, model_kind, prompt_of
@@ -58,7 +59,7 @@ def with_frames_that_fit(
     room = text.max_position_embeddings - new_tokens
 
     def fitted(sample: Sample) -> Sample:
-        sizes = image_sizes(sample, Problems(sample.images[0])) if len(sample.images) > 1 else None
+        sizes = image_sizes(sample, RecordProblems(sample.images[0])) if len(sample.images) > 1 else None
         if sizes is None:
             return sample
         words = len(lens.processor.tokenizer(prompt_of(lens, sample, prompt).replace("<image>", ""))["input_ids"])

@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
-from scipy.stats import bootstrap
 
 from mmneuron_lens.experiments.answers import DOMAIN, NONE, RANDOM, Answer, Key, Match, exact_match, key_of
-
-RESAMPLES = 2000
-CONFIDENCE = 0.95
+from mmneuron_lens.metrics.intervals import mean_interval
 
 Right = dict[tuple[str, str, str, str], dict[str, float]]
 """By (module, condition, domain of the neurons, domain of the questions): each question's mark in [0, 1], by id."""
@@ -24,7 +21,7 @@ def scores(answers: Sequence[Answer], match: Marking = exact_match, seed: int = 
     """The ablation table: model, module, condition, domain, accuracy, difference, low, high, questions.
 
     Accuracy is in per cent; difference, low and high are accuracy(condition) - accuracy("none") in percentage points
-    with its interval, see `paired_interval`. Questions asked with another domain's neurons off are in `cross_scores`.
+    with its interval, see `metrics.intervals`. Questions asked with another domain's neurons off are in `cross_scores`.
     """
     rows = []
     for model, right in _by_model(answers, match):
@@ -74,34 +71,6 @@ def cross_scores(answers: Sequence[Answer], match: Marking = exact_match, seed: 
     return rows
 
 
-def paired_interval(
-    first: numpy.ndarray[Any, Any], second: numpy.ndarray[Any, Any], seed: int = 0
-) -> tuple[float | None, float | None]:
-    """The `CONFIDENCE` interval of mean(first) - mean(second): percentile bootstrap over questions, pairs kept.
-
-    first and second: one number a question, [question], for the same questions in the same order. (None, None) for
-    fewer than two questions. The same seed gives the same interval.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} and {len(second)} questions are no pairs; give answers to the same questions.")
-    if len(first) < 2:
-        return None, None
-    interval = bootstrap(
-        (first - second,),
-        numpy.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=numpy.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
-def mean_interval(values: numpy.ndarray[Any, Any], seed: int = 0) -> tuple[float | None, float | None]:
-    """The `CONFIDENCE` interval of the mean of these numbers, one a question: percentile bootstrap, as paired."""
-    return paired_interval(values, numpy.zeros(len(values)), seed)
-
-
 def right_by_condition(answers: Sequence[Answer], match: Marking = exact_match) -> Right:
     """The mark of each answer of one model; `ValueError` for answers of several models."""
     found = _by_model(answers, match)
@@ -131,5 +100,5 @@ def _compared(correct: dict[str, float], baseline: dict[str, float], is_baseline
 
 
 def _difference(first: numpy.ndarray[Any, Any], second: numpy.ndarray[Any, Any], seed: int) -> dict[str, float | None]:
-    low, high = paired_interval(100 * first, 100 * second, seed)
+    low, high = mean_interval(100 * first - 100 * second, seed=seed)
     return {"difference": 100 * float((first - second).mean()), "low": low, "high": high}

@@ -7,6 +7,7 @@ controls/<model>/*.safetensors    answers/<model>.jsonl    tables/*.csv    figur
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,15 @@ class RunError(ValueError):
 def open_lens(model: str, **settings: Any) -> Lens:
     """A lens on `embedded/<name>`, a local folder or a hub id. settings: as of `Lens`, those that are None left out.
 
+    Without a device, a process of several (`accelerate launch`, `torchrun`) takes the GPU of its LOCAL_RANK.
     Raises `OSError` when it is not found, `KeyError` or `ValueError` with the choices for an unknown name, type of
     model, dtype or device.
     """
     dtype, device = settings.get("dtype"), settings.get("device")
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(unknown("dtype", dtype, DTYPES))
+    if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        device = settings["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
     devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if isinstance(device, str) and device not in (*devices, *(("cuda",) if len(devices) > 1 else ())):
         raise ValueError(unknown("device", device, devices))

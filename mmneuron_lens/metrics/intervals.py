@@ -47,19 +47,28 @@ def mean_of_kinds(scores_by_kind: Sequence[Sequence[float]], seed: int = 0) -> E
     if not groups or min(map(len, groups)) == 0:
         raise ValueError(f"{questions} scores in {len(groups)} kinds, some empty; give one score or more of each kind.")
     value = float(numpy.mean([group.mean() for group in groups]))
+    low, high = mean_interval(*groups, seed=seed)
+    return Estimate(value, low, high, questions)
+
+
+def mean_interval(*groups: numpy.ndarray[Any, Any], seed: int = 0) -> tuple[float | None, float | None]:
+    """The `CONFIDENCE` interval of the mean of the groups' means, in their own unit; values [question] in each.
+
+    For a paired difference, give the differences. (None, None) when a group has fewer than two values.
+    """
     if min(map(len, groups)) < 2:
-        return Estimate(value, None, None, questions)
+        return None, None
     interval = bootstrap(
         groups,
         _mean_of_means,
         n_resamples=RESAMPLES,
-        batch=max(1, CELLS // questions),
+        batch=max(1, CELLS // sum(map(len, groups))),
         confidence_level=CONFIDENCE,
         method="percentile",
         vectorized=True,
         rng=numpy.random.default_rng(seed),
     ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high), questions)
+    return float(interval.low), float(interval.high)
 
 
 def paired_difference(

@@ -116,9 +116,9 @@ def false_discovery_rate(
     ordered = [by_domain[domain] for domain in selection.domains]
     null = {}
     for site, mask in selection.masks.items():
-        active, tokens, labels = _cells(ordered, site, selection.parameters["kinds"][site])
+        active, tokens, labels = filled_cells(ordered, site, selection.parameters["kinds"][site])
         shape = (*selection.entropy[site].shape, len(ordered))
-        if not torch.equal(_probability(active, tokens, labels, shape), selection.probability[site]):
+        if not torch.equal(probability_of_cells(active, tokens, labels, shape), selection.probability[site]):
             raise ValueError(f"the selection at {site} was not made from these counts; select again from them.")
         chosen = mask.any(dim=-1)
         cutoff = float(selection.entropy[site][chosen].max()) if bool(chosen.any()) else -1.0
@@ -126,7 +126,7 @@ def false_discovery_rate(
         draws = []
         for _ in progress(list(range(permutations))):
             shuffled = labels[torch.randperm(len(labels), generator=generator)]
-            draws.append(_under(_probability(active, tokens, shuffled, shape), cutoff, selection.parameters))
+            draws.append(_under(probability_of_cells(active, tokens, shuffled, shape), cutoff, selection.parameters))
         null[site] = tuple(draws)
     facts = {**selection.provenance, "parameters": selection.parameters, "permutations": permutations, "seed": seed}
     return FalseDiscovery(selection.model, {site: selection.selected(site) for site in null}, null, facts)
@@ -153,7 +153,7 @@ def halves_overlap(
     shared: dict[str, tuple[int, ...]] = {}
     either: dict[str, tuple[int, ...]] = {}
     for site in selection.masks:
-        active, tokens, labels = _cells(ordered, site, selection.parameters["kinds"][site])
+        active, tokens, labels = filled_cells(ordered, site, selection.parameters["kinds"][site])
         shape = (*selection.entropy[site].shape, len(ordered))
         generator = torch.Generator().manual_seed(seed)
         sizes = []
@@ -161,7 +161,7 @@ def halves_overlap(
             first = _half(labels, selection.domains, site, generator)
             chosen = []
             for half in (first, ~first):
-                probability = _probability(active[half], tokens[half], labels[half], shape)
+                probability = probability_of_cells(active[half], tokens[half], labels[half], shape)
                 chosen.append(select_module(probability, fraction, percentile).mask.any(dim=-1))
             sizes.append((int((chosen[0] & chosen[1]).sum()), int((chosen[0] | chosen[1]).sum())))
         shared[site], either[site] = tuple(size[0] for size in sizes), tuple(size[1] for size in sizes)
@@ -169,7 +169,7 @@ def halves_overlap(
     return HalvesOverlap(selection.model, shared, either, facts)
 
 
-def _cells(
+def filled_cells(
     counts: list[Counts], site: str, kinds: tuple[str, ...]
 ) -> tuple[Float64[Tensor, "cell neuron"], Float64[Tensor, " cell"], Int64[Tensor, " cell"]]:
     """The (domain, bucket) cells with tokens: counts, tokens (both exact in float64) and the domain's number."""
@@ -183,7 +183,7 @@ def _cells(
     return torch.cat(active), torch.cat(tokens), torch.cat(labels)
 
 
-def _probability(active: Tensor, tokens: Tensor, labels: Tensor, shape: tuple[int, ...]) -> Tensor:
+def probability_of_cells(active: Tensor, tokens: Tensor, labels: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Activation probabilities [layer, neuron, domain] when the cells carry these labels; sums are exact integers."""
     member = torch.nn.functional.one_hot(labels, shape[-1]).double()
     return ((active.T @ member) / (tokens @ member)).view(shape)

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mmneuron_lens.neurons.control import _cells, _probability
+from mmneuron_lens.neurons.control import filled_cells, probability_of_cells
 from mmneuron_lens.neurons.counts import Counts
 from mmneuron_lens.neurons.selection import in_order, module_of, select, select_module
 
@@ -57,7 +57,7 @@ def stability(
     ordered = [by_domain[domain] for domain in selection.domains]
     rows = {}
     for site in selection.masks:
-        active, tokens, labels = _cells(ordered, site, selection.parameters["kinds"][site])
+        active, tokens, labels = filled_cells(ordered, site, selection.parameters["kinds"][site])
         filled = torch.bincount(labels, minlength=len(ordered))
         if int(filled.min()) < 2:
             domain = selection.domains[int(filled.argmin())]
@@ -72,7 +72,7 @@ def stability(
             for _ in range(draws):
                 chosen = []
                 for part in _parts(labels, size, generator):
-                    probability = _probability(active[part], tokens[part], labels[part], shape)
+                    probability = probability_of_cells(active[part], tokens[part], labels[part], shape)
                     chosen.append(select_module(probability, fraction, percentile).mask.any(dim=-1))
                     seen.append(float(tokens[part].sum()) / len(ordered))
                 either = int((chosen[0] | chosen[1]).sum())

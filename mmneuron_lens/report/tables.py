@@ -35,7 +35,7 @@ ABLATION: dict[str, pl.DataType] = {
     "high": pl.Float64(),
     "questions": pl.Int64(),
 }
-"""Columns of the ablation table. Condition: "none", "domain", or "random 0", "random 1", ...; module: "None", one of
+"""Columns of the ablation table. Condition: "none", "domain", or "random 1", "random 2", ...; module: "None", one of
 the paper's, or "All". Accuracy in per cent; difference to "none" and its interval [low, high] in percentage points."""
 
 

@@ -1,0 +1,165 @@
+"""Kills: `mmneuron count` killed at random moments and started again, until it is done; every file must come out equal.
+
+    python benchmarks/kills.py --kills 200
+
+Both embedded models in turn, over a corpus of two domains with one image that cannot be decoded; every second pair of
+runs decodes its images ahead in two worker processes. A run is the same command again and again, each time killed with
+SIGKILL after a seeded random part of the time that an undisturbed one takes, until one is fast enough to finish. Then
+the sha256 of every file of the run's folder is compared with those of the undisturbed one. Processes are forked from
+one that has imported everything, so that kills fall into the work and not into the start of Python; checkpoints are
+written every `--seconds` instead of every minute. Writes benchmarks/kills-DATE.log; exit code 1 if any run differs or
+fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+
+import mmneuron_lens  # noqa: E402, F401, I001  (first: it imports beartype before nnsight)
+import torch  # noqa: E402
+from drawn_corpus import write_corpus  # noqa: E402
+
+from mmneuron_lens.artifacts import content_hash  # noqa: E402
+from mmneuron_lens.cli import app  # noqa: E402
+from mmneuron_lens.experiments import stages  # noqa: E402
+
+MODELS = ("llava-next", "instructblip")
+SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of one run: how often it was killed, how often of these with a domain half counted, how it ended."""
+
+    kills: int
+    underway: int
+    said: str
+
+    @property
+    def good(self) -> bool:
+        return self.said == "every file equal"
+
+
+def corpus_of(folder: Path, images: int) -> Path:
+    """Two domains of noise images; one image of the first has a good header and ends too early."""
+    write_corpus(folder, images=images)
+    image = folder / "images" / "common2.png"
+    image.write_bytes(image.read_bytes()[:-2000])
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of every file under a folder, hidden ones too, by relative path."""
+    return {str(path.relative_to(folder)): content_hash(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def start(
+    model: str, corpus: Path, out: Path, seconds: float = SECONDS, workers: int = 0
+) -> multiprocessing.process.BaseProcess:
+    """The command in a process of its own."""
+    words = ["count", "--model", f"embedded/{model}", "--corpus", str(corpus), "--out", str(out), "--batch-size", "4"]
+    words += ["--workers", str(workers)]
+    process = multiprocessing.get_context("fork").Process(target=_command, args=(words, seconds))
+    process.start()
+    return process
+
+
+def undisturbed(model: str, corpus: Path, out: Path, seconds: float = SECONDS) -> float:
+    """Runs the command once and returns how many seconds it took. Raises `RuntimeError` when it fails."""
+    began = time.monotonic()
+    process = start(model, corpus, out, seconds, 0)
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the undisturbed count of {model} ended with {process.exitcode}.")
+    return time.monotonic() - began
+
+
+def killed_until_done(
+    model: str, corpus: Path, out: Path, expected: dict[str, str], draws: random.Random, longest: float,
+    at_most: int, seconds: float = SECONDS, workers: int = 0,
+) -> Run:  # fmt: skip
+    """One run: killed after up to `longest` seconds again and again, `at_most` times, then left alone."""
+    kills = 0
+    underway = 0
+    while True:
+        process = start(model, corpus, out, seconds, workers)
+        process.join(draws.uniform(0, longest) if kills < at_most else None)
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            break
+        if process.exitcode != -9:
+            return Run(kills, underway, f"FAILED with exit code {process.exitcode}")
+        kills += 1
+        underway += any((out / "shards").rglob("*.safetensors"))
+    found = hashes(out)
+    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    return Run(kills, underway, f"DIFFERENT: {', '.join(different)}" if different else "every file equal")
+
+
+def _command(words: list[str], seconds: float) -> None:
+    """Runs the command line in this process, saying nothing, with checkpoints every so many seconds."""
+    torch.set_num_threads(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    stages.count_stage = partial(stages.count_stage, seconds=seconds)
+    app(words)
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--kills", type=int, default=200)
+    words.add_argument("--images", type=int, default=24, help="images a domain, two questions each")
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--seconds", type=float, default=SECONDS, help="between two checkpoints")
+    given = words.parse_args()
+    draws = random.Random(given.seed)
+    kills, runs, failed, underway, lines = 0, 0, 0, 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = corpus_of(Path(folder) / "corpus", given.images)
+        whole = {model: Path(folder) / f"whole-{model}" for model in MODELS}
+        longest = {model: undisturbed(model, corpus, out, given.seconds) for model, out in whole.items()}
+        expected = {model: hashes(out) for model, out in whole.items()}
+        for model in MODELS:
+            lines.append(f"{model}: an undisturbed count takes {longest[model]:.1f} s and writes")
+            lines += [f"  {digest}  {name}" for name, digest in sorted(expected[model].items())]
+        print("\n".join(lines), flush=True)
+        while kills < given.kills:
+            model, out = MODELS[runs % len(MODELS)], Path(folder) / f"run-{runs}"
+            workers = 2 * (runs // 2 % 2)
+            run = killed_until_done(
+                model, corpus, out, expected[model], draws, longest[model], given.kills - kills, given.seconds, workers
+            )
+            runs, kills, failed = runs + 1, kills + run.kills, failed + (not run.good)
+            underway += run.underway
+            lines.append(
+                f"run {runs:3}  {model:13}  {workers} workers  {run.kills:3} kills, {run.underway:3} with a domain "
+                f"half counted  {kills:4} in all  {run.said}"
+            )
+            print(lines[-1], flush=True)
+    title = (
+        f"{kills} kills in {runs} runs, {underway} of them with a domain half counted, seed {given.seed}, "
+        f"{failed} runs that differ or fail"
+    )
+    log = ROOT / "benchmarks" / f"kills-{datetime.date.today().isoformat()}.log"
+    log.write_text("\n".join([title, *lines]) + "\n", encoding="utf-8")
+    print(title, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

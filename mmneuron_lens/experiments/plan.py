@@ -1,0 +1,45 @@
+"""How much of the paper is run: questions, draws, settings of every stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmneuron_lens.experiments.ablate import PAPER_GENERATION, Off
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is asked; the defaults take both embedded models through in under a quarter of an hour on two cores.
+
+    Images and questions are per domain and per image. Deviation, entropy, embeddings and traces take the first of what
+    identification and evaluation take. `random_draws` are of deviations, `ablation_draws` of answers with neurons off
+    in all modules at once, which is also where the neurons of other domains are tried.
+    """
+
+    identification_images: int | None = 300
+    identification_questions: int | None = 2
+    evaluation_images: int | None = 75
+    evaluation_questions: int | None = 2
+    deviation_questions: int | None = 64
+    entropy_images: int | None = 100
+    embedding_images: int | None = 100
+    traces: int = 1
+    random_draws: int = 5
+    ablation_draws: int = 3
+    permutations: int = 20
+    fraction: float = 0.01
+    percentile: float = 0.95
+    seed: int = 0
+    cross: bool = True
+    off: str = "zero"
+    factor: float = 0.0
+    batch_size: int = 32
+    budget: int = 20_000_000
+    questions: int = 500
+    judge: str | None = None
+    generation: dict[str, Any] = field(default_factory=lambda: dict(PAPER_GENERATION))
+
+    def __post_init__(self) -> None:
+        # Raises for an unknown way before anything runs.
+        Off(self.off, self.factor, means={})  # type: ignore[arg-type]
