@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint soak clean
 
 setup: .venv/ready
 
@@ -23,6 +23,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Every fault of a live NDIF server, three times each, about six minutes; writes benchmarks/soak-DATE.log.
+soak: setup
+	.ci/with-server -- $(BIN)/python benchmarks/soak.py --repeat 3
 
 clean:
 	rm -rf .venv runs build dist

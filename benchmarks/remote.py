@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent.parent / "tests"
 BATCH = 10
+IN_FLIGHT = (1, 4, 8)
 PUBLISHED = ("llava-hf/llava-v1.6-vicuna-13b-hf", "Salesforce/instructblip-vicuna-13b")
 
 
@@ -98,6 +100,53 @@ def costs(url: str) -> list[dict[str, float]]:
         )
     # The first job of all warms both sides up.
     return rows[1:]
+
+
+def flights(url: str) -> list[dict[str, float]]:
+    """For 1, 10 and 100 images in durable jobs of one batch each: seconds for so many jobs in flight, and bytes up."""
+    from mmneuron_lens import Lens  # isort: skip
+    import torch
+
+    from interventions import Graph, count_active_by_kind
+    from mmneuron_lens.runtime.jobs import Limits, Shard, run_shards
+    from mmneuron_lens.runtime.jobs import server as jobs_server
+
+    sent: list[int] = []
+    genuine = jobs_server.backend_of
+
+    def measured(*given, **settings):
+        backend = genuine(*given, **settings)
+        post = backend._post
+        backend._post = lambda request, blob: (sent.append(len(blob)), post(request, blob))[1]
+        return backend
+
+    jobs_server.backend_of = measured
+    local = Lens.embedded("llava-next")
+    client = Lens.weightless(local.repo)
+    files, graph = photographs(100), Graph((count_active_by_kind,))
+    key = ("count_active_by_kind", "llm.mlp.act")
+    rows = []
+    for count in (1, 10, 100):
+        parts = [files[at : min(at + BATCH, count)] for at in range(0, count, BATCH)]
+
+        def encoded(some):
+            return client.encode(some, ["What is in the picture?"] * len(some))
+
+        started = time.perf_counter()
+        here = local.run(graph, [encoded(some) for some in parts])[key]
+        row = {"images": count, "jobs": len(parts), "local": time.perf_counter() - started}
+        for limit in IN_FLIGHT:
+            shards = [Shard(some, lambda some=some: ([encoded(some)], {})) for some in parts]
+            sent.clear()
+            with tempfile.TemporaryDirectory() as folder:
+                started = time.perf_counter()
+                limits = Limits(in_flight=limit, poll_seconds=0.05)
+                found = run_shards(client, graph, shards, remote=url, jobs=folder, limits=limits)
+                row[limit] = time.perf_counter() - started
+            assert torch.equal(sum(values[key] for values, _ in found), here)
+            row["up"] = sum(sent)
+        rows.append(row)
+    return rows
 
 
 def client_of(name: str) -> None:
@@ -210,14 +259,36 @@ def main(url: str) -> None:
     print(
         "the same machine, embedded LLaVA-NeXT, float32, `count_active_by_kind`, batches of 10, one question an image."
     )
-    print("Results equal the local run exactly. Times vary with what else the machine does.\n")
-    print("| images | image files, bytes | up | up / files | up per image | down | unpacked | local s | remote s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(
+        "Results equal the local run exactly. Times vary with what else the machine does: its load average before was"
+    )
+    print(f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.\n")
+    print(
+        "| images | image files, bytes | up | up / files | up per image | down | down per image | unpacked "
+        "| local s | remote s | over local s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in costs(url):
         n = int(row["images"])
         print(
             f"| {n} | {row['files']:,} | {row['up']:,} | {row['up'] / row['files']:.3f} | {row['up'] // n:,} "
-            f"| {row['down']:,} | {row['unpacked']:,} | {row['local']:.2f} | {row['remote']:.2f} |"
+            f"| {row['down']:,} | {row['down'] // n:,} | {row['unpacked']:,} "
+            f"| {row['local']:.2f} | {row['remote']:.2f} | {row['remote'] - row['local']:.2f} |"
+        )
+    print("\n## Jobs in flight\n")
+    print(
+        "The same counts as durable jobs of at most 10 images each (`run_shards`): every job's id, facts and result go"
+    )
+    print("to disk. Seconds from images to counts, encoding included; the model does one job at a time.\n")
+    limits = "".join(f" {limit} in flight, s |" for limit in IN_FLIGHT)
+    print(f"| images | jobs | up | up per image | local s |{limits} over local, s a job |")
+    print("|---|---|---|---|---|" + "---|" * len(IN_FLIGHT) + "---|")
+    for row in flights(url):
+        n, best = int(row["images"]), min(row[limit] for limit in IN_FLIGHT)
+        print(
+            f"| {n} | {row['jobs']} | {row['up']:,} | {row['up'] // n:,} | {row['local']:.2f} |"
+            + "".join(f" {row[limit]:.2f} |" for limit in IN_FLIGHT)
+            + f" {(best - row['local']) / row['jobs']:.2f} |"
         )
     print("\n## A client of 13B\n")
     print(

@@ -17,7 +17,7 @@ from failing_there import fails_there
 from fake_ndif import FakeNdif, served_model
 from typer.testing import CliRunner
 
-from interventions import Graph, count_active, keep
+from interventions import Graph, batch_field, count_active, keep, reads
 from mmneuron_lens import Lens
 from mmneuron_lens.corpora.folder import read_folder
 from mmneuron_lens.experiments.identify import count_domain
@@ -227,6 +227,49 @@ def test_a_large_result_arrives(served, tmp_path):
     assert len(kept) == 90
     assert all(torch.equal(one, other) for one, other in zip(kept, local["keep", "llm.mlp.act"], strict=True))
     assert torch.equal(values["count_active", "llm.mlp.act"], local["count_active", "llm.mlp.act"])
+
+
+@reads("llm.mlp.act", over="list")
+def described(act):
+    return {
+        "wide": act.shape[-1] > 1,
+        "mean": act.mean(),
+        "note": "gate",
+        "nothing": None,
+        "sizes": [act.shape[-1], {"half": act.shape[-1] / 2}],
+        "aliased": (act[..., :2], True),
+    }
+
+
+@reads("llm.mlp.act", over="sum", weight=batch_field("weight"))
+def tallied(act, weight):
+    return {"tokens": weight.sum(), "calls": 1, "wide": act.shape[-1] > 1}
+
+
+def test_a_read_may_return_numbers_flags_and_text_beside_tensors(served, tmp_path):
+    client, here = served[1], served[4]
+    batch = client.encode([served[2][0].images[0]], ["why"])
+    graph = described | tallied
+    with FakeNdif(served[0]) as server:
+        shard = Shard("plain", lambda: ([batch] * 2, {}))
+        ((values, _),) = run_shards(client, graph, [shard], remote=server.url, jobs=tmp_path, clock=Hand())
+    layers = here.anatomy.place("llm.mlp.act").layers
+    local = here.run(graph, [batch] * 2)
+    for found in (values, local):
+        first, second = found["described", "llm.mlp.act"]
+        assert first["wide"] == [True] * layers
+        assert first["note"] == ["gate"] * layers
+        assert first["nothing"] == [None] * layers
+        assert first["sizes"] == [[48] * layers, {"half": [24.0] * layers}]
+        assert first["aliased"][1] == [True] * layers
+        assert first["mean"].shape == (layers,)
+        assert second["note"] == first["note"]
+        # Two batches, one call each; layer by layer, as tensors are.
+        assert found["tallied", "llm.mlp.act"]["calls"] == [2] * layers
+        assert found["tallied", "llm.mlp.act"]["wide"] == [2] * layers
+        one = local["described", "llm.mlp.act"][0]
+        assert torch.equal(first["mean"], one["mean"])
+        assert torch.equal(first["aliased"][0], one["aliased"][0])
 
 
 CLIENT = """

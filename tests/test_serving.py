@@ -149,6 +149,13 @@ def test_a_result_inside_its_status_is_read():
     refuse_unsafe(ResponseModel(id="1", status=Status.COMPLETED, data=bytes(70_000)).pickle())
 
 
+def test_answers_of_every_length_near_a_frame_of_pickle_are_read():
+    # A pickle is cut into frames at 64 KiB; for some lengths the cut falls between the words that name a job's state.
+    for length in range(2**16 - 200, 2**16 + 20):
+        content = pickle.dumps({"text": "x" * length, "status": Status.COMPLETED}, protocol=4)
+        refuse_unsafe(zipped(content))
+
+
 def zipped(content: bytes, name: str = "archive/data.pkl") -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:

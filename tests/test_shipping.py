@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import decimal
+import io
+import pickle
 import types
 
 import pytest
@@ -22,7 +24,7 @@ from interventions import (
     reads,
     zero_neurons,
 )
-from mmneuron_lens.runtime.shipping import bare, refuse_unshippable
+from mmneuron_lens.runtime.shipping import _modules, bare, refuse_unshippable
 
 MASK = torch.arange(3 * 48).reshape(3, 48) % 3 == 0
 
@@ -113,3 +115,25 @@ def test_images_travel_as_their_own_files(lens, tmp_path):
     pictures((200, 200))[0].save(path, quality=60)
     batch = lens.encode([path], ["is it red?"])
     assert batch.travelling()["images"] == [[path.read_bytes()]]
+
+
+class Loading(pickle.Unpickler):
+    """Remembers the modules that it was asked for."""
+
+    def __init__(self, payload: bytes) -> None:
+        super().__init__(io.BytesIO(payload))
+        self.modules: set[str] = set()
+
+    def find_class(self, module, name):
+        self.modules.add(module)
+        return super().find_class(module, name)
+
+
+def test_the_modules_of_a_payload_are_those_that_loading_it_imports():
+    # A pickle is cut into frames at 64 KiB; for some of these lengths the cut falls between a module and its name.
+    for length in range(2**16 - 80, 2**16 + 20):
+        value = ["x" * length, decimal.Decimal, types.SimpleNamespace, decimal.Context]
+        payload = pickle.dumps(value, protocol=4)
+        loading = Loading(payload)
+        assert loading.load() == value
+        assert _modules(payload) == loading.modules == {"decimal", "types"}, length

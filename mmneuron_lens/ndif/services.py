@@ -32,6 +32,9 @@ ACTORS = {
 PATIENCE = 180.0
 """Seconds a service may take to start."""
 
+_started: list[subprocess.Popen[bytes]] = []
+# Held, because services are to outlive whoever starts them and Python warns when a running child is forgotten.
+
 
 def start(
     state: State,
@@ -148,8 +151,8 @@ def environment_of(state: State, python: Path, server: dict[str, Any], offline: 
         "NDIF_STATUS_TTL_S": "1",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # When its ray is gone, ndif's dispatcher would start one of its own, in /tmp/ray and with a token in ~/.ray that
-        # every later `ray start` of this user takes up.
+        # When its ray is gone, ndif's dispatcher would start one of its own, in /tmp/ray and with a token in ~/.ray
+        # that every later `ray start` of this user takes up.
         "RAY_ENABLE_AUTO_CONNECT": "0",
         "GRPC_ENABLE_FORK_SUPPORT": "0",
     }
@@ -228,6 +231,7 @@ def _service(state: State, name: str, command: Sequence[Any], surroundings: dict
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    _started.append(process)
     try:
         state.record(name, process.pid)
     except KeyError:

@@ -42,5 +42,6 @@ def refuse_unsafe(message: bytes) -> None:
                 raise ValueError(f"The server's answer names {'.'.join(map(str, words[-2:]))}; it is not read.")
         elif opcode.name not in PLAIN:
             raise ValueError(f"The server's answer uses {opcode.name}; it is not read.")
-        if opcode.name != "MEMOIZE":
+        # These two push nothing; a frame begins anywhere, also between the literals of a name.
+        if opcode.name not in ("MEMOIZE", "FRAME"):
             words.append(argument if "UNICODE" in opcode.name else None)

@@ -91,6 +91,7 @@ def _modules(payload: bytes) -> set[str]:
             # The two values pushed last are the module and the name.
             found.add(str(pushed[-2]))
             pushed.append(None)
-        else:
+        # A frame begins anywhere, also between a module and a name, and pushes nothing.
+        elif opcode.name != "FRAME":
             pushed.append(argument if "UNICODE" in opcode.name else None)
     return found

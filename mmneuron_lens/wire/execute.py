@@ -269,11 +269,14 @@ def at_position(positions, column, length):
 
 
 def detached(result, value):
-    """A result that later in-place edits of the model cannot reach."""
+    """A result that later in-place edits of the model cannot reach; numbers, flags and text stay as they are."""
     if isinstance(result, dict):
         return {name: detached(part, value) for name, part in result.items()}
-    if isinstance(result, tuple):
-        return tuple(detached(part, value) for part in result)
+    if isinstance(result, (list, tuple)):
+        parts = [detached(part, value) for part in result]
+        return parts if isinstance(result, list) else tuple(parts)
+    if not isinstance(result, torch.Tensor):
+        return result
     result = result.detach()
     same = result.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
     return result.clone() if same else result

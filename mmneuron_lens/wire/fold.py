@@ -27,6 +27,7 @@ def join_steps(steps, over):
 
 
 def stack_all(values):
+    """Layers as one value: tensors of equal shape stacked, anything else as a list with an item per layer."""
     head = values[0]
     if isinstance(head, dict):
         return {name: stack_all([value[name] for value in values]) for name in head}
@@ -34,6 +35,8 @@ def stack_all(values):
         return tuple(stack_all([value[index] for value in values]) for index in range(len(head)))
     if isinstance(head, list):
         return [stack_all([value[index] for value in values]) for index in range(len(head))]
+    if not isinstance(head, torch.Tensor):
+        return values
     shapes = {tuple(value.shape) for value in values}
     return torch.stack(values) if len(shapes) == 1 else values
 
@@ -44,6 +47,9 @@ def add(left, right):
         return {name: add(left[name], right[name]) for name in left}
     if isinstance(left, tuple):
         return tuple(add(one, other) for one, other in zip(left, right, strict=True))
+    if isinstance(left, list):
+        # One item per layer, where layers cannot be stacked.
+        return [add(one, other) for one, other in zip(left, right, strict=True)]
     return left + right
 
 

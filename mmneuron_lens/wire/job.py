@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
 from mmneuron_lens.wire.encode import encode
 from mmneuron_lens.wire.fold import merge, stack
 from mmneuron_lens.wire.images import decode
 from mmneuron_lens.wire.layout import lay_out
 from mmneuron_lens.wire.pack import pack
+from mmneuron_lens.wire.share import share
 from mmneuron_lens.wire.trace import run_batch
 
 
@@ -33,14 +36,19 @@ def run_job(model, plans, items, job):
 def prepare(processor, item, job):
     """Decode, encode and lay out, with the processor that lives beside the model."""
     pictures = [[decode(image) for image in some] for some in item["images"]]
-    if isinstance(item["texts"][0], list):
+    sharing = {}
+    if isinstance(item["texts"][0], list) and job["facts"]["images_in_text"]:
         # Several prompts of the same images, in one row.
-        inputs, fields = pack(processor, pictures, item["texts"], job["facts"], job["additive"])
+        inputs, fields, sharing = pack(
+            processor, pictures, item["texts"], job["facts"], job["additive"], item.get("cut", False)
+        )
+    elif isinstance(item["texts"][0], list):
+        inputs, fields, sharing = share(processor, pictures, item["texts"], job["facts"])
     else:
         inputs = encode(processor, pictures, item["texts"])
         fields = lay_out(inputs, job["facts"])
     fields["llm"] = {**fields["llm"], **item["extra"]}
-    return {"inputs": inputs, "fields": fields, "prompt_length": inputs["input_ids"].shape[1]}
+    return {"inputs": inputs, "fields": fields, "prompt_length": inputs["input_ids"].shape[1], "sharing": sharing}
 
 
 def to_cpu(value):
@@ -48,4 +56,4 @@ def to_cpu(value):
         return {name: to_cpu(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(to_cpu(part) for part in value)
-    return value.detach().cpu()
+    return value.detach().cpu() if isinstance(value, torch.Tensor) else value

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,11 @@ class Live:
         leader, _ = self.state.leaders()[name]
         surroundings = services.environment_of(self.state, self.python, self.state.server(), True)
         surroundings["NDIF_SERVICE"] = "api" if name == "api" else "ray"
-        for one in [pid for pid, process in processes().items() if process.session == leader]:
+        mine = {pid: process.started for pid, process in processes().items() if process.session == leader}
+        for one in mine:
             kill(one)
+        # Until it is gone, the old one still answers at the port where the new one is awaited.
+        wait_until_gone(mine)
 
         def revive() -> None:
             services._service(self.state, name, self.command(name), surroundings)
@@ -115,6 +119,15 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def wait_until_gone(started: dict[int, int], patience: float = 10.0) -> None:
+    """Until none of these processes, start by pid, lives. Raises `TimeoutError`."""
+    deadline = time.monotonic() + patience
+    while left := [pid for pid, one in processes().items() if started.get(pid) == one.started]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{left} still live {patience:.0f} seconds after SIGKILL.")
+        time.sleep(0.02)
 
 
 def undisturbed(live: Live, corpus: Path) -> Any:

@@ -8,7 +8,8 @@ import nnsight
 import pytest
 import torch
 from conftest import mixed_batch, pictures
-from equality import assert_same_results
+from drawn_corpus import write_corpus
+from equality import assert_equal, assert_same_results
 from nnsight.intervention.backends.remote import RemoteError
 
 from interventions import (
@@ -24,6 +25,9 @@ from interventions import (
     zero_neurons,
 )
 from mmneuron_lens import Lens
+from mmneuron_lens.corpora.folder import by_domain, read_folder
+from mmneuron_lens.experiments.identify import identify
+from mmneuron_lens.runtime.jobs import JobStore, Limits
 
 URL = os.environ.get("MMNEURON_NDIF_URL", "").rstrip("/")
 pytestmark = pytest.mark.skipif(
@@ -73,6 +77,42 @@ def test_zeroed_neurons_change_the_logits(pair):
     out = both(pair, zero_neurons.bind(neurons=per_layer(mask(pair[0]))) | count_active, logits=True)
     plain = both(pair, count_active, logits=True)
     assert not torch.equal(out.logits[0], plain.logits[0])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    samples, _ = read_folder(write_corpus(tmp_path_factory.mktemp("corpus"), images=6))
+    return by_domain(samples)
+
+
+def test_a_sharded_identification_finds_the_neurons_that_a_local_one_finds(pair, corpus, tmp_path):
+    local, client = pair
+    one = identify(local, corpus, batch_size=2, permutations=2)
+    jobs = {"jobs": tmp_path, "limits": Limits(in_flight=4, poll_seconds=0.1, seconds=240.0)}
+    other = identify(client, corpus, batch_size=2, permutations=2, remote=URL, jobs=jobs)
+    # Every domain is a run of several jobs, each sent once.
+    records = [JobStore(file.parent) for file in tmp_path.glob("*/run.json")]
+    sent = [[store.record(key).attempts for key in store.run["shards"]] for store in records]
+    assert len(sent) == len(corpus)
+    assert all(len(attempts) > 1 and set(attempts) == {1} for attempts in sent)
+    for here, there in zip(one.counts, other.counts, strict=True):
+        assert (here.domain, here.samples) == (there.domain, there.samples)
+        assert sum(int(active.sum()) for active in here.active.values()) > 0
+        assert_equal(here.active, there.active)
+        assert_equal(here.tokens, there.tokens)
+    for name in ("domains", "masks", "entropy", "probability", "tokens", "threshold", "requested", "parameters"):
+        assert_equal(getattr(one.selection, name), getattr(other.selection, name), name)
+        assert_equal(getattr(one.wider, name), getattr(other.wider, name), name)
+    assert any(one.selection.selected(site) for site in one.selection.masks)
+
+
+def test_numbers_flags_and_text_come_back_beside_tensors(pair):
+    @reads("llm.mlp.act", over="list")
+    def described(act):
+        return {"wide": act.shape[-1] > 1, "largest": act.amax(), "note": "gate"}
+
+    out = both(pair, described)
+    assert set(out["described", "llm.mlp.act"][0]["wide"]) == {True}
 
 
 def test_the_logit_lens(pair):
