@@ -42,19 +42,24 @@ WIDTH = 100
 
 Run = Annotated[Path, typer.Argument(help="The folder that `mmneuron count` or `mmneuron demo` wrote.")]
 Out = Annotated[Path, typer.Option(help="The folder to write to.")]
+Remote = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Run the model on the NDIF server at this URL; `ndif`: where you logged in."),
+]
 
 
 @app.command(epilog="Example: [bold]mmneuron demo --out runs/demo[/bold]")
 def demo(
     out: Out = Path("runs/demo"),
     batch_size: Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")] = 32,
+    remote: Remote = None,
 ) -> None:
     """Find domain-specific neurons in the two embedded models, on a drawn corpus: about two minutes, no network."""
     with _in_one_line():
         from mmneuron_lens.experiments.demo import demo as run
 
         _quiet_loading()
-        page = run(out, batch_size=batch_size, progress=_bar, say=_say)
+        page = run(out, batch_size=batch_size, settings={"remote": _host(remote)}, progress=_bar, say=_say)
         _print_tables(out, page)
 
 
@@ -84,6 +89,7 @@ def count(
         str, typer.Option(help="Only this part of the batches, for mmneuron merge: 2/4 is the second.")
     ] = "1/1",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images ahead of the model.")] = 0,
+    remote: Remote = None,
 ) -> None:
     """Count how often each neuron is active, domain by domain.
 
@@ -104,10 +110,12 @@ def count(
             raise CorpusError(f"{corpus} has no good row of {', '.join(absent)}; it has {', '.join(chosen)}.")
         chosen = {name: some for name, some in chosen.items() if not domain or name in domain}
         _quiet_loading()
-        lens = open_lens(model, dtype=dtype, device=device)
+        lens = open_lens(model, remote=_host(remote), dtype=dtype, device=device)
         name = corpus.resolve().name
         try:
             settings = {"batch_size": batch_size, "corpus": name, "exact": exact, "shard": part, "workers": workers}
+            # For `mmneuron jobs resume`.
+            settings |= {"again": sys.argv[1:]} if remote else {}
             files = count_stage(lens, chosen, out, problems=problems, progress=_bar, **settings)
         finally:
             _print_problems(problems, out)
@@ -188,6 +196,7 @@ def paper(
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    remote: Remote = None,
 ) -> None:
     """Every table and figure of the paper, its claims tested, on one page. Stopped, it goes on where it was."""
     with _in_one_line():
@@ -202,7 +211,7 @@ def paper(
         _quiet_loading()
         page = whole.paper_command(
             out, plan, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus, questions=questions,
-            settings={"dtype": dtype, "device": device}, progress=_bar, say=_say,
+            settings={"dtype": dtype, "device": device, "remote": _host(remote)}, progress=_bar, say=_say,
         )  # fmt: skip
         _print_tables(out, page)
 
@@ -244,6 +253,16 @@ def _bar(items: Sequence[Any], name: str) -> Iterable[Any]:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
+
+
+def _host(remote: str | None) -> bool | str:
+    """What `lens.run` takes; nnsight's line for every job is left to a notebook."""
+    if remote is None:
+        return False
+    import nnsight
+
+    nnsight.CONFIG.APP.REMOTE_LOGGING = False
+    return True if remote == "ndif" else remote
 
 
 def _quiet_loading() -> None:

@@ -77,6 +77,8 @@ class Lens:
         self.module = module
         self.processor = processor
         self.name = self.repo = name
+        # Where `run` runs unless it is told: here, or on a server, as its `remote` says.
+        self.remote: bool | str = False
         self.revision = revision
         self.anatomy = anatomy_of(module.config)
         check_places(self.anatomy, module)
@@ -161,17 +163,18 @@ class Lens:
         *,
         sources: Iterable[Batch] | Batch | None = None,
         logits: bool = False,
-        remote: bool | str = False,
+        remote: bool | str | None = None,
         **generation: Any,
     ) -> Result:
         """Run a graph: a forward per batch, or a generation when settings such as `max_new_tokens` are given.
 
         sources: for graphs that rewire, one paired batch per batch. logits: keep them. remote: run on NDIF, at the
-        configured host or the URL given; the images' files go up, folded results come down. Everything that can be
-        wrong with the graph is raised before the first forward.
+        configured host (True) or the URL given; the images' files go up, folded results come down. Left out, it is
+        `lens.remote`. Everything that can be wrong with the graph is raised before the first forward.
         """
         batches = [batches] if isinstance(batches, Batch) else batches
         sources = [sources] if isinstance(sources, Batch) else sources
+        remote = self.remote if remote is None else remote
         if remote:
             from mmneuron_lens.runtime.remote import run_remote
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,15 @@ def demo(
     permutations: int = 20,
     fraction: float = 0.01,
     batch_size: int = 32,
+    settings: Mapping[str, Any] | None = None,
     progress: Progress = quietly,
     say: Callable[[str], Any] = lambda text: None,
 ) -> Path:
     """Draws `out/corpus`, counts, selects, switches off, writes tables, figures and the page, and returns its path.
 
     Images and questions are per domain and per image. Neurons are identified on the first images of each domain and
-    switched off on the ones after them, so no image is in both. `say` is given a line before each step.
+    switched off on the ones after them, so no image is in both. `settings` are of `open_lens`.
+    `say` is given a line before each step.
     """
     from mmneuron_lens.embedded.corpus.draw import write_folder
 
@@ -57,7 +59,7 @@ def demo(
     identified = by_domain(some_of(samples, identification_images, identification_questions))
     evaluated = by_domain(some_of(samples, evaluation_images, evaluation_questions, skip_images=identification_images))
     with _one_thread():
-        lenses = [open_lens(f"embedded/{name}") for name in models]
+        lenses = [open_lens(f"embedded/{name}", **(settings or {})) for name in models]
         shared: dict[str, Any] = {"batch_size": batch_size, "problems": problems, "progress": progress}
         for lens in lenses:
             say(f"Counting active neurons of {lens.name}")

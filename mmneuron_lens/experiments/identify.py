@@ -83,7 +83,7 @@ def count_domain(
     checkpoint: Checkpoint | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
-    remote: bool | str = False,
+    remote: bool | str | None = None,
     **jobs: Any,
 ) -> Counts:
     """How often each neuron is active in the samples of one domain: M and N of equation 4, by bucket and kind.
@@ -96,7 +96,8 @@ def count_domain(
     `workers` processes decode images ahead of the model, which changes no count; jobs on a server have no use for them.
     `shard` counts only its part of the batches, for `merge_shards`. With a `checkpoint` a count that was killed goes
     on where it was, and ends with the same counts.
-    `remote` (True, or the URL of an NDIF server) counts there, in jobs that survive lost connections and this process;
+    `remote` (True, or the URL of an NDIF server; `lens.remote` if left out) counts
+    there, in jobs that survive lost connections and this process;
     `jobs` are settings of `runtime.jobs.run_shards`.
     Raises `ValueError` when there is no sample, samples of several domains, or a checkpoint of something else.
     """
@@ -104,6 +105,7 @@ def count_domain(
     if len(domains) != 1:
         raise ValueError(f"counts are of one domain, and these {len(samples)} samples are of {domains or 'none'}.")
     domain = domains[0]
+    remote = lens.remote if remote is None else remote
     if any(len(sample.images) > 1 for sample in samples):
         samples = with_frames_that_fit(lens, {domain: samples}, prompt, new_tokens=0)[domain]
     found = sized(samples, problems)
@@ -216,7 +218,7 @@ def identify(
     workers: int = 0,
     problems: Problems | None = None,
     progress: Progress = quietly,
-    remote: bool | str = False,
+    remote: bool | str | None = None,
     jobs: Mapping[str, Any] | None = None,
     **finding: Any,
 ) -> Identified:

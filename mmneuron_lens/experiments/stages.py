@@ -25,6 +25,7 @@ from mmneuron_lens.experiments.identify import Identified, count_domain, find
 from mmneuron_lens.experiments.merging import WHOLE, Shard, shard_file, unfinished
 from mmneuron_lens.experiments.publish import Results
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.models.loading import embedded_folder
 from mmneuron_lens.neurons.counts import Counts
 from mmneuron_lens.neurons.selection import Selection
 
@@ -35,14 +36,24 @@ class RunError(ValueError):
     """A run's folder lacks what a stage needs; the message says which stage writes it."""
 
 
-def open_lens(model: str, **settings: Any) -> Lens:
+def open_lens(model: str, remote: bool | str | None = None, **settings: Any) -> Lens:
     """A lens on `embedded/<name>`, a local folder or a hub id. settings: as of `Lens`, those that are None left out.
 
+    remote: True or an NDIF server's URL for a lens without weights that runs there; dtype and device are the server's,
+    and `ValueError` is raised for one given here.
     Without a device, a process of several (`accelerate launch`, `torchrun`) takes the GPU of its LOCAL_RANK.
     Raises `OSError` when it is not found, `KeyError` or `ValueError` with the choices for an unknown name, type of
     model, dtype or device.
     """
     dtype, device = settings.get("dtype"), settings.get("device")
+    if remote:
+        if dtype is not None or device is not None:
+            raise ValueError("dtype and device are the server's; leave them out where the model runs remotely.")
+        name = model.removeprefix("embedded/")
+        given = {name: value for name, value in settings.items() if value is not None}
+        lens = Lens.weightless(embedded_folder(name) if name != model else model, **given)
+        lens.name, lens.remote = model, remote
+        return lens
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(unknown("dtype", dtype, DTYPES))
     if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
