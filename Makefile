@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint soak clean
+.PHONY: setup demo test lint bench soak clean
 
 setup: .venv/ready
 
@@ -27,6 +27,11 @@ lint: setup
 # Every fault of a live NDIF server, three times each, about six minutes; writes benchmarks/soak-DATE.log.
 soak: setup
 	.ci/with-server -- $(BIN)/python benchmarks/soak.py --repeat 3
+
+# Counting against the published loop, about 30 minutes on two idle cores; writes benchmarks/results-DATE.md.
+# Parts alone: .venv/bin/python benchmarks/run.py --help
+bench: setup
+	$(BIN)/python benchmarks/run.py
 
 clean:
 	rm -rf .venv runs build dist

@@ -1,221 +1,178 @@
-"""Counting side by side: the published loop, plain hooks, a bare lean forward, and ours. Prints one table of Markdown.
+"""Counting side by side: the published loop, plain hooks, a bare lean forward, and ours; then the other bounds.
 
-    python benchmarks/run.py [--images 4] [--rounds 5] [--out benchmarks/results-YYYY-MM-DD.md]
+    python benchmarks/run.py [--parts tables generation lens imports growth] [--models embedded,real-parts,300m]
+        [--dtype float32,bfloat16] [--questions 1 8 90] [--rounds 3] [--threads 2] [--out benchmarks/results-DATE.md]
 
-Every method gets the same images and questions and includes the processor. Methods take turns within a round, and the
-table holds medians over rounds, so that another program on the machine slows all of them. At 90 questions an image the
-methods that forward one question a row are timed on the first 8 of each image and multiplied, as the table says.
+Every method lives in a process of its own, and all take turns within a round, so that another program on the machine
+slows all of them; cells are medians over rounds, ratios medians of ratios within a round. The processor is included.
+Methods that ask one question a row are timed on few questions: what a question costs them does not depend on how many
+follow. Results are written as they come, so a run that is stopped leaves those it has.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
-import time
-from collections.abc import Callable
+import datetime
+import os
+import platform
+import sys
+import traceback
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import arithmetic
+import methods
+import models
+import single
 import torch
-from PIL import Image
+import transformers
+from turns import Worker
 
-from interventions import count_active_by_kind, count_positions
-from mmneuron_lens import Lens
-from mmneuron_lens.experiments.identify import PACKED
-from mmneuron_lens.packing import packed
-
-ROWS = 8
-TIMED = 8
-"""Questions of an image on which the slow methods are timed, at most."""
-
-QUESTIONS = ("What is shown here?", "Is there anything red in the picture?", "How many objects are there?")
+PARTS = ("tables", "generation", "lens", "imports", "growth")
+BRIDGE = (
+    "TransformerLens' bridge is not in these tables: where its loader meets a processor that asks for torchvision it "
+    "installs torchvision by itself, which this project keeps out."
+)
 
 
-def asked(image: int, count: int) -> list[str]:
-    """So many different questions of one image."""
-    return [f"{QUESTIONS[(image + number) % 3]} {number}" for number in range(count)]
-
-
-def neuron_modules(lens: Lens) -> list[torch.nn.Module]:
-    paths = [path for site in lens.sites if site.endswith(".act") for _, path in lens.anatomy.place(site).paths()]
-    return [lens.module.get_submodule(path) for path in paths]
-
-
-def published(lens: Lens, work: list[tuple[Image.Image, str]]) -> None:
-    """The shape of the published loop: forwards patched, one sample at a time, all logits kept, int64 sums."""
-    modules = neuron_modules(lens)
-    counts: dict[int, torch.Tensor] = {}
-
-    def patch(number: int, module: torch.nn.Module) -> None:
-        before = module.forward
-
-        def forward(value: torch.Tensor) -> torch.Tensor:
-            out = before(value)
-            counts[number] = counts.get(number, 0) + (out > 0).flatten(0, -2).sum(0)
-            return out
-
-        module.forward = forward
-
-    for number, module in enumerate(modules):
-        patch(number, module)
+def table(name: str, dtype: str, questions: list[int], rounds: int, threads: int) -> list[str]:
+    """A row per method: milliseconds a question, times faster than the published loop, share of the bound."""
+    rows = models.ROWS[name]
+    images = 4 if rows > 1 else 1
+    lens = models.load(name, dtype)
+    picture = models.pictures(name, 1)[0]
+    wants = {count: arithmetic.needed(lens, picture, models.asked(0, count)) for count in questions}
+    single_need = arithmetic.needed(lens, picture, models.asked(0, 1))[0]
+    weights = sum(parameter.numel() for parameter in lens.module.parameters()) / 1e6
+    shown = repr(lens.encode([picture], models.asked(0, 1)))
+    del lens
+    workers: dict[str, Worker] = {}
+    seconds: dict[tuple[str, int], list[float]] = {}
+    peaks: dict[tuple[str, int], float] = {}
+    timed = 0
     try:
-        with torch.no_grad():
-            for image, question in work:
-                batch = lens.encode([image], [question])
-                lens.module(**batch.inputs)
+        for method in methods.METHODS:
+            workers[method] = Worker(method, name, dtype, threads)
+            # Warm: what a first run compiles and checks is not counting. Large models make it invisible.
+            for count in questions if rows > 1 else [1]:
+                workers[method].time(images, count, None if method in methods.SHARING else rows)
+        for turn in range(rounds):
+            for method, worker in workers.items():
+                for count in questions if method in methods.SHARING else [max(questions[0], rows)]:
+                    sharing = method in methods.SHARING
+                    spent, peak, done = worker.time(images, count, None if sharing else rows)
+                    timed = timed if sharing else done
+                    for key in [count] if sharing else questions:
+                        seconds.setdefault((method, key), []).append(spent)
+                        peaks[method, key] = max(peak, peaks.get((method, key), 0))
+            print(f"  {name} {dtype}: round {turn + 1} of {rounds}", flush=True)
     finally:
-        for module in modules:
-            del module.forward
-
-
-def hooks(lens: Lens, work: list[tuple[Image.Image, str]]) -> None:
-    """Plain forward hooks on padded batches, padding masked out where the language model has it."""
-    counts: dict[int, torch.Tensor] = {}
-    real = torch.ones(())
-
-    def hook(number: int) -> Callable[..., None]:
-        def count(_module: torch.nn.Module, _inputs: object, out: torch.Tensor) -> None:
-            active = out > 0
-            if active.shape[:2] == real.shape:
-                active = active & real[..., None]
-            counts[number] = counts.get(number, 0) + active.flatten(0, -2).sum(0)
-
-        return count
-
-    handles = [module.register_forward_hook(hook(number)) for number, module in enumerate(neuron_modules(lens))]
-    try:
-        with torch.inference_mode():
-            for batch in _padded(lens, work):
-                real = batch.inputs["attention_mask"].bool()
-                lens.module(**batch.inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def bare(lens: Lens, work: list[tuple[Image.Image, str]]) -> None:
-    """Counts nothing: no cache, one position unembedded, inference mode. What counting is measured against."""
-    with torch.inference_mode():
-        for batch in _padded(lens, work):
-            lens.module(**batch.inputs, use_cache=False, logits_to_keep=1)
-
-
-def bare_packed(lens: Lens, work: list[tuple[Image.Image, str]]) -> None:
-    """The same, packed as ours."""
-    with torch.inference_mode():
-        for batch in _packs(lens, work):
-            lens.module(**batch.inputs, use_cache=False, logits_to_keep=1)
-
-
-GRAPH = count_active_by_kind.at("*.act") | count_positions.at("*.act")
-
-
-def ours_exact(lens: Lens, work: list[tuple[Image.Image, str]]) -> None:
-    lens.run(GRAPH, _padded(lens, work))
-
-
-def ours_packed(lens: Lens, work: list[tuple[Image.Image, str]]) -> None:
-    lens.run(GRAPH, _packs(lens, work))
-
-
-METHODS = {
-    "published loop": (published, False),
-    "plain hooks, batches": (hooks, False),
-    "bare lean forward, batches": (bare, False),
-    "ours, exact": (ours_exact, False),
-    "bare lean forward, packed": (bare_packed, True),
-    "ours, packed": (ours_packed, True),
-}
-
-
-def _padded(lens: Lens, work: list[tuple[Image.Image, str]]):
-    for start in range(0, len(work), ROWS):
-        some = work[start : start + ROWS]
-        yield lens.encode([image for image, _ in some], [question for _, question in some])
-
-
-def _packs(lens: Lens, work: list[tuple[Image.Image, str]]):
-    rows: list[tuple[list[Image.Image], list[str]]] = []
-    for image, question in work:
-        if not rows or rows[-1][0][0] is not image or len(rows[-1][1]) == PACKED:
-            rows.append(([image], []))
-        rows[-1][1].append(question)
-    # About as many questions in a forward as the unpacked methods have.
-    size = max(1, ROWS // max(len(row[1]) for row in rows))
-    for start in range(0, len(rows), size):
-        yield packed(lens, rows[start : start + size])
-
-
-def table(lens: Lens, plain: Lens, pictures: list[Image.Image], questions: list[int], rounds: int) -> list[str]:
-    """A row per method: milliseconds a question, and the published loop's time over it, at each number of questions.
-
-    plain: the same model, never touched by nnsight.
-    """
-    cells: dict[str, list[str]] = {name: [] for name in METHODS}
-    for count in questions:
-        whole = [(image, text) for place, image in enumerate(pictures) for text in asked(place, count)]
-        few = [(image, text) for place, image in enumerate(pictures) for text in asked(place, min(count, TIMED))]
-        seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-        for turn in range(rounds + 1):
-            for name, (method, packs) in METHODS.items():
-                work = whole if packs else few
-                begun = time.perf_counter()
-                method(lens if name.startswith("ours") else plain, work)
-                # The first round warms up.
-                if turn:
-                    seconds[name].append((time.perf_counter() - begun) / len(work))
-        base = seconds["published loop"]
-        for name, times in seconds.items():
-            ratio = median(first / own for first, own in zip(base, times, strict=True))
-            cells[name].append(f"{1e3 * median(times):.1f} ms, {ratio:.2f}x")
-    head = "| method | " + " | ".join(f"{count} questions an image" for count in questions) + " |"
-    rows = [f"| {name} | {' | '.join(values)} |" for name, values in cells.items()]
-    return [head, "|---" * (len(questions) + 1) + "|", *rows]
-
-
-def growth(lens: Lens, pictures: list[Image.Image], sizes: list[int]) -> list[str]:
-    """Time per question and the process's peak memory, ours packed, as the number of questions grows."""
-    lines = ["| questions | ms a question | peak memory, MiB |", "|---|---|---|"]
-    for size in sizes:
-        work = [(pictures[number // 8 % len(pictures)], asked(number // 8, 8)[number % 8]) for number in range(size)]
-        begun = time.perf_counter()
-        ours_packed(lens, work)
-        spent = time.perf_counter() - begun
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        lines.append(f"| {size:,} | {1e3 * spent / size:.1f} | {peak:,.0f} |")
+        for worker in workers.values():
+            worker.close()
+    lines = [
+        f"### {name}, {dtype}",
+        "",
+        f"{weights:,.0f} M weights; {shown} for one question; {images} images, {rounds} rounds, {threads} threads. "
+        f"Methods of one question a row: batches of {rows}, timed on {timed} questions, the same for every column.",
+        "",
+        "| method | " + " | ".join(f"{count} questions an image" for count in questions) + " | peak beyond the model |",
+        "|---" * (len(questions) + 2) + "|",
+    ]
+    base = {count: seconds["published loop", count] for count in questions}
+    rate = single_need / median(seconds["bare lean forward", questions[0]])
+    bounds = {count: wants[count][0] / count / rate for count in questions}
+    for method in methods.METHODS:
+        cells = []
+        for count in questions:
+            own = seconds[method, count]
+            ratio = median(first / each for first, each in zip(base[count], own, strict=True))
+            cells.append(f"{1e3 * median(own):,.1f} ms, {ratio:.2f}x, {bounds[count] / median(own):.0%}")
+        memory = " / ".join(f"{peaks[method, count]:,.0f}" for count in questions)
+        lines.append(f"| {method} | {' | '.join(cells)} | {memory} MiB |")
+    cells = [
+        f"{1e3 * bounds[count]:,.1f} ms, {median(base[count]) / bounds[count]:.2f}x: {wants[count][1]:,} positions, "
+        f"{wants[count][0] / 1e9:,.1f} GFLOP"
+        for count in questions
+    ]
+    lines.append(f"| arithmetic bound | {' | '.join(cells)} | |")
+    for first, second in (("bare lean forward", "ours, exact"), ("bare lean forward, packed", "ours, packed")):
+        over = [
+            median(own / bare for bare, own in zip(seconds[first, count], seconds[second, count], strict=True)) - 1
+            for count in questions
+        ]
+        shares = ", ".join(f"{share:+.1%} ({count})" for share, count in zip(over, questions, strict=True))
+        lines += ["", f"Counting over the {first} ({second}): {shares}; target 2 % at most."]
+    lines += ["", f"Per cents are of the arithmetic bound at the bare lean forward's {rate / 1e9:,.1f} GFLOP/s.", ""]
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="llava-next", help="an embedded model")
-    parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--models", default=",".join(models.MODELS))
+    parser.add_argument("--dtype", default="float32,bfloat16")
     parser.add_argument("--questions", type=int, nargs="+", default=[1, 8, 90])
-    parser.add_argument("--growth", type=int, nargs="*", default=[100, 1000, 10000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--growth", type=int, nargs="+", default=[100, 1000, 10000])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    lens = Lens.embedded(options.model)
-    generator = torch.Generator().manual_seed(0)
-    pictures = [
-        Image.fromarray(torch.randint(0, 255, (96, 128, 3), dtype=torch.uint8, generator=generator).numpy())
-        for _ in range(options.images)
-    ]
-    lines = [
-        f"Model: embedded/{options.model}, {str(lens.dtype).removeprefix('torch.')}, {lens.device.type}, one thread;",
-        f"{options.images} images, {lens.encode([pictures[0]], [QUESTIONS[0]])!r} for one question.",
-        f"Medians of {options.rounds} interleaved rounds; the processor is included; ratios are to the published",
-        f"loop of the same round. Above {TIMED} questions an image, unpacked methods are timed on {TIMED}.",
-        "",
-        *table(lens, Lens.embedded(options.model), pictures, options.questions, options.rounds),
-    ]
-    if options.growth:
-        lines += ["", "Growth, ours packed, 8 questions an image:", "", *growth(lens, pictures, options.growth)]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    torch.set_num_threads(options.threads)
+    transformers.logging.disable_progress_bar()
+    day = datetime.date.today()
+    out = options.out or Path(__file__).parent / f"results-{day}.md"
+
+    def write(lines: list[str]) -> None:
+        print("\n".join(lines), flush=True)
+        with out.open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+    def part(title: str, make) -> None:
+        """One part; what goes wrong in it is written down, and the others still run."""
+        try:
+            write(make())
+        except Exception as error:
+            traceback.print_exc()
+            write([f"{title} was not measured: {type(error).__name__}: {error}", ""])
+
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    if set(options.parts) == set(PARTS):
+        # Parts run alone are added to what is there.
+        out.unlink(missing_ok=True)
+    write(
+        [
+            f"# Counting, {day}",
+            "",
+            f"{os.cpu_count()} cores ({platform.machine()}), {options.threads} threads, load average {load} at the "
+            f"start, torch {torch.__version__}. Cells: time a question, times faster than the published loop, share of "
+            "the arithmetic bound.",
+            "",
+            BRIDGE,
+            "",
+        ]
+    )
+    if "tables" in options.parts:
+        for name in options.models.split(","):
+            part(f"Loading {name}", lambda name=name: models.prepare(name) or [])
+            for dtype in options.dtype.split(","):
+                part(
+                    f"The table of {name} in {dtype}",
+                    lambda name=name, dtype=dtype: table(
+                        name, dtype, options.questions, options.rounds, options.threads
+                    ),
+                )
+    rounds = max(options.rounds, 3)
+    if "generation" in options.parts:
+        part("Ablated generation", lambda: [*single.generation(rounds), ""])
+    if "lens" in options.parts:
+        part("The lens", lambda: [*single.lens_bound(rounds), ""])
+    if "imports" in options.parts:
+        part("Imports", lambda: [*single.imports(rounds + 2), ""])
+    if "growth" in options.parts:
+        part("Growth", lambda: ["### Growth, ours packed, 8 questions an image", "", *single.growth(options.growth)])
+    print(f"Written to {out}")
 
 
 if __name__ == "__main__":

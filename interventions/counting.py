@@ -56,8 +56,9 @@ def _count(act: Float[Tensor, "*where neuron"], weights: Int[Tensor, "*where kin
     values = act.detach().flatten(0, -2)
     rows = weights.flatten(0, -2).T.float()
     counts = torch.zeros(rows.shape[0], values.shape[1], dtype=torch.int64, device=act.device)
+    # Compared straight into floats, without a mask to convert, and into one buffer that stays in the cache.
+    buffer = torch.empty(min(_CHUNK, values.shape[0]), values.shape[1], device=act.device)
     for some, some_rows in zip(values.split(_CHUNK), rows.split(_CHUNK, dim=1), strict=True):
-        # Compared straight into floats, without a mask to convert.
-        active = torch.gt(some, 0, out=torch.empty_like(some, dtype=torch.float32))
+        active = torch.gt(some, 0, out=buffer[: some.shape[0]])
         counts += (some_rows @ active).long()
     return counts

@@ -52,6 +52,12 @@ def lens_entropy(
 def _lens(
     hidden: Float[Tensor, "position hidden"], unembed: Callable[[Tensor], Tensor], top_k: int
 ) -> tuple[Int[Tensor, "position k"], Float[Tensor, "position k"], Float[Tensor, " position"]]:
-    logs = unembed(hidden).float().log_softmax(-1)
-    best, tokens = logs.topk(top_k, dim=-1)
-    return tokens, best.exp(), -(logs.exp() * logs).sum(-1)
+    logits = unembed(hidden).float()
+    best, tokens = logits.topk(top_k, dim=-1)
+    # From the largest logit on, so that no digits are lost; two tensors of this size at a time, and no more.
+    shifted = logits - best[:, :1]
+    del logits
+    spread = shifted.exp()
+    total = spread.sum(-1)
+    entropy = total.log() - torch.linalg.vecdot(spread, shifted) / total
+    return tokens, spread.gather(-1, tokens) / total[:, None], entropy

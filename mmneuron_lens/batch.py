@@ -21,7 +21,8 @@ class Batch:
     `[rows, positions]` (0 for padding) and `kind` bool `[rows, positions, kinds]`, one-hot. images: how many
     each row has. prompt_length: columns before generated tokens; all of them unless an answer was appended.
     given: the images and texts it was made from (per row a text, or a tuple of those packed in it), which is what
-    travels to a server.
+    travels to a server. sharing: how rows share work: `cuts`, the columns at which a packed row runs in parts, or
+    `spread`, which image each row is about where the vision tower sees each image once; empty otherwise.
     """
 
     inputs: Mapping[str, Tensor]
@@ -31,6 +32,7 @@ class Batch:
     facts: Mapping[str, Any]
     tokenizer: Any = field(repr=False, default=None)
     given: tuple[tuple[tuple[Any, ...], ...], tuple[str | tuple[str, ...], ...]] = field(repr=False, default=((), ()))
+    sharing: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -88,7 +90,12 @@ class Batch:
 
     def plain(self) -> dict[str, Any]:
         """The batch as the wire functions take it."""
-        return {"inputs": dict(self.inputs), "fields": dict(self.fields), "prompt_length": self.prompt_length}
+        return {
+            "inputs": dict(self.inputs),
+            "fields": dict(self.fields),
+            "prompt_length": self.prompt_length,
+            "sharing": dict(self.sharing),
+        }
 
     def travelling(self) -> dict[str, Any]:
         """The batch as the bytes of its image files and its texts, with your own fields."""
@@ -96,7 +103,7 @@ class Batch:
         own = {name: tensor for name, tensor in self.fields["llm"].items() if name not in ("weight", "kind")}
         files = [[file_bytes(image) for image in some] for some in images]
         prompts = [list(text) if isinstance(text, tuple) else text for text in texts]
-        return {"images": files, "texts": prompts, "extra": own}
+        return {"images": files, "texts": prompts, "extra": own, "cut": "cuts" in self.sharing}
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""

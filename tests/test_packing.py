@@ -71,7 +71,7 @@ def test_weights_say_how_often_a_position_counts():
 
 
 def test_what_cannot_be_packed_is_refused():
-    with pytest.raises(ValueError, match="InstructBLIP reads the question before the language model"):
+    with pytest.raises(ValueError, match="InstructBLIP takes exactly one image per text; these have"):
         packed(tiny_lens("instructblip"), ROWS)
     with pytest.raises(ValueError, match="at least one image"):
         packed(tiny_lens("llava_next"), [([], ["text alone"])])
@@ -86,7 +86,7 @@ def test_identification_packs_and_exact_asks_one_by_one(tmp_path):
     lens = tiny_lens("llava_next")
     samples, _ = read_folder(write_corpus(tmp_path, ("common",)))
     quick, exact = count_domain(lens, samples), count_domain(lens, samples, exact=True)
-    assert quick.provenance["packing"] == "8 questions"
+    assert quick.provenance["packing"] == "96 questions"
     assert exact.provenance["packing"] == "none"
     assert quick.samples == exact.samples
     for site in exact.active:

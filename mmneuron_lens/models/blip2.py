@@ -37,5 +37,6 @@ def queried(config: Any, architecture: str, instruction: bool) -> Anatomy:
             "text_only": False,
             "patches": vision.patches(config.vision_config),
             "queries": config.num_query_tokens,
+            "vision_tower": "vision_model",
         },
     )

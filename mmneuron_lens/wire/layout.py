@@ -26,8 +26,7 @@ def lay_out(inputs, facts, prompt_length=None):
         fields["vision"] = group(ones, [cls, ~cls])
         fields["projector"] = group(ones[:, 1:], [~cls[:, 1:]])
     if facts["queries"] and "pixel_values" in inputs:
-        rows = inputs["pixel_values"].shape[0]
-        ones = torch.ones(rows, facts["queries"], dtype=torch.int64, device=ids.device)
+        ones = torch.ones(ids.shape[0], facts["queries"], dtype=torch.int64, device=ids.device)
         fields["qformer.query"] = fields["projector"] = group(ones, [ones.bool()])
     if "qformer_input_ids" in inputs:
         words = inputs["qformer_input_ids"]

@@ -4,45 +4,73 @@ from __future__ import annotations
 
 import torch
 
-from mmneuron_lens.wire.layout import group, image_lengths, tiles_per_image
+from mmneuron_lens.wire.encode import encode
+from mmneuron_lens.wire.layout import group, image_lengths, lay_out, tiles_per_image
+
+LONG = 512
+"""Positions of a prefix from which on a second pass costs less than attention between all positions."""
+
+PART = 512
+"""Positions of questions in one part, about."""
 
 
-def pack(processor, images, texts, facts, additive):
+def pack(processor, images, texts, facts, additive, cut):
     """One row per set of images: the prefix that all its texts share once, then the rest of each text.
 
-    images: per row, its RGB pictures. texts: per row, its prompts, each with one placeholder per picture. Positions
-    restart behind the prefix, and a block-causal mask keeps the questions apart, so each computes what it computes
-    alone. additive: whether the mask is a float to add (eager attention) or booleans. Returns `(inputs, fields)`:
-    prefix positions and vision sites weigh as many times as there are questions.
+    images: per row, its RGB pictures. texts: per row, its prompts, each with one placeholder per picture. Prefixes end,
+    and questions start, at the same column of all rows. Positions restart behind the prefix, and a block-causal mask
+    keeps the questions apart, so each computes what it computes alone. additive: whether the mask is a float to add
+    (eager attention) or booleans. cut: run long prefixes and their questions apart (`wire.parts`). Returns
+    `(inputs, fields, sharing)`: prefix positions and vision sites weigh as many times as there are questions.
     """
+    if all(len(row) == 1 for row in texts):
+        # Nothing to share: without a mask of its own, attention is plainly causal.
+        inputs = encode(processor, images, [row[0] for row in texts])
+        return inputs, lay_out(inputs, facts), {}
     pictures = [picture for row in images for picture in row]
     seen = processor.image_processor(pictures, return_tensors="pt")
     inputs = {name: value for name, value in seen.items() if isinstance(value, torch.Tensor)}
     lengths = iter(image_lengths(inputs, facts))
     spans = [[next(lengths) for _ in row] for row in images]
-    rows = [pack_row(processor, row, some) for row, some in zip(texts, spans, strict=True)]
-    width = max(len(row["ids"]) for row in rows)
+    prompts = [tokens_of(processor, row, some) for row, some in zip(texts, spans, strict=True)]
+    rows = [pack_row(row, shared) for row, shared in zip(prompts, prefixes(prompts, facts["image_token"]), strict=True)]
+    start = max(row["shared"] for row in rows)
+    width = start + max(len(row["ids"]) - row["shared"] for row in rows)
     pad = processor.tokenizer.pad_token_id
-    inputs["input_ids"] = torch.stack([filled(row["ids"], width, pad if pad is not None else 0) for row in rows])
-    inputs["position_ids"] = torch.stack([filled(row["positions"], width, 0) for row in rows])
-    question = torch.stack([filled(row["question"], width, -1) for row in rows])
+    inputs["input_ids"] = aligned(rows, "ids", start, width, pad if pad is not None else 0)
+    inputs["position_ids"] = aligned(rows, "positions", start, width, 0)
+    question = aligned(rows, "question", start, width, -1)
     inputs["attention_mask"] = block_causal(question, additive)
-    weight = torch.stack([filled(row["weight"], width, 0) for row in rows])
+    weight = aligned(rows, "weight", start, width, 0)
     image = inputs["input_ids"] == facts["image_token"]
-    return inputs, fields_of(inputs, facts, weight, image, [len(row) for row in texts], [len(row) for row in images])
+    fields = fields_of(inputs, facts, weight, image, [len(row) for row in texts], [len(row) for row in images])
+    return inputs, fields, {"cuts": cuts_of(question, start)} if cut and start >= LONG else {}
 
 
-def pack_row(processor, texts, lengths):
-    """Token ids, restarted positions, weights, and the question each position belongs to (0: the prefix)."""
+def tokens_of(processor, texts, lengths):
+    """Token ids of each text, its placeholders repeated for the positions its pictures take."""
     token = processor.image_token
     expanded = []
     for text in texts:
         parts = text.split(token)
         pieces = [part + token * length for part, length in zip(parts, lengths, strict=False)]
         expanded.append("".join([*pieces, parts[-1]]))
-    prompts = processor.tokenizer(expanded).input_ids
-    # Every question keeps at least one token of its own.
-    shared = min(common(prompts), min(len(prompt) for prompt in prompts) - 1)
+    return processor.tokenizer(expanded).input_ids
+
+
+def prefixes(prompts, image_token):
+    """How many tokens the texts of each row share; as many behind the last picture in every row, so that rows with
+    pictures of one size need no padding."""
+    shared = [min(common(row), min(len(prompt) for prompt in row) - 1) for row in prompts]
+    ends = [
+        max((place for place, token in enumerate(row[0]) if token == image_token), default=-1) + 1 for row in prompts
+    ]
+    behind = min((count - end for count, end in zip(shared, ends, strict=True) if count >= end), default=0)
+    return [end + behind if count >= end else count for count, end in zip(shared, ends, strict=True)]
+
+
+def pack_row(prompts, shared):
+    """Token ids, restarted positions, weights, and the question each position belongs to (0: the prefix)."""
     ids, positions = list(prompts[0][:shared]), list(range(shared))
     weight, question = [len(prompts)] * shared, [0] * shared
     for number, prompt in enumerate(prompts, 1):
@@ -51,7 +79,23 @@ def pack_row(processor, texts, lengths):
         positions += range(shared, len(prompt))
         weight += [1] * len(rest)
         question += [number] * len(rest)
-    return {"ids": ids, "positions": positions, "weight": weight, "question": question}
+    return {"ids": ids, "positions": positions, "weight": weight, "question": question, "shared": shared}
+
+
+def cuts_of(question, start):
+    """Columns where a forward is cut: behind the prefix, and behind about every `PART` columns of a lone row."""
+    width = question.shape[1]
+    if question.shape[0] > 1:
+        # Questions of several rows end at different columns.
+        return [start, width]
+    cuts, numbers = [start], question[0].tolist()
+    for column in range(start + 1, width):
+        if numbers[column] != numbers[column - 1]:
+            last = column
+            following = numbers.count(numbers[column])
+            if last + following - cuts[-1] > PART:
+                cuts.append(last)
+    return [*cuts, width]
 
 
 def common(sequences):
@@ -64,8 +108,13 @@ def common(sequences):
     return count
 
 
-def filled(values, width, value):
-    return torch.tensor(values + [value] * (width - len(values)))
+def aligned(rows, name, start, width, value):
+    """Prefixes padded on the left up to column `start`, questions on the right up to `width`."""
+    padded = [
+        [value] * (start - row["shared"]) + row[name] + [value] * (width - start - len(row[name]) + row["shared"])
+        for row in rows
+    ]
+    return torch.tensor(padded)
 
 
 def block_causal(question, additive):

@@ -8,37 +8,25 @@ import torch
 
 from mmneuron_lens.wire.encode import extend
 from mmneuron_lens.wire.execute import serve
+from mmneuron_lens.wire.forward import forward, lean, make_context
 from mmneuron_lens.wire.layout import lay_out
+from mmneuron_lens.wire.parts import forward_in_parts, refuse_whole
 
 
 def run_batch(model, plans, batch, source, job):
-    """A forward, or a generation when `job["generation"]` has settings.
+    """A forward, or a generation when `job["generation"]` has settings; a batch with cuts runs part by part.
 
-    batch and source are dicts of `inputs`, `fields` and `prompt_length`. Returns `(results, answers, logits)`:
-    results by key and layer, answers int64 `[rows, tokens]` or None, logits or None.
+    batch and source are dicts of `inputs`, `fields`, `prompt_length` and `sharing`. Returns `(results, answers,
+    logits)`: results by key and layer, answers int64 `[rows, tokens]` or None, logits or None.
     """
     held = {} if source is None else hold(model, plans, source)
     if job["generation"]:
         return generate_and_read(model, plans, batch, held, job)
-    results, output = forward(model, plans, batch, held, None)
+    if batch["sharing"].get("cuts"):
+        refuse_whole(plans, job)
+        return forward_in_parts(model, plans, batch), None, None
+    results, output = forward(model, plans, batch, held, None, {} if job["logits"] else lean(plans))
     return results, None, output.logits.detach() if job["logits"] else None
-
-
-def forward(model, plans, batch, sources, columns):
-    """One forward pass: a data-carrying invoke, then a worker per site.
-
-    columns: for teacher forcing, which generation step each column belongs to.
-    """
-    context = make_context(batch, 1, sources, columns)
-    results = {}
-    inputs = dict(batch["inputs"])
-    with torch.no_grad(), model.trace() as tracer:
-        with tracer.invoke(**inputs):
-            output = tracer.result.save()
-        for plan in plans:
-            with tracer.invoke():
-                serve(plan, model, context, 0, results)
-    return results, output
 
 
 def generate(model, plans, batch, sources, settings):
@@ -74,7 +62,8 @@ def generate_and_read(model, plans, batch, held, job):
     if not job["logits"] and not any(deferred(act) for plan in plans for act in plan["acts"]):
         return results, answers, None
     longer, columns = with_answers(batch, answers, job)
-    forced, output = forward(model, some_acts(plans, True), longer, held, columns)
+    after = some_acts(plans, True)
+    forced, output = forward(model, after, longer, held, columns, {} if job["logits"] else lean(after))
     logits = output.logits[:, start - 1 : -1].detach() if job["logits"] else None
     return {**results, **forced}, answers, logits
 
@@ -86,7 +75,7 @@ def with_answers(batch, answers, job):
     start = batch["prompt_length"]
     fields = {**batch["fields"], "llm": lay_out(inputs, job["facts"], start)["llm"]}
     columns = [0] * start + [step + 1 for step in range(answers.shape[1])]
-    return {"inputs": inputs, "fields": fields, "prompt_length": start}, columns
+    return {"inputs": inputs, "fields": fields, "prompt_length": start, "sharing": {}}, columns
 
 
 def hold(model, plans, source):
@@ -96,7 +85,7 @@ def hold(model, plans, source):
         acts = [act for act in plan["acts"] if act["mode"] == "rewires"]
         if acts:
             reading.append({**plan, "acts": [holding(acts[0], plan["site"])]})
-    results, _ = forward(model, reading, source, {}, None)
+    results, _ = forward(model, reading, source, {}, None, lean(reading))
     return {(site, layer): values[0] for site, layers in results.items() for layer, values in layers.items()}
 
 
@@ -122,14 +111,3 @@ def some_acts(plans, after):
         if acts:
             chosen.append({**plan, "acts": acts})
     return chosen
-
-
-def make_context(batch, beams, sources, columns):
-    return {
-        "fields": batch["fields"],
-        "rows": batch["inputs"]["input_ids"].shape[0],
-        "beams": beams,
-        "sources": sources,
-        "columns": columns,
-        "prompt_length": batch["prompt_length"],
-    }

@@ -1,0 +1,94 @@
+"""Turns: every method in a process of its own, timed one after the other: memory is its own, noise is shared."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+
+
+class Worker:
+    """A process that has loaded a model and times a method on request.
+
+    model, dtype: as of `models.load`. Raises `RuntimeError` with the child's last words when it fails.
+    """
+
+    def __init__(self, method: str, model: str, dtype: str, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, child = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child, method, model, dtype, threads), daemon=True)
+        self.process.start()
+        child.close()
+        self._answer()
+
+    def time(self, images: int, questions: int, at_most: int | None = None) -> tuple[float, float, int]:
+        """Seconds a question, the peak of memory above what the loaded model takes in MiB, and questions asked."""
+        self.pipe.send((images, questions, at_most))
+        return self._answer()
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(30)
+        if self.process.is_alive():
+            self.process.kill()
+
+    def _answer(self) -> Any:
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            self.process.join(5)
+            raise RuntimeError(f"a worker ended with exit code {self.process.exitcode} (-9: out of memory?).") from None
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+
+
+def _serve(pipe: Any, method: str, model: str, dtype: str, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    import methods
+    import models
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+
+    try:
+        lens = models.load(model, dtype)
+        # Pages of the file that weights were read from become memory of our own at the first touch.
+        for parameter in lens.module.parameters():
+            parameter.data = parameter.data.clone()
+        held = resident("VmRSS")
+        pipe.send(None)
+        while True:
+            images, questions, at_most = pipe.recv()
+            work = [
+                (picture, text)
+                for place, picture in enumerate(models.pictures(model, images))
+                for text in models.asked(place, questions)
+            ][:at_most]
+            forget_peak()
+            begun = time.perf_counter()
+            methods.METHODS[method](lens, work, models.ROWS[model])
+            spent = time.perf_counter() - begun
+            pipe.send((spent / len(work), max(resident("VmHWM") - held, 0) / MIB, len(work)))
+    except EOFError:
+        return
+    except Exception as error:
+        pipe.send(f"{method} on {model}: {type(error).__name__}: {error}")
+
+
+def resident(what: str) -> int:
+    """A line of this process's status in bytes: VmRSS, what it holds now, or VmHWM, the most it held."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(what):
+            return int(line.split()[1]) * 1024
+    raise KeyError(what)
+
+
+def forget_peak() -> None:
+    """Let VmHWM start again from what is held now."""
+    Path("/proc/self/clear_refs").write_text("5")

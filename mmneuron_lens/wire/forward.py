@@ -1,0 +1,48 @@
+"""Forward: one pass of the model, a worker per site, and what a pass can do without."""
+
+from __future__ import annotations
+
+import torch
+
+from mmneuron_lens.wire.execute import find, serve
+from mmneuron_lens.wire.share import spread_images
+
+
+def forward(model, plans, batch, sources, columns, settings):
+    """One forward pass: a data-carrying invoke, then a worker per site. Returns `(results, output)`.
+
+    columns: for teacher forcing, which generation step each column belongs to. settings: of the model's forward.
+    """
+    context = make_context(batch, 1, sources, columns)
+    results = {}
+    inputs = {**batch["inputs"], **settings}
+    spread = batch["sharing"].get("spread")
+    with torch.no_grad(), model.trace() as tracer:
+        with tracer.invoke(**inputs):
+            output = tracer.result.save()
+        for plan in plans:
+            with tracer.invoke():
+                serve(plan, model, context, 0, results)
+        if spread:
+            # Last: the workers before it see each image once.
+            with tracer.invoke():
+                spread_images(find(model, spread["at"]), spread["rows"])
+    return results, output
+
+
+def lean(plans):
+    """Settings that leave out the cache and, unless a site there is asked for, all logits but the last column's."""
+    if any(plan["site"] in ("llm.unembed", "llm.logits") for plan in plans):
+        return {}
+    return {"use_cache": False, "logits_to_keep": 1}
+
+
+def make_context(batch, beams, sources, columns):
+    return {
+        "fields": batch["fields"],
+        "rows": batch["inputs"]["input_ids"].shape[0],
+        "beams": beams,
+        "sources": sources,
+        "columns": columns,
+        "prompt_length": batch["prompt_length"],
+    }
