@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -51,15 +51,36 @@ Remote = Annotated[
 @app.command(epilog="Example: [bold]mmneuron demo --out runs/demo[/bold]")
 def demo(
     out: Out = Path("runs/demo"),
+    model: Annotated[
+        Literal["embedded", "smol"], typer.Option(help="The two embedded models, or one with a real language model.")
+    ] = "embedded",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")] = 32,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")
+    ] = None,
     remote: Remote = None,
 ) -> None:
-    """Find domain-specific neurons in the two embedded models, on a drawn corpus: about two minutes, no network."""
+    """Find domain-specific neurons on a drawn corpus: in the embedded models, about two minutes and no network.
+
+    `--model smol` is LLaVA-NeXT from DINOv2-small and SmolLM2-135M: its parts, 183 MB, are fetched once and checked;
+    after that it needs no network either. It is larger and takes longer.
+    """
     with _in_one_line():
+        _quiet_loading()
+        if model == "smol":
+            from mmneuron_lens.embedded.smol.demo import smol_demo
+
+            if remote:
+                raise typer.BadParameter(
+                    "smol runs here; serve its folder with mmneuron ndif up and use mmneuron count."
+                )
+            _print_tables(out, smol_demo(out, batch_size=batch_size, dtype=dtype, progress=_bar, say=_say))
+            return
         from mmneuron_lens.experiments.demo import demo as run
 
-        _quiet_loading()
-        page = run(out, batch_size=batch_size, settings={"remote": _host(remote)}, progress=_bar, say=_say)
+        page = run(
+            out, batch_size=batch_size, settings={"remote": _host(remote), "dtype": dtype}, progress=_bar, say=_say
+        )
         _print_tables(out, page)
 
 
