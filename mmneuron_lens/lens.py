@@ -79,6 +79,8 @@ class Lens:
         self.name = self.repo = name
         # Where `run` runs unless it is told: here, or on a server, as its `remote` says.
         self.remote: bool | str = False
+        # What that server said it serves, of `runtime.remote.ask_served`.
+        self.served: dict[str, Any] | None = None
         self.revision = revision
         self.anatomy = anatomy_of(module.config)
         check_places(self.anatomy, module)

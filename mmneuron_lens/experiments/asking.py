@@ -194,6 +194,6 @@ def model_facts(lens: Lens) -> dict[str, Any]:
         "revision": lens.revision or getattr(lens.module.config, "_commit_hash", None),
         "weights sha256": digest,
         "dtype": str(lens.dtype).removeprefix("torch."),
-        "device": "server" if lens.remote else lens.device.type,
+        "device": lens.served["device"] if lens.served else "server" if lens.remote else lens.device.type,
         "attention": lens.attention,
     }

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from mmneuron_lens.neurons.counts import LEFT_OUT, Counts, refuse_differences
 
@@ -73,21 +70,6 @@ class Checkpoint:
             counts.save(self.finished)
         _sweep(self.path)
         self.path.unlink(missing_ok=True)
-
-
-def sampled_weights(module: torch.nn.Module) -> str | None:
-    """The sha256 of every weight's name, shape and first 64 values: quick, also for a large model on a GPU.
-
-    It tells apart models that were changed in memory, and those too large to hash whole. None without weights.
-    """
-    if any(parameter.is_meta for parameter in module.parameters()):
-        return None
-    digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        some = parameter.detach().reshape(-1)[:64].cpu().contiguous()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(some.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _sweep(path: Path) -> None:

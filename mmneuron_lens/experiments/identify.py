@@ -31,10 +31,11 @@ from mmneuron_lens.experiments.asking import (
     rows_of,
     sized,
 )
-from mmneuron_lens.experiments.checkpoint import Checkpoint, sampled_weights
+from mmneuron_lens.experiments.checkpoint import Checkpoint
 from mmneuron_lens.experiments.merging import WHOLE, Shard
 from mmneuron_lens.experiments.pace import Pace
 from mmneuron_lens.experiments.published import with_frames_that_fit
+from mmneuron_lens.experiments.sampled import sampled_weights
 from mmneuron_lens.experiments.sharding import counted_remotely
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.control import FalseDiscovery, HalvesOverlap, false_discovery_rate, halves_overlap
@@ -111,9 +112,8 @@ def count_domain(
     found = sized(samples, problems)
     packs = not exact and all(sample.images for sample in samples)
     graph = count_active_by_kind.at("*.act") | count_positions.at("*.act")
-    model = {**model_facts(lens), "weights sampled": sampled_weights(lens.module)}
-    if remote:
-        # What is on the server is named by id and revision alone.
+    model = {**model_facts(lens), "weights sampled": sampled_weights(lens)}
+    if remote and lens.served is None:
         model |= {"device": "server", "weights sampled": None}
     packing = "none" if not packs else f"{PACKED} questions" if can_pack(lens) else "vision tower"
     facts = {"prompt": prompt, "batch size": batch_size, "packing": packing, "method": "activation > 0"}

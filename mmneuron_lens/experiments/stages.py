@@ -28,6 +28,7 @@ from mmneuron_lens.lens import Lens
 from mmneuron_lens.models.loading import embedded_folder
 from mmneuron_lens.neurons.counts import Counts
 from mmneuron_lens.neurons.selection import Selection
+from mmneuron_lens.runtime.remote import ask_served
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -53,6 +54,7 @@ def open_lens(model: str, remote: bool | str | None = None, **settings: Any) -> 
         given = {name: value for name, value in settings.items() if value is not None}
         lens = Lens.weightless(embedded_folder(name) if name != model else model, **given)
         lens.name, lens.remote = model, remote
+        lens.served = ask_served(lens, remote)
         return lens
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(unknown("dtype", dtype, DTYPES))

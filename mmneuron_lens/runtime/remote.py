@@ -18,6 +18,7 @@ from mmneuron_lens.runtime.serving import explained, refuse_unserved
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.runtime.shipping import bare, refuse_unshippable
 from mmneuron_lens.wire import fold
+from mmneuron_lens.wire.describe import describe
 from mmneuron_lens.wire.job import run_job
 
 if TYPE_CHECKING:
@@ -60,6 +61,16 @@ def run_remote(
         returned = entry(model, plans, items, job).save()
     values = fold.finish(returned["values"], overs)
     return result_of(lens, values, returned["answers"], returned["logits"], job["pad"])
+
+
+def ask_served(lens: Lens, remote: bool | str) -> dict[str, Any]:
+    """What `wire.describe` tells about the model on the server; raises as `run_remote` does."""
+    model, entry, backend = lens.nnsight, bare(describe), backend_of(lens, remote)
+    if remote != "local":
+        refuse_unserved(backend.host, backend.model_key)
+    with model.session(backend=backend):
+        returned = entry(model).save()
+    return returned
 
 
 def travelling(graph: Graph, lens: Lens) -> tuple[list[dict[str, Any]], Any]:

@@ -28,10 +28,10 @@ def test_count(name, tmp_path, monkeypatch):
     monkeypatch.setenv("MMNEURON_JOBS", str(tmp_path / "jobs"))
     words = ["count", "--model", f"embedded/{name}", "--corpus", write_corpus(tmp_path / "corpus"), "--batch-size", "2"]
     call(*words, "--out", tmp_path / "here")
-    there = [*words, "--out", tmp_path / "there", "--remote", URL]
+    remotely = [*words, "--out", tmp_path / "there", "--remote", URL]
     # What `mmneuron jobs resume` would run again.
-    monkeypatch.setattr(sys, "argv", ["mmneuron", *map(str, there)])
-    call(*there)
+    monkeypatch.setattr(sys, "argv", ["mmneuron", *map(str, remotely)])
+    call(*remotely)
     listed = call("jobs", "list")
     assert "counting common" in listed
     assert "waiting" not in listed
@@ -42,8 +42,9 @@ def test_count(name, tmp_path, monkeypatch):
         assert one.active.keys() == other.active.keys()
         assert all(torch.equal(one.active[site], other.active[site]) for site in one.active)
         assert all(torch.equal(one.tokens[site], other.tokens[site]) for site in one.tokens)
-        differing = {key for key in one.provenance if one.provenance[key] != other.provenance[key]}
-        assert differing == {"device", "weights sampled"}
+        assert one.provenance == other.provenance
+        here, there = (tmp_path / side / "counts" / name / f"{domain}.safetensors" for side in ("here", "there"))
+        assert here.read_bytes() == there.read_bytes()
 
 
 def test_what_the_server_decides_is_refused_here(tmp_path):
