@@ -12,12 +12,12 @@ from mmneuron_lens.wire.describe import describe
 
 
 def sampled_weights(lens: Lens) -> str | None:
-    """The hash of the model's weights, or of the server's where the lens runs on one and asked it; None without any."""
+    """The hash of the model's weights, or of its server's; None where they cannot be seen."""
     if lens.served is not None:
-        return digest_of(lens.served["weights"])
-    if lens.remote or any(parameter.is_meta for parameter in lens.module.parameters()):
-        return None
-    return digest_of(describe(lens.nnsight)["weights"])
+        weights = lens.served["weights"]
+    else:
+        weights = None if lens.remote else describe(lens.nnsight)["weights"]
+    return None if weights is None else digest_of(weights)
 
 
 def digest_of(weights: list[Any]) -> str:

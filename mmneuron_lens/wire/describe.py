@@ -6,11 +6,13 @@ from __future__ import annotations
 def describe(model):
     """The kind of device, and of every parameter its name, shape, dtype and first 64 values.
 
-    Quick and small, also for a large model on a GPU.
+    Quick and small, also for a large model on a GPU. A sandbox keeps the weights out of reach: weights is then None.
     """
+    parameters = list(model._module.named_parameters())
+    if any(parameter.is_meta for _, parameter in parameters):
+        return {"device": "server", "weights": None}
     weights = []
-    for name, parameter in model._module.named_parameters():
+    for name, parameter in parameters:
         some = parameter.detach().reshape(-1)[:64].cpu().contiguous()
         weights.append((name, list(parameter.shape), str(parameter.dtype), some))
-    kind = next(model._module.parameters()).device.type
-    return {"device": kind, "weights": weights}
+    return {"device": parameters[0][1].device.type, "weights": weights}
