@@ -25,8 +25,7 @@ def logit_lens(
     Logits exist for at most `chunk` positions at a time: `chunk x vocabulary` float32 is the bound. Add
     `"llm.embedding"` with `.at(...)` for layer 0.
     """
-    rows = [_lens(some, unembed, top_k) for some in hidden.flatten(0, -2).split(chunk)]
-    tokens, probabilities, entropy = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    tokens, probabilities, entropy = _lens_by_chunks(hidden.flatten(0, -2), unembed, top_k, chunk)
     where = hidden.shape[:-1]
     return {
         "tokens": tokens.unflatten(0, where),
@@ -44,9 +43,22 @@ def lens_entropy(
     chunk: int = _CHUNK,
 ) -> tuple[Float[Tensor, " kind"], Int[Tensor, " kind"]]:
     """Mean entropy of the next-token distribution for each kind of position, in nats (Figure 7, Table 9)."""
-    entropy = torch.cat([_lens(some, unembed, 1)[2] for some in hidden.flatten(0, -2).split(chunk)])
+    entropy = _lens_by_chunks(hidden.flatten(0, -2), unembed, 1, chunk)[2]
     counted = (weight[..., None] * kind).flatten(0, -2)
     return (entropy.double()[:, None] * counted).sum(0), counted.sum(0)
+
+
+def _lens_by_chunks(
+    hidden: Float[Tensor, "position hidden"], unembed: Callable[[Tensor], Tensor], top_k: int, chunk: int
+) -> tuple[Int[Tensor, "position k"], Float[Tensor, "position k"], Float[Tensor, " position"]]:
+    # Made before the logits: small results between large ones would keep freed memory from being used again.
+    tokens = torch.empty(len(hidden), top_k, dtype=torch.int64, device=hidden.device)
+    probabilities = torch.empty(len(hidden), top_k, device=hidden.device)
+    entropy = torch.empty(len(hidden), device=hidden.device)
+    for start in range(0, len(hidden), chunk):
+        here = slice(start, start + chunk)
+        tokens[here], probabilities[here], entropy[here] = _lens(hidden[here], unembed, top_k)
+    return tokens, probabilities, entropy
 
 
 def _lens(
