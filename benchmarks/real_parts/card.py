@@ -109,8 +109,12 @@ def _verdict(gaps: dict[str, dict[str, float]]) -> str:
         f"{form}: {100 * gap['image']:.1f} with the own image, {100 * gap['swapped']:.1f} with another one"
         for form, gap in gaps.items()
     ]
-    least = min((gap["image"] - gap["swapped"] for gap in gaps.values()), default=0.0)
-    said = "Its answers follow the image." if least >= ABOVE_SWAPPED else "**Its answers hardly follow the image.**"
+    weak = [form for form, gap in gaps.items() if gap["image"] - gap["swapped"] < ABOVE_SWAPPED]
+    said = "Its answers follow the image."
+    if len(weak) == len(gaps):
+        said = "**Its answers hardly follow the image.**"
+    elif weak:
+        said = f"Its answers follow the image, but under the {' and '.join(weak)} prompt only in part."
     return f"{said} Mean accuracy over the five domains, in per cent, by prompt: {'; '.join(told)}."
 
 
