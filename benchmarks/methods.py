@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -77,6 +80,45 @@ def hooks(lens: Lens, work: Work, rows: int) -> None:
             handle.remove()
 
 
+def bridge(lens: Lens, work: Work, rows: int) -> None:
+    """TransformerLens' bridge around the same model, hooks at its neurons, padded batches; none at the projector."""
+    bridged = _bridged(lens)
+    names = [
+        name
+        for name in bridged.hook_dict
+        # A gate is positive where its activation is.
+        if name.endswith("mlp.gate.hook_out") or (name.startswith("vision") and name.endswith("mlp.out.hook_in"))
+    ]
+    counts: dict[str, torch.Tensor] = {}
+    real = torch.ones(())
+
+    def count(act: torch.Tensor, hook: Any) -> None:
+        active = act > 0
+        if active.shape[:2] == real.shape:
+            active = active & real[..., None]
+        counts[hook.name] = counts.get(hook.name, 0) + active.flatten(0, -2).sum(0)
+
+    with torch.inference_mode():
+        for batch in _padded(lens, work, rows):
+            real = batch.inputs["attention_mask"].bool()
+            inputs = dict(batch.inputs)
+            ids = inputs.pop("input_ids")
+            bridged.run_with_hooks(ids, return_type=None, fwd_hooks=[(name, count) for name in names], **inputs)
+
+
+@cache
+def _bridged(lens: Lens) -> Any:
+    # Its loader would install torchvision by itself, a build that may not fit the torch that is here.
+    os.environ["PIP_NO_INDEX"] = "1"
+    from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
+
+    with tempfile.TemporaryDirectory() as folder:
+        lens.module.config.save_pretrained(folder)
+        dtype = next(lens.module.parameters()).dtype
+        tokenizer = lens.processor.tokenizer
+        return TransformerBridge.boot_transformers(folder, hf_model=lens.module, tokenizer=tokenizer, dtype=dtype)
+
+
 def bare(lens: Lens, work: Work, rows: int) -> None:
     """Counts nothing: no cache, one position unembedded, inference mode. What counting is measured against."""
     with torch.inference_mode():
@@ -101,9 +143,13 @@ def ours_packed(lens: Lens, work: Work, rows: int) -> None:
     lens.run(GRAPH, _packs(lens, work))
 
 
+BRIDGE = "TransformerLens' bridge"
+"""Runs in an environment of its own."""
+
 METHODS: dict[str, Callable[[Lens, Work, int], None]] = {
     "published loop": published,
     "plain hooks": hooks,
+    BRIDGE: bridge,
     "bare lean forward": bare,
     "ours, exact": ours_exact,
     "bare lean forward, packed": bare_packed,

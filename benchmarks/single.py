@@ -15,7 +15,7 @@ import models
 import torch
 from turns import MIB, forget_peak, resident
 
-from interventions import logit_lens, per_layer, zero_neurons
+from interventions import count_active_by_kind, count_positions, logit_lens, per_layer, zero_neurons
 from mmneuron_lens import Lens
 
 
@@ -31,6 +31,29 @@ def alternately(first: Callable[[], Any], second: Callable[[], Any], rounds: int
         pairs.append(spent)
     pairs = pairs[1:]
     return median(a for a, _ in pairs), median(b for _, b in pairs), median(b / a for a, b in pairs)
+
+
+def compare_and_reduce(model: str, dtype: str) -> str:
+    """What counting itself takes for a question's activations, in every layer: no model, no tracing."""
+    lens = models.load(model, dtype)
+    rows = models.ROWS[model]
+    batch = lens.encode(models.pictures(model, rows), models.asked(0, rows))
+    spent = 0.0
+    for name in lens.sites:
+        if not name.endswith(".act"):
+            continue
+        place = lens.anatomy.place(name)
+        fields = batch.fields[name.split(".")[0]]
+        act = torch.randn(*fields["weight"].shape, place.sizes["neuron"], dtype=getattr(torch, dtype))
+        kinds = {"weight": fields["weight"], "kind": fields["kind"]}
+
+        def count(act: torch.Tensor = act, kinds: dict[str, torch.Tensor] = kinds) -> None:
+            count_active_by_kind(act, **kinds)
+            count_positions(act, **kinds)
+
+        took, _, _ = alternately(count, count, 5)
+        spent += took * (place.layers or 1) / rows
+    return f"Comparing and reducing alone: {1e3 * spent:,.1f} ms"
 
 
 def generation(rounds: int, model: str = "real-parts", tokens: int = 8) -> list[str]:

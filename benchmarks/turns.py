@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 import time
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +16,14 @@ MIB = 2**20
 class Worker:
     """A process that has loaded a model and times a method on request.
 
-    model, dtype: as of `models.load`. Raises `RuntimeError` with the child's last words when it fails.
+    model, dtype: as of `models.load`. python: of the environment that it runs in, this one's if None. Raises
+    `RuntimeError` with the child's last words when it fails.
     """
 
-    def __init__(self, method: str, model: str, dtype: str, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, child = context.Pipe()
-        self.process = context.Process(target=_serve, args=(child, method, model, dtype, threads), daemon=True)
-        self.process.start()
+    def __init__(self, method: str, model: str, dtype: str, threads: int, python: Path | None = None) -> None:
+        self.pipe, child = Pipe()
+        command = [str(python or sys.executable), __file__, str(child.fileno()), method, model, dtype, str(threads)]
+        self.process = subprocess.Popen(command, pass_fds=[child.fileno()])
         child.close()
         self._answer()
 
@@ -31,16 +34,17 @@ class Worker:
 
     def close(self) -> None:
         self.pipe.close()
-        self.process.join(30)
-        if self.process.is_alive():
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
             self.process.kill()
 
     def _answer(self) -> Any:
         try:
             answer = self.pipe.recv()
         except EOFError:
-            self.process.join(5)
-            raise RuntimeError(f"a worker ended with exit code {self.process.exitcode} (-9: out of memory?).") from None
+            code = self.process.wait()
+            raise RuntimeError(f"a worker ended with exit code {code} (-9: out of memory?).") from None
         if isinstance(answer, str):
             raise RuntimeError(answer)
         return answer
@@ -92,3 +96,7 @@ def resident(what: str) -> int:
 def forget_peak() -> None:
     """Let VmHWM start again from what is held now."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])), *sys.argv[2:5], int(sys.argv[5]))
