@@ -66,29 +66,22 @@ def demo(
     after that it needs no network either. It is larger and takes longer.
     """
     with _in_one_line():
-        _quiet_loading()
         if model == "smol":
-            from mmneuron_lens.embedded.smol.demo import smol_demo
-
-            if remote:
-                raise typer.BadParameter(
-                    "smol runs here; serve its folder with mmneuron ndif up and use mmneuron count."
-                )
-            _print_tables(out, smol_demo(out, batch_size=batch_size, dtype=dtype, progress=_bar, say=_say))
-            return
-        from mmneuron_lens.experiments.demo import demo as run
-
-        page = run(
-            out, batch_size=batch_size, settings={"remote": _host(remote), "dtype": dtype}, progress=_bar, say=_say
-        )
-        _print_tables(out, page)
+            from mmneuron_lens.embedded.smol.demo import smol_demo as run
+        else:
+            from mmneuron_lens.experiments.demo import demo as run
+        _quiet_loading()
+        settings = {"remote": _host(remote), "dtype": dtype}
+        _print_tables(out, run(out, batch_size=batch_size, settings=settings, progress=_bar, say=_say))
 
 
 @app.command(
     epilog="Example: [bold]mmneuron count --model embedded/llava-next --corpus runs/demo/corpus --out runs/mine[/bold]"
 )
 def count(
-    model: Annotated[str, typer.Option(help="embedded/llava-next, embedded/instructblip, a folder, or a hub id.")],
+    model: Annotated[
+        str, typer.Option(help="embedded/llava-next, embedded/instructblip, embedded/smol, a folder, or a hub id.")
+    ],
     corpus: Annotated[Path, typer.Option(help="A folder of images with a questions.jsonl.")],
     out: Out,
     domain: Annotated[
@@ -191,7 +184,8 @@ def paper(
         bool, typer.Option("--embedded", help="Both embedded models on a drawn corpus: no checkpoint, no network.")
     ] = False,
     model: Annotated[
-        list[str] | None, typer.Option(help="embedded/NAME, a folder, or a hub id; repeat it for several.")
+        list[str] | None,
+        typer.Option(help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id; repeat it."),
     ] = None,
     corpora: Annotated[
         Path | None, typer.Option(help="A folder of corpora as published: vqav2, rsvqa, pmc_vqa, docvqa, lingoqa.")

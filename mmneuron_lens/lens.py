@@ -58,7 +58,10 @@ class Lens:
 
     @classmethod
     def embedded(cls, name: str, **settings: Any) -> Lens:
-        """A small trained model that ships with the package: `"llava-next"` or `"instructblip"`."""
+        """A small trained model that ships with the package, `"llava-next"` or `"instructblip"`; or `"smol"`.
+
+        The last has a real language model and is assembled on its first use, from parts that are fetched then.
+        """
         lens = cls(loading.embedded_folder(name), **settings)
         lens.name = f"embedded/{name}"
         return lens

@@ -398,14 +398,15 @@ def test_the_demo_runs_on_the_assembled_model(tmp_path, monkeypatch):
     model, processor = tiny_smol()
     model.save_pretrained(tmp_path / "smol")
     processor.save_pretrained(tmp_path / "smol")
-    monkeypatch.setattr("mmneuron_lens.embedded.smol.demo.smol_folder", lambda say: tmp_path / "smol")
+    for place in ("mmneuron_lens.embedded.smol", "mmneuron_lens.embedded.smol.demo"):
+        monkeypatch.setattr(f"{place}.smol_folder", lambda say=None: tmp_path / "smol")
     page = smol_demo(
         tmp_path / "run", identification_images=3, identification_questions=1, evaluation_images=1,
         evaluation_questions=1, random_draws=1, permutations=2,
     )  # fmt: skip
     assert "smol" in page.read_text(encoding="utf-8")
     selection = Selection.load(tmp_path / "run" / "selection" / "smol.safetensors")
-    assert selection.model == "smol"
+    assert selection.model == "embedded/smol"
     assert (tmp_path / "run" / "answers" / "smol.jsonl").is_file()
 
 

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 
 EMBEDDED = ("llava-next", "instructblip")
+"""Models whose weights ship with the package."""
+
+SMOL = "smol"
+"""Assembled on its first use, from parts that are fetched."""
 
 
 def load(repo_or_folder: str, revision: str | None = None, **settings: Any) -> tuple[torch.nn.Module, Any]:
@@ -41,11 +45,15 @@ def load_processor(repo_or_folder: str, revision: str | None = None) -> Any:
 
 
 def embedded_folder(name: str) -> Path:
-    """Where an embedded model lies. Raises `KeyError` with the choices."""
+    """Where an embedded model lies; `smol` is assembled if need be. Raises `KeyError` with the choices."""
     from interventions.sites import unknown
 
+    if name == SMOL:
+        from mmneuron_lens.embedded.smol import smol_folder
+
+        return smol_folder()
     if name not in EMBEDDED:
-        raise KeyError(unknown("embedded model", name, list(EMBEDDED)))
+        raise KeyError(unknown("embedded model", name, [*EMBEDDED, SMOL]))
     return Path(__file__).parent.parent / "embedded" / name
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ NAME = "smol"
 CONNECTOR = Path(__file__).parent / "connector.safetensors"
 
 
-def smol_folder(connector: str | Path = CONNECTOR, say: Callable[[str], Any] = print) -> Path:
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def smol_folder(connector: str | Path = CONNECTOR, say: Callable[[str], Any] = _say) -> Path:
     """The folder of the assembled model, made on the first call; `Lens(folder)` and the Auto classes load it.
 
     It lies in the cache as `assembled/<hash of the connector>/smol`, so another connector gets another one. `say` is
@@ -38,7 +43,7 @@ def smol_folder(connector: str | Path = CONNECTOR, say: Callable[[str], Any] = p
     return folder
 
 
-def parts(say: Callable[[str], Any] = print) -> tuple[Any, Any]:
+def parts(say: Callable[[str], Any] = _say) -> tuple[Any, Any]:
     """The model with an untrained connector, and its processor, from the two pinned wheels."""
     from mmneuron_lens.embedded.smol import assemble, dinov2, fetch, smollm2
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmneuron_lens.embedded.smol import smol_folder
+from mmneuron_lens.embedded.smol import NAME, smol_folder
 
 GENERATION = {"max_new_tokens": 4, "do_sample": False, "num_beams": 1}
 
@@ -28,27 +28,28 @@ def smol_demo(
     permutations: int = 20,
     fraction: float = 0.01,
     batch_size: int = 16,
-    dtype: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     progress: Callable[[Any, str], Any] = lambda items, name: items,
     say: Callable[[str], Any] = lambda text: None,
 ) -> Path:
     """Fetch and assemble the model if need be, identify, switch off, write the page, and return its path.
 
-    Numbers are per domain and per image. dtype: "bfloat16" is about three times faster where the processor has
-    instructions for it, and slower elsewhere; float32 if left out. Raises as `smol_folder` does.
+    Numbers are per domain and per image. settings: of `open_lens`; the dtype "bfloat16" is about three times faster
+    where the processor has instructions for it, and slower elsewhere. Raises as `smol_folder` does.
     """
     from mmneuron_lens.corpora.folder import by_domain, read_folder, some_of
     from mmneuron_lens.embedded.corpus.draw import write_folder
     from mmneuron_lens.experiments.publish import publish
     from mmneuron_lens.experiments.stages import ablate_stage, count_stage, open_lens, results_of, select_stage
 
-    out, folder = Path(out), smol_folder(say=say)
+    out = Path(out)
+    smol_folder(say=say)
     images = identification_images + evaluation_images
     say(f"Drawing {images} images in each domain into {out / 'corpus'}")
     samples, problems = read_folder(write_folder(out / "corpus", images_per_domain=images))
     identified = by_domain(some_of(samples, identification_images, identification_questions))
     evaluated = by_domain(some_of(samples, evaluation_images, evaluation_questions, skip_images=identification_images))
-    lens = open_lens(str(folder), dtype=dtype)
+    lens = open_lens(f"embedded/{NAME}", **(settings or {}))
     shared: dict[str, Any] = {"batch_size": batch_size, "problems": problems, "progress": progress}
     say("Counting active neurons of smol")
     count_stage(lens, identified, out, corpus="drawn", **shared)
