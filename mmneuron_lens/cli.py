@@ -100,7 +100,10 @@ def count(
         bool, typer.Option("--exact", help="Ask every question by itself; do not share an image's forward.")
     ] = False,
     shard: Annotated[
-        str, typer.Option(help="Only this part of the batches, for mmneuron merge: 2/4 is the second.")
+        str,
+        typer.Option(
+            help="Only this part of the batches, for mmneuron merge: 2/4 is the second; or process, a launcher's."
+        ),
     ] = "1/1",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images ahead of the model.")] = 0,
     remote: Remote = None,
