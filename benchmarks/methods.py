@@ -113,6 +113,8 @@ def _bridged(lens: Lens) -> Any:
     from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
 
     with tempfile.TemporaryDirectory() as folder:
+        # A model that was never saved does not say what it is.
+        lens.module.config.architectures = [type(lens.module).__name__]
         lens.module.config.save_pretrained(folder)
         dtype = next(lens.module.parameters()).dtype
         tokenizer = lens.processor.tokenizer

@@ -1,7 +1,7 @@
 """Counting side by side: the published loop, plain hooks, a bare lean forward, and ours; then the other bounds.
 
     python benchmarks/run.py [--parts tables generation lens imports growth] [--models embedded,real-parts,300m]
-        [--dtype float32,bfloat16] [--questions 1 8 90] [--rounds 3] [--threads 2] [--out benchmarks/results-DATE.md]
+        [--dtype float32,bfloat16] [--questions 1 8 90] [--rounds 5] [--threads 2] [--out benchmarks/results-DATE.md]
 
 Every method lives in a process of its own, and all take turns within a round, so that another program on the machine
 slows all of them; cells are medians over rounds, ratios medians of ratios within a round. The processor is included.
@@ -62,7 +62,7 @@ def table(name: str, dtype: str, questions: list[int], rounds: int, threads: int
             except (RuntimeError, FileNotFoundError) as error:
                 if method != methods.BRIDGE:
                     raise
-                left_out = f"{method} was not measured: {error}"
+                left_out = f"{method} was not measured: {str(error)[:120]}"
                 continue
             workers[method] = worker
         for turn in range(rounds):
@@ -88,7 +88,10 @@ def table(name: str, dtype: str, questions: list[int], rounds: int, threads: int
         "|---" * (len(questions) + 2) + "|",
     ]
     base = {count: seconds["published loop", count] for count in questions}
-    rate = single_need / median(seconds["bare lean forward", questions[0]])
+    # The fastest forward seen of one question: a slow moment of the machine must not lower the bound.
+    rate = single_need / min(
+        [*seconds["bare lean forward", questions[0]], *seconds.get(("bare lean forward, packed", 1), [])]
+    )
     bounds = {count: wants[count][0] / count / rate for count in questions}
     for method in workers:
         cells = []
@@ -114,7 +117,7 @@ def table(name: str, dtype: str, questions: list[int], rounds: int, threads: int
     bare = 1e3 * median(seconds["bare lean forward", questions[0]])
     lines += ["", f"{single.compare_and_reduce(name, dtype)} of the bare lean forward's {bare:,.1f} ms a question."]
     lines += ["", left_out] if left_out else []
-    lines += ["", f"Per cents are of the arithmetic bound at the bare lean forward's {rate / 1e9:,.1f} GFLOP/s.", ""]
+    lines += ["", f"Per cents are of the arithmetic bound at the fastest bare forward's {rate / 1e9:,.1f} GFLOP/s.", ""]
     return lines
 
 
@@ -124,7 +127,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(models.MODELS))
     parser.add_argument("--dtype", default="float32,bfloat16")
     parser.add_argument("--questions", type=int, nargs="+", default=[1, 8, 90])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--growth", type=int, nargs="+", default=[100, 1000, 10000])
     parser.add_argument("--out", type=Path)
@@ -171,13 +174,13 @@ def main() -> None:
                         name, dtype, options.questions, options.rounds, options.threads
                     ),
                 )
-    rounds = max(options.rounds, 3)
+    rounds = options.rounds
     if "generation" in options.parts:
         part("Ablated generation", lambda: [*single.generation(rounds), ""])
     if "lens" in options.parts:
         part("The lens", lambda: [*single.lens_bound(rounds), ""])
     if "imports" in options.parts:
-        part("Imports", lambda: [*single.imports(rounds + 2), ""])
+        part("Imports", lambda: [*single.imports(rounds), ""])
     if "growth" in options.parts:
         part("Growth", lambda: ["### Growth, ours packed, 8 questions an image", "", *single.growth(options.growth)])
     print(f"Written to {out}")
