@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import subprocess
 import sys
@@ -91,8 +92,9 @@ def lens_bound(rounds: int, positions: int = 2900, vocabulary: int = 32_000, wid
         logit_lens(hidden, unembed=head)
 
     with torch.no_grad():
-        # What the library keeps of the weights for its products is not the lens's.
+        # What the library keeps of the weights for its products is not the lens's, nor may it use what is free again.
         products()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
         held = resident("VmRSS")
         forget_peak()
         lens()
