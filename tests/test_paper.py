@@ -21,7 +21,7 @@ from mmneuron_lens.experiments import model_stages, sheet
 from mmneuron_lens.experiments import paper as whole
 from mmneuron_lens.experiments.answers import load_answers
 from mmneuron_lens.experiments.asking import encode
-from mmneuron_lens.experiments.claims import Evidence, claims, largest_share, turning_points
+from mmneuron_lens.experiments.claims import Evidence, claims, largest_share, silent_in_vision, turning_points
 from mmneuron_lens.experiments.deviate import Deviations
 from mmneuron_lens.experiments.marking import Marks, mark_answers
 from mmneuron_lens.experiments.published import with_frames_that_fit
@@ -205,6 +205,22 @@ def test_turning_points_and_shares_by_hand():
     assert share.value == pytest.approx(100 * 16 / 500)
     (claim, *_) = claims([Evidence(rises_falls_rises)], resamples=2)
     assert claim.findings[0].verdict == "not decided"
+
+
+def test_the_interval_of_silent_neurons_holds_their_number():
+    # Neurons active in one bucket of sixteen each: a resample misses about a third of them.
+    active = torch.zeros(16, 1, 1, 40, dtype=torch.int64)
+    active[torch.arange(32) % 16, 0, 0, torch.arange(32)] = 1
+    site = "vision.mlp.act"
+    tokens = torch.full((16, 1), 5)
+    counts = Counts("m", "common", {site: active}, {site: tokens}, {site: ("image",)}, 8)
+    found = silent_in_vision(Evidence(selection_of([[1, 1]]), [counts]), 100, 0)
+    assert found.value == 8
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= 8 <= found.high
+    assert found.low < found.high
+    assert found.verdict == "holds"
 
 
 def test_the_papers_numbers_stand_beside_its_own_models_only():
