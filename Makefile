@@ -35,7 +35,7 @@ soak: setup
 	.venv-bridge/bin/python -m pip install --quiet -c constraints.txt -e . transformer-lens==4.3.0
 	touch .venv-bridge/ready
 
-# Counting against the published loop, about 20 minutes on two idle cores; writes benchmarks/results-DATE.md.
+# Counting against the published loop, about 30 minutes on two idle cores; writes benchmarks/results-DATE.md.
 # Parts alone: .venv/bin/python benchmarks/run.py --help
 bench: setup .venv-bridge/ready
 	$(BIN)/python benchmarks/run.py

@@ -62,7 +62,10 @@ def table(name: str, dtype: str, questions: list[int], rounds: int, threads: int
             except (RuntimeError, FileNotFoundError) as error:
                 if method != methods.BRIDGE:
                     raise
-                left_out = f"{method} was not measured: {str(error)[:120]}"
+                # A path of one machine says nothing in dated results.
+                missing = "no .venv-bridge, which `make bench` prepares"
+                reason = missing if isinstance(error, FileNotFoundError) else str(error)[:120]
+                left_out = f"{method} was not measured: {reason}"
                 continue
             workers[method] = worker
         for turn in range(rounds):
