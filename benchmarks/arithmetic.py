@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mmneuron_lens import Lens
-from mmneuron_lens.packing import packed
+from mmneuron_lens.runtime.packing import packed
 
 
 def needed(lens: Lens, image: Image.Image, questions: list[str]) -> tuple[float, int]:

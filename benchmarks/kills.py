@@ -32,9 +32,9 @@ import mmneuron_lens  # noqa: E402, F401, I001  (first: it imports beartype befo
 import torch  # noqa: E402
 from drawn_corpus import write_corpus  # noqa: E402
 
-from mmneuron_lens.artifacts import content_hash  # noqa: E402
+from mmneuron_lens.artifacts.format import content_hash  # noqa: E402
 from mmneuron_lens.cli import app  # noqa: E402
-from mmneuron_lens.experiments import stages  # noqa: E402
+from mmneuron_lens.runs import stages  # noqa: E402
 
 MODELS = ("llava-next", "instructblip")
 SECONDS = 0.2

@@ -14,9 +14,9 @@ from PIL import Image
 
 from interventions import count_active_by_kind, count_positions
 from mmneuron_lens import Lens
-from mmneuron_lens.batch import Batch
 from mmneuron_lens.experiments.identify import PACKED
-from mmneuron_lens.packing import packed
+from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.packing import packed
 
 Work = list[tuple[Image.Image, str]]
 GRAPH = count_active_by_kind.at("*.act") | count_positions.at("*.act")

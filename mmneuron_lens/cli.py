@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmneuron_lens.corpora.command import corpora_app
-from mmneuron_lens.experiments.command import merge
 from mmneuron_lens.ndif.command import ndif_app
+from mmneuron_lens.runs.command import merge
 from mmneuron_lens.runtime.command import jobs_app
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def demo(
         if model == "smol":
             from mmneuron_lens.embedded.smol.demo import smol_demo as run
         else:
-            from mmneuron_lens.experiments.demo import demo as run
+            from mmneuron_lens.paper.demo import demo as run
         _quiet_loading()
         settings = {"remote": _host(remote), "dtype": dtype}
         _print_tables(out, run(out, batch_size=batch_size, settings=settings, progress=_bar, say=_say))
@@ -116,8 +116,8 @@ def count(
     with _in_one_line():
         from mmneuron_lens.corpora.folder import CorpusError, by_domain, read_folder, some_of
         from mmneuron_lens.corpora.sample import DOMAINS
-        from mmneuron_lens.experiments.merging import Shard
-        from mmneuron_lens.experiments.stages import count_stage, open_lens
+        from mmneuron_lens.runs.merging import Shard
+        from mmneuron_lens.runs.stages import count_stage, open_lens
 
         part = Shard.parse(shard)
         samples, problems = read_folder(corpus, tuple(dict.fromkeys([*DOMAINS, *(domain or ())])))
@@ -154,8 +154,8 @@ def select(
 ) -> None:
     """Select each model's domain-specific neurons from its counts; write tables, figures and a page."""
     with _in_one_line():
-        from mmneuron_lens.experiments.publish import publish
-        from mmneuron_lens.experiments.stages import results_of, select_stage
+        from mmneuron_lens.paper.summary import publish
+        from mmneuron_lens.runs.stages import results_of, select_stage
 
         target = out or run
         names = [name.strip() for name in kinds.split(",") if name.strip()]
@@ -163,7 +163,7 @@ def select(
         page = publish([results_of(target, one) for one in found], target)
         _print_tables(target, page)
         if stability:
-            from mmneuron_lens.experiments.command import print_stability
+            from mmneuron_lens.runs.command import print_stability
 
             print_stability(run, fraction, percentile)
 
@@ -172,7 +172,7 @@ def select(
 def show(run: Run) -> None:
     """Print the tables of a run and say where its page is."""
     with _in_one_line():
-        from mmneuron_lens.experiments.stages import RunError
+        from mmneuron_lens.runs.stages import RunError
 
         page = run / "index.html"
         if not page.is_file():
@@ -220,7 +220,7 @@ def paper(
     with _in_one_line():
         from dataclasses import replace
 
-        from mmneuron_lens.experiments import paper as whole
+        from mmneuron_lens.paper import run as whole
 
         plan = whole.Plan(off=off, factor=factor, cross=cross, random_draws=random_draws, seed=seed)
         plan = replace(plan, batch_size=batch_size, judge=judge, budget=tokens)
@@ -238,7 +238,7 @@ def paper(
 def report(run: Annotated[Path, typer.Argument(help="The folder that `mmneuron paper` wrote.")]) -> None:
     """Make the page, the tables (CSV, LaTeX) and the figures of a run of the paper again; runs no model."""
     with _in_one_line():
-        from mmneuron_lens.experiments.sheet import publish_paper
+        from mmneuron_lens.paper.page import publish_paper
 
         typer.echo(f"Page: {publish_paper(run).resolve()}")
 
@@ -305,7 +305,7 @@ def _print_problems(problems: Problems, out: Path) -> None:
 def _print_tables(out: Path, page: Path) -> None:
     from rich.console import Console
 
-    from mmneuron_lens.experiments.publish import printed
+    from mmneuron_lens.paper.summary import printed
 
     console = Console()
     if not console.is_terminal:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from interventions import Graph, Intervention, keep
 from interventions.sites import matching
-from mmneuron_lens.batch import Batch
-from mmneuron_lens.models import anatomy_of, loading
-from mmneuron_lens.models.checking import check_places
-from mmneuron_lens.result import Result
+from mmneuron_lens.architectures import anatomy_of, loading
+from mmneuron_lens.architectures.checking import check_places
 from mmneuron_lens.runtime import compile as compiling
 from mmneuron_lens.runtime import run as running
+from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import encode, images, layout
 
@@ -232,7 +232,7 @@ class Lens:
 
         Returns one `Proof` per site; raises `AssertionError` naming the first that fails.
         """
-        from mmneuron_lens.proving import prove
+        from mmneuron_lens.runtime.proving import prove
 
         return prove(self, batch)
 

@@ -10,16 +10,16 @@ from hooks import hooked, neuron_paths
 from scipy.stats import binom
 
 from interventions.bindings import PerLayer
+from mmneuron_lens.artifacts.answers import Answer, AnswerLog, exact_match, load_answers, save_answers
+from mmneuron_lens.batching.batches import encode, file_name
 from mmneuron_lens.corpora.folder import by_domain, read_folder
+from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
 from mmneuron_lens.experiments.ablate import ablate, conditions_of
-from mmneuron_lens.experiments.answers import Answer, AnswerLog, exact_match, load_answers, save_answers
-from mmneuron_lens.experiments.asking import encode, file_name
 from mmneuron_lens.experiments.identify import count_domain
-from mmneuron_lens.experiments.scoring import against_random, cross_scores, scores
-from mmneuron_lens.experiments.stages import ablate_stage
 from mmneuron_lens.metrics.intervals import mean_interval
 from mmneuron_lens.neurons.selection import MODULES, select
 from mmneuron_lens.report import tables
+from mmneuron_lens.runs.stages import ablate_stage
 
 GENERATION = {"max_new_tokens": 4}
 

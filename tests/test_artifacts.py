@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmneuron_lens import artifacts
-from mmneuron_lens.artifacts import ArtifactError, content_hash, provenance, read_artifact, write_artifact
+from mmneuron_lens.artifacts import format as artifacts
+from mmneuron_lens.artifacts.format import ArtifactError, content_hash, provenance, read_artifact, write_artifact
 
 TENSORS = {
     "mask": torch.tensor([[True, False], [False, True]]),

@@ -12,11 +12,11 @@ import torch
 from drawn_corpus import write_rows
 from typer.testing import CliRunner
 
+from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.cli import app
 from mmneuron_lens.embedded.corpus.draw import write_folder
-from mmneuron_lens.experiments.demo import demo
-from mmneuron_lens.neurons.counts import Counts
 from mmneuron_lens.neurons.selection import Selection
+from mmneuron_lens.paper.demo import demo
 
 MODEL = ["--model", "embedded/instructblip"]
 

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmneuron_lens.artifacts import content_hash, read_artifact
-from mmneuron_lens.neurons.counts import BUCKETS, Counts, bucket_of, merge
+from mmneuron_lens.artifacts.counts import BUCKETS, Counts, bucket_of, merge
+from mmneuron_lens.artifacts.format import content_hash, read_artifact
 from mmneuron_lens.neurons.silent import silent_neurons
 
 KINDS = {"llm.mlp.act": ("image", "text"), "vision.mlp.act": ("cls", "patch")}

@@ -8,9 +8,9 @@ from drawn_corpus import write_corpus
 from hooks import hooked, neuron_paths
 
 from interventions.bindings import PerLayer
+from mmneuron_lens.batching.batches import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.ablate import Off, mean_activations
-from mmneuron_lens.experiments.asking import encode
 from mmneuron_lens.experiments.deviate import (
     MEASURES,
     Deviations,

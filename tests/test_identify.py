@@ -13,9 +13,9 @@ from drawn_corpus import row, write_corpus, write_images, write_rows
 from hooks import neuron_paths, outputs
 from PIL import Image
 
-from mmneuron_lens.artifacts import content_hash
+from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.batching.batches import batches, encode, prompt_of, sized
 from mmneuron_lens.corpora.folder import by_domain, read_folder
-from mmneuron_lens.experiments.asking import batches, encode, prompt_of, sized
 from mmneuron_lens.experiments.identify import count_domain, find, identify
 
 KINDS = {

@@ -16,13 +16,13 @@ import torch
 from conftest import tiny_lens
 from drawn_corpus import write_corpus
 
+from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.batching.throughput import Pace
 from mmneuron_lens.corpora.folder import by_domain, read_folder
-from mmneuron_lens.experiments.checkpoint import Checkpoint
 from mmneuron_lens.experiments.identify import count_domain
-from mmneuron_lens.experiments.merging import Shard, merge_runs, merge_shards, unfinished
-from mmneuron_lens.experiments.pace import Pace
-from mmneuron_lens.experiments.stages import count_stage, open_lens
-from mmneuron_lens.neurons.counts import Counts
+from mmneuron_lens.runs.checkpoint import Checkpoint
+from mmneuron_lens.runs.merging import Shard, merge_runs, merge_shards, unfinished
+from mmneuron_lens.runs.stages import count_stage, open_lens
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -134,7 +134,7 @@ def test_images_decoded_ahead_change_no_byte(architecture, tmp_path):
 
 
 def test_images_are_decoded_in_another_process(tmp_path, monkeypatch):
-    from mmneuron_lens.experiments import ahead
+    from mmneuron_lens.batching import prefetch as ahead
 
     samples, _ = read_folder(write_corpus(tmp_path, ("common",), images=3))
     whole = [ahead.open_images(sample) for sample in samples]

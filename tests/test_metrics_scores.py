@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmneuron_lens.artifacts import ArtifactError, write_artifact
+from mmneuron_lens.artifacts.format import ArtifactError, write_artifact
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.metrics import METRICS, MetricError, Scores, score
 from mmneuron_lens.metrics.intervals import estimate

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from interventions import NEURON_SITES
-from mmneuron_lens.models import anatomy_of
-from mmneuron_lens.models.checking import check_places
+from mmneuron_lens.architectures import anatomy_of
+from mmneuron_lens.architectures.checking import check_places
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_text())
 

@@ -11,7 +11,7 @@ from conftest import pictures, tiny_lens
 
 from interventions import count_active_by_kind, count_positions, keep, logit_lens
 from mmneuron_lens import Lens
-from mmneuron_lens.packing import packed
+from mmneuron_lens.runtime.packing import packed
 
 ROWS = [
     (pictures((40, 56), seed=1), ["is it red?", "is it blue?", "how many cars are there?", "x"]),

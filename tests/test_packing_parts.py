@@ -8,7 +8,7 @@ from conftest import pictures, tiny_lens
 from hooks import neuron_paths, outputs
 
 from interventions import count_active_by_kind, count_positions, keep, lens_entropy, logit_lens, mean_activation
-from mmneuron_lens.packing import packed
+from mmneuron_lens.runtime.packing import packed
 from mmneuron_lens.wire import pack as packing
 
 GRAPH = count_active_by_kind.at("*.act") | count_positions.at("*.act")
@@ -141,8 +141,8 @@ def test_counting_asks_for_one_column_of_logits_and_no_cache(lens):
 def test_identification_shares_the_vision_tower_and_keeps_an_image_together(tmp_path):
     from drawn_corpus import write_corpus
 
+    from mmneuron_lens.batching.batches import sized
     from mmneuron_lens.corpora.folder import read_folder
-    from mmneuron_lens.experiments.asking import sized
     from mmneuron_lens.experiments.identify import count_domain, whole_images
 
     lens = tiny_lens("instructblip")

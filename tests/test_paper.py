@@ -14,23 +14,25 @@ from conftest import pictures, tiny_lens
 from published_formats.make import write_all
 from test_cli import mmneuron
 
-from mmneuron_lens.artifacts import content_hash
+from mmneuron_lens.artifacts.answers import load_answers
+from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.batching.batches import encode
+from mmneuron_lens.batching.frames import with_frames_that_fit
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.sampling import SampleList
-from mmneuron_lens.experiments import model_stages, sheet
-from mmneuron_lens.experiments import paper as whole
-from mmneuron_lens.experiments.answers import load_answers
-from mmneuron_lens.experiments.asking import encode
-from mmneuron_lens.experiments.claims import Evidence, claims, largest_share, silent_in_vision, turning_points
+from mmneuron_lens.evaluation.claims import Evidence, claims, largest_share, silent_in_vision, turning_points
+from mmneuron_lens.evaluation.official_scores import Marks, mark_answers
 from mmneuron_lens.experiments.deviate import Deviations
-from mmneuron_lens.experiments.marking import Marks, mark_answers
-from mmneuron_lens.experiments.published import with_frames_that_fit
 from mmneuron_lens.experiments.read import Entropies
-from mmneuron_lens.experiments.sheet import paper_of
-from mmneuron_lens.neurons.counts import Counts
 from mmneuron_lens.neurons.selection import Selection
-from mmneuron_lens.report import latex, printed
+from mmneuron_lens.paper import page as sheet
+from mmneuron_lens.paper import paper_numbers as printed
+from mmneuron_lens.paper.page import paper_of
+from mmneuron_lens.paper import run as whole
+from mmneuron_lens.report import latex
 from mmneuron_lens.report.paper_page import claims_frame
+from mmneuron_lens.runs import pipeline as model_stages
 
 MODEL = "embedded/instructblip"
 DOMAINS = ("remote_sensing", "document")

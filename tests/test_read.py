@@ -10,12 +10,12 @@ import torch
 from conftest import pictures
 from drawn_corpus import write_corpus
 
+from mmneuron_lens.batching.batches import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
-from mmneuron_lens.experiments.asking import encode
 from mmneuron_lens.experiments.embed import Embeddings, component_rows, embed_images, principal_components
-from mmneuron_lens.experiments.patches import boxes_of
 from mmneuron_lens.experiments.read import Entropies, LensTrace, entropy_rows, read_entropy, trace_sample
 from mmneuron_lens.report import heat
+from mmneuron_lens.runtime.patches import boxes_of
 
 
 @pytest.fixture

@@ -66,13 +66,13 @@ def test_what_travels_is_plain(path):
 
 
 ROOMS_BELOW = {
-    "mmneuron_lens.models": {"lens", "runtime", "corpora", "neurons", "experiments", "report", "cli"},
+    "mmneuron_lens.architectures": {"lens", "runtime", "corpora", "neurons", "experiments", "report", "cli"},
     "mmneuron_lens.runtime": {"lens", "corpora", "neurons", "experiments", "report", "cli"},
     "mmneuron_lens.neurons": {"lens", "models", "runtime", "wire", "experiments", "report", "cli", "embedded"},
     "mmneuron_lens.corpora": {"lens", "models", "runtime", "neurons", "experiments", "report", "cli", "embedded"},
     "mmneuron_lens.report": {"lens", "models", "runtime", "wire", "experiments", "cli", "embedded"},
     "mmneuron_lens.metrics": {"lens", "models", "runtime", "wire", "neurons", "experiments", "report", "embedded"},
-    "mmneuron_lens.artifacts": {"lens", "models", "runtime", "wire", "neurons", "experiments", "report", "cli"},
+    "mmneuron_lens.artifacts.format": {"lens", "models", "runtime", "wire", "neurons", "experiments", "report", "cli"},
 }
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from published_formats import make
 
 from mmneuron_lens import Lens
-from mmneuron_lens.artifacts import ArtifactError
+from mmneuron_lens.artifacts.format import ArtifactError
 from mmneuron_lens.corpora import frames, prompts
 from mmneuron_lens.corpora.published import read_corpora
 from mmneuron_lens.corpora.records import RecordProblems

@@ -11,9 +11,9 @@ from conftest import ARCHITECTURES, tiny_lens
 
 from interventions import NEURON_SITES, SITES, keep
 from mmneuron_lens import Lens
-from mmneuron_lens.models import anatomy_of
-from mmneuron_lens.models.checking import check_places
-from mmneuron_lens.proving import example
+from mmneuron_lens.architectures import anatomy_of
+from mmneuron_lens.architectures.checking import check_places
+from mmneuron_lens.runtime.proving import example
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmneuron_lens.neurons.counts import BUCKETS, Counts
+from mmneuron_lens.artifacts.counts import BUCKETS, Counts
 from mmneuron_lens.neurons.stability import as_table, stability
 
 SITE = "llm.mlp.act"

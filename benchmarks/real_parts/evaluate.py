@@ -25,7 +25,7 @@ from packing import IGNORED, Form, logits, pack
 from PIL import Image
 from transformers.utils import logging
 
-from mmneuron_lens.artifacts import content_hash
+from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.corpora.sample import DOMAINS
 from mmneuron_lens.embedded.corpus.canvas import Question
 from mmneuron_lens.embedded.corpus.draw import SPLITS, draw

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mmneuron_lens import artifacts
-from mmneuron_lens.artifacts import ArtifactError, provenance
+from mmneuron_lens.artifacts import format as artifacts
+from mmneuron_lens.artifacts.format import ArtifactError, provenance
 from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.folder import Problems, image_sizes
 from mmneuron_lens.corpora.frames import Frames, Size, strip_size, that_fit

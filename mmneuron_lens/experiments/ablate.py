@@ -15,13 +15,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from interventions import Graph, mean_ablate_neurons, mean_activation, per_layer, scale_neurons, zero_neurons
-from mmneuron_lens.batch import Batch
+from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM, Answer, AnswerLog
+from mmneuron_lens.batching.batches import Progress, Prompt, batches, encode, quietly, sized
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.experiments.answers import ALL, DOMAIN, NONE, RANDOM, Answer, AnswerLog
-from mmneuron_lens.experiments.asking import Progress, Prompt, batches, encode, quietly, sized
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.selection import Selection, in_order, module_of, random_like, sites_of
+from mmneuron_lens.runtime.batch import Batch
 
 PAPER_GENERATION: dict[str, Any] = {
     "num_beams": 5,

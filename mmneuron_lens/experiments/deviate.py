@@ -19,16 +19,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions import Graph, keep, last_hidden_state
-from mmneuron_lens.artifacts import provenance, read_artifact, write_artifact
-from mmneuron_lens.batch import Batch
+from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
+from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
+from mmneuron_lens.batching.batches import Progress, Prompt, batches, encode, model_facts, quietly, sized
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.ablate import Condition, Off, conditions_of, modules_of
-from mmneuron_lens.experiments.answers import ALL, DOMAIN, NONE, RANDOM
-from mmneuron_lens.experiments.asking import Progress, Prompt, batches, encode, model_facts, quietly, sized
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.metrics.intervals import mean_interval
 from mmneuron_lens.neurons.selection import Selection
+from mmneuron_lens.runtime.batch import Batch
 
 MEASURES = ("after norm", "before norm", "last position")
 """Where the hidden state is compared; the paper's is the first."""

@@ -13,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interventions import keep
-from mmneuron_lens.artifacts import provenance, read_artifact, write_artifact
-from mmneuron_lens.batch import Batch
+from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
+from mmneuron_lens.batching.batches import Progress, batches, encode, model_facts, quietly, sized
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.experiments.asking import Progress, batches, encode, model_facts, quietly, sized
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.runtime.batch import Batch
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,12 +14,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from interventions import GROUP_KINDS, SITES, count_active_by_kind, count_positions
-from mmneuron_lens.artifacts import provenance
-from mmneuron_lens.batch import Batch
-from mmneuron_lens.corpora.folder import Problems, open_images
-from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.experiments.ahead import Opener, decoded_ahead
-from mmneuron_lens.experiments.asking import (
+from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, Counts
+from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.batching.batches import (
     Progress,
     Prompt,
     Sized,
@@ -31,18 +28,21 @@ from mmneuron_lens.experiments.asking import (
     rows_of,
     sized,
 )
-from mmneuron_lens.experiments.checkpoint import Checkpoint
-from mmneuron_lens.experiments.merging import WHOLE, Shard
-from mmneuron_lens.experiments.pace import Pace
-from mmneuron_lens.experiments.published import with_frames_that_fit
-from mmneuron_lens.experiments.sampled import sampled_weights
-from mmneuron_lens.experiments.sharding import counted_remotely
+from mmneuron_lens.batching.frames import with_frames_that_fit
+from mmneuron_lens.batching.prefetch import Opener, decoded_ahead
+from mmneuron_lens.batching.throughput import Pace
+from mmneuron_lens.corpora.folder import Problems, open_images
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.fingerprint import sampled_weights
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.neurons.control import FalseDiscovery, HalvesOverlap, false_discovery_rate, halves_overlap
-from mmneuron_lens.neurons.counts import BUCKETS, LEFT_OUT, Counts
+from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap, false_discovery_rate, halves_overlap
 from mmneuron_lens.neurons.selection import Selection, select
 from mmneuron_lens.neurons.silent import silent_neurons
-from mmneuron_lens.packing import can_pack
+from mmneuron_lens.runs.checkpoint import Checkpoint
+from mmneuron_lens.runs.merging import WHOLE, Shard
+from mmneuron_lens.runs.sharding import counted_remotely
+from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.packing import can_pack
 
 PACKED = 96
 """Questions of the same images that share one row, at most: RSVQA-HR asks about 90 of an image."""

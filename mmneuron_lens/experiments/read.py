@@ -21,11 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from interventions import batch_field, lens_entropy, logit_lens, reads
-from mmneuron_lens.artifacts import provenance, read_artifact, write_artifact
-from mmneuron_lens.batch import Batch
-from mmneuron_lens.corpora.folder import Problems, open_images
-from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.experiments.asking import (
+from mmneuron_lens.artifacts.counts import BUCKETS
+from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
+from mmneuron_lens.batching.batches import (
     Progress,
     Prompt,
     batches,
@@ -36,10 +34,12 @@ from mmneuron_lens.experiments.asking import (
     quietly,
     sized,
 )
-from mmneuron_lens.experiments.patches import boxes_of
+from mmneuron_lens.corpora.folder import Problems, open_images
+from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.neurons.counts import BUCKETS
 from mmneuron_lens.report import heat
+from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.patches import boxes_of
 
 READ_AT = ("llm.embedding", "llm.residual")
 """Layer 0 and the layers after it."""

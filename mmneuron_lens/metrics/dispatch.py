@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmneuron_lens.artifacts import provenance
+from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.metrics import anls, intervals, lingo_judge, pmc_vqa, rsvqa, vqav2
 from mmneuron_lens.metrics.intervals import estimate, mean_of_kinds

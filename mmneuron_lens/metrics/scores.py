@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmneuron_lens.artifacts import read_artifact, write_artifact
+from mmneuron_lens.artifacts.format import read_artifact, write_artifact
 from mmneuron_lens.metrics.intervals import Estimate, paired_difference
 
 

@@ -89,7 +89,7 @@ def repo_of(name: str) -> str:
 
     Raises `KeyError` for an unknown embedded model and `FileNotFoundError` for a path without a config.json.
     """
-    from mmneuron_lens.models.loading import embedded_folder
+    from mmneuron_lens.architectures.loading import embedded_folder
 
     if name.startswith("embedded/"):
         return str(embedded_folder(name.removeprefix("embedded/")).resolve())

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from mmneuron_lens.artifacts import provenance, read_artifact, write_artifact
+from mmneuron_lens.artifacts.counts import SHARD_FIELDS, Counts, refuse_differences
+from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
 from mmneuron_lens.corpora.sample import DOMAINS
-from mmneuron_lens.neurons.counts import SHARD_FIELDS, Counts, refuse_differences
 from mmneuron_lens.neurons.dape import activation_probability, dape
 
 MODULES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Bool
 from torch import Tensor
 
-from mmneuron_lens.neurons.counts import Counts, refuse_differences
+from mmneuron_lens.artifacts.counts import Counts, refuse_differences
 from mmneuron_lens.neurons.selection import CORPUS_FIELDS
 
 

@@ -13,8 +13,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mmneuron_lens.neurons.control import filled_cells, probability_of_cells
-from mmneuron_lens.neurons.counts import Counts
+from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.neurons.controls import filled_cells, probability_of_cells
 from mmneuron_lens.neurons.selection import in_order, module_of, select, select_module
 
 

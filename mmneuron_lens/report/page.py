@@ -14,8 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from mmneuron_lens.neurons.control import FalseDiscovery, HalvesOverlap
-from mmneuron_lens.neurons.counts import Counts
+from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.neurons.selection import Selection, module_of
 from mmneuron_lens.report import figures, tables
 

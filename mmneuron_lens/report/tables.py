@@ -10,8 +10,8 @@ from typing import Any, Literal
 import polars as pl
 from rich.table import Table
 
-from mmneuron_lens.neurons.control import FalseDiscovery, HalvesOverlap
-from mmneuron_lens.neurons.counts import Counts
+from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.neurons.selection import Selection, in_order, module_of, sites_of
 from mmneuron_lens.neurons.silent import silent_neurons
 

@@ -14,7 +14,7 @@ from interventions import Graph, Intervention
 from interventions.bindings import BatchField, ModuleCall, PerLayer
 from interventions.intervention import named_sites
 from interventions.sites import GROUP_KINDS, SITES
-from mmneuron_lens.models import Anatomy, Place
+from mmneuron_lens.architectures import Anatomy, Place
 
 Plan = dict[str, Any]
 

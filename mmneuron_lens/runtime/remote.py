@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interventions import Graph
-from mmneuron_lens.batch import Batch
-from mmneuron_lens.result import Result
+from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.envelope import refuse_unsafe
+from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.run import job_of, needs_source, result_of
 from mmneuron_lens.runtime.serving import explained, refuse_unserved
 from mmneuron_lens.runtime.shapes import check_plans

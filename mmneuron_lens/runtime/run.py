@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from interventions import Graph
-from mmneuron_lens.batch import Batch
-from mmneuron_lens.result import Result
+from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import Plan, compile_graph, results_over
+from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.trace import run_batch

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from interventions import SITES
-from mmneuron_lens.batch import Batch
-from mmneuron_lens.models import Anatomy
+from mmneuron_lens.architectures import Anatomy
+from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import Plan
 from mmneuron_lens.wire import execute
 

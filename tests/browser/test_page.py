@@ -16,8 +16,8 @@ import pytest
 import torch
 from test_paper import LITTLE, MODEL
 
-from mmneuron_lens.experiments import paper as whole
 from mmneuron_lens.experiments.read import LensTrace
+from mmneuron_lens.paper import run as whole
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 CHROMIUM = os.environ.get("MMNEURON_CHROMIUM") or shutil.which("chromium")

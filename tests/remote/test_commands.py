@@ -10,9 +10,9 @@ import torch
 from drawn_corpus import write_corpus
 from typer.testing import CliRunner
 
+from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.cli import app
 from mmneuron_lens.ndif.state import State, default_folder
-from mmneuron_lens.neurons.counts import Counts
 
 URL = os.environ.get("MMNEURON_NDIF_URL", "").rstrip("/")
 pytestmark = pytest.mark.skipif(not URL, reason="MMNEURON_NDIF_URL is not set")

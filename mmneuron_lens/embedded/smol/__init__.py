@@ -28,7 +28,7 @@ def smol_folder(connector: str | Path = CONNECTOR, say: Callable[[str], Any] = _
     given a line before each step that takes time. Raises `FetchError` when a part cannot be had, `ImportError` without
     the extra `[smol]`, `FileNotFoundError` without a connector.
     """
-    from mmneuron_lens.artifacts import content_hash
+    from mmneuron_lens.artifacts.format import content_hash
     from mmneuron_lens.embedded.smol.fetch import cache_folder
 
     if not Path(connector).is_file():

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mmneuron_lens.artifacts import read_artifact, write_artifact
+from mmneuron_lens.artifacts.format import read_artifact, write_artifact
 from mmneuron_lens.embedded.smol.smollm2 import IMAGE_TOKEN
 
 TILE = 56

@@ -39,8 +39,8 @@ def smol_demo(
     """
     from mmneuron_lens.corpora.folder import by_domain, read_folder, some_of
     from mmneuron_lens.embedded.corpus.draw import write_folder
-    from mmneuron_lens.experiments.publish import publish
-    from mmneuron_lens.experiments.stages import ablate_stage, count_stage, open_lens, results_of, select_stage
+    from mmneuron_lens.paper.summary import publish
+    from mmneuron_lens.runs.stages import ablate_stage, count_stage, open_lens, results_of, select_stage
 
     out = Path(out)
     smol_folder(say=say)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmneuron_lens.artifacts import read_artifact, write_artifact
+from mmneuron_lens.artifacts.format import read_artifact, write_artifact
 
 KIND = "shard"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interventions import Graph
-from mmneuron_lens.batch import Batch
+from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.jobs.identity import digest
 from mmneuron_lens.runtime.jobs.server import NdifServer, Server

@@ -1,0 +1,42 @@
+"""BLIP-2: a ViT, a Q-Former of queries alone, one linear layer, a language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmneuron_lens.architectures import language, qformer, vision
+from mmneuron_lens.architectures.architecture import Anatomy, Place
+
+
+def anatomy(config: Any) -> Anatomy:
+    """From a `Blip2Config`."""
+    return queried(config, "BLIP-2", instruction=False)
+
+
+def queried(config: Any, architecture: str, instruction: bool) -> Anatomy:
+    """A model whose language model sees queries. Raises `ValueError` for encoder-decoder language models (T5)."""
+    if not config.use_decoder_only_language_model:
+        raise ValueError(f"{architecture} with {config.text_config.model_type}: only decoder-only language models.")
+    hidden = config.text_config.hidden_size
+    return Anatomy(
+        architecture=architecture,
+        places=vision.places(config.vision_config, "vision_model")
+        | qformer.places(config.qformer_config, "qformer", instruction)
+        | {
+            "projector.output": Place(
+                "language_projection",
+                None,
+                {"hidden": hidden, "query": config.num_query_tokens},
+                axes="batch query hidden",
+            )
+        }
+        | language.places(config.text_config, "language_model.model", "language_model.lm_head"),
+        facts={
+            "image_token": config.image_token_index,
+            "images_in_text": False,
+            "text_only": False,
+            "patches": vision.patches(config.vision_config),
+            "queries": config.num_query_tokens,
+            "vision_tower": "vision_model",
+        },
+    )

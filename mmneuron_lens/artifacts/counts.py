@@ -1,0 +1,203 @@
+"""How often each neuron was active in one domain: exact integers that merge exactly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from mmneuron_lens.artifacts.format import read_artifact, write_artifact
+
+BUCKETS = 16
+"""Every image falls into one of so many buckets, so that controls, halves and intervals need no second pass."""
+
+LEFT_OUT = "left out"
+"""Provenance: the ids of samples whose image could not be decoded, sorted."""
+
+SHARD_FIELDS = ("created", "samples", "shards", LEFT_OUT)
+"""Provenance that may differ between counts that are merged; the merge holds the sorted union of both."""
+
+
+def bucket_of(image_bytes_hash: str | bytes) -> int:
+    """The bucket of a sample, from the sha256 (hexadecimal, or the 32 raw bytes) of its first image's file bytes."""
+    digest = image_bytes_hash.hex() if isinstance(image_bytes_hash, bytes) else image_bytes_hash
+    try:
+        if len(digest) != 64:
+            raise ValueError
+        return int(digest, 16) % BUCKETS
+    except ValueError:
+        raise ValueError(
+            f"{image_bytes_hash[:80]!r} is no sha256; give hashlib.sha256(image_bytes).hexdigest() of the first image."
+        ) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """The counts of one model in one domain, by site.
+
+    - `active[site]`: int64 [bucket, layer, kind, neuron], how many tokens had an activation above zero (M of eq. 4).
+    - `tokens[site]`: int64 [bucket, kind], how many tokens there were (N of eq. 4); padding is never counted.
+    - `kinds[site]`: the names along the kind axis, such as ("image", "text").
+    - `samples`: questions seen. `provenance`: model id, revision, dtype, prompt, batch size, method, corpus ...
+
+    Raises `ValueError` naming the site and the value when the parts do not fit together.
+    """
+
+    model: str
+    domain: str
+    active: dict[str, Tensor]
+    tokens: dict[str, Tensor]
+    kinds: dict[str, tuple[str, ...]]
+    samples: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (self.active.keys() == self.tokens.keys() == self.kinds.keys()):
+            sites = {name: sorted(getattr(self, name)) for name in ("active", "tokens", "kinds")}
+            raise ValueError(f"Counts of {self.domain!r} name different sites: {sites}; give all three for each site.")
+        object.__setattr__(self, "active", {site: self.active[site] for site in sorted(self.active)})
+        object.__setattr__(self, "tokens", {site: self.tokens[site] for site in sorted(self.tokens)})
+        object.__setattr__(self, "kinds", {site: tuple(self.kinds[site]) for site in sorted(self.kinds)})
+        for site in self.active:
+            self._check(site)
+
+    def _check(self, site: str) -> None:
+        active, tokens, kinds = self.active[site], self.tokens[site], self.kinds[site]
+        if active.dtype != torch.int64 or tokens.dtype != torch.int64:
+            raise ValueError(f"{site}: counts are {active.dtype} and tokens {tokens.dtype}; both must be torch.int64.")
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"{site}: kinds {kinds} repeat a name; give each once.")
+        if active.ndim != 4 or (active.shape[0], active.shape[2]) != (BUCKETS, len(kinds)):
+            raise ValueError(
+                f"{site}: counts have shape {tuple(active.shape)}; expected [bucket {BUCKETS}, layer, "
+                f"kind {len(kinds)}, neuron]."
+            )
+        if tokens.shape != (BUCKETS, len(kinds)):
+            raise ValueError(
+                f"{site}: tokens have shape {tuple(tokens.shape)}; expected [bucket {BUCKETS}, kind {len(kinds)}]."
+            )
+        if active.numel() and (int(active.min()) < 0 or bool((active > tokens[:, None, :, None]).any())):
+            raise ValueError(f"{site}: a count is negative or above the number of tokens; count the same positions.")
+
+    def per_bucket(
+        self, site: str, kinds: tuple[str, ...] | None = None
+    ) -> tuple[Int64[Tensor, "bucket layer neuron"], Int64[Tensor, " bucket"]]:
+        """Counts and tokens of a site, summed over the named kinds (all of them if None).
+
+        Raises `KeyError` naming the choices for an unknown site or kind.
+        """
+        if site not in self.active:
+            raise KeyError(f"no counts at site {site!r}; choose from {', '.join(self.active)}.")
+        known = self.kinds[site]
+        unknown = [kind for kind in kinds or () if kind not in known]
+        if unknown or kinds == ():
+            raise KeyError(f"{site}: no kind {', '.join(map(repr, unknown)) or '()'}; choose from {', '.join(known)}.")
+        index = torch.tensor([known.index(kind) for kind in dict.fromkeys(kinds or known)])
+        return self.active[site][:, :, index].sum(2), self.tokens[site][:, index].sum(1)
+
+    def total(self, site: str, kinds: tuple[str, ...] | None = None) -> tuple[Int64[Tensor, "layer neuron"], int]:
+        """M and N of eq. 4 over all buckets and the named kinds (all of them if None, as the paper does)."""
+        active, tokens = self.per_bucket(site, kinds)
+        return active.sum(0), int(tokens.sum())
+
+    def __add__(self, other: Counts) -> Counts:
+        return merge(self, other)
+
+    def save(self, path: str | Path) -> None:
+        """Writes an artifact of kind "counts"; counts that all fit are int32 on disk, nothing is lost."""
+        tensors = {f"active/{site}": _small(active) for site, active in self.active.items()}
+        tensors |= {f"tokens/{site}": tokens for site, tokens in self.tokens.items()}
+        metadata = {"model": self.model, "domain": self.domain, "kinds": self.kinds, "samples": self.samples}
+        write_artifact(path, "counts", tensors, {**metadata, "provenance": self.provenance})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Counts:
+        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
+        tensors, metadata = read_artifact(path, "counts")
+        return cls(
+            model=metadata["model"],
+            domain=metadata["domain"],
+            active={site: tensors[f"active/{site}"].long() for site in metadata["kinds"]},
+            tokens={site: tensors[f"tokens/{site}"] for site in metadata["kinds"]},
+            kinds={site: tuple(kinds) for site, kinds in metadata["kinds"].items()},
+            samples=metadata["samples"],
+            provenance=metadata["provenance"],
+        )
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for site, active in self.active.items():
+            sums = self.tokens[site].sum(0).tolist()
+            tokens = ", ".join(f"{kind} {count:,}" for kind, count in zip(self.kinds[site], sums, strict=True))
+            rows.append(
+                f"<tr><td>{escape(site)}</td><td>{active.shape[1]}</td><td>{active.shape[3]:,}</td>"
+                f"<td>{escape(tokens)}</td></tr>"
+            )
+        return (
+            f"<table><caption>Counts of {escape(self.model)} in {escape(self.domain)}, {self.samples:,} samples"
+            "</caption><tr><th>site</th><th>layers</th><th>neurons a layer</th><th>tokens</th></tr>"
+            f"{''.join(rows)}</table>"
+        )
+
+
+def merge(first: Counts, *others: Counts) -> Counts:
+    """The exact sum of counts of the same model and domain, in any order, the same bytes on disk.
+
+    Raises `ValueError` naming every difference when model, domain, sites, kinds, layers or any provenance outside
+    `SHARD_FIELDS` differ, and when both hold the same entry of `provenance["shards"]` (it would count twice).
+    """
+    total = first
+    for other in others:
+        refuse_differences(total, other, ignore=SHARD_FIELDS, action="merge")
+        twice = _listed(total, "shards") & _listed(other, "shards")
+        if twice:
+            raise ValueError(
+                f"cannot merge counts: shard {', '.join(sorted(twice))} is in both; merge each shard once."
+            )
+        shards = {
+            name: [json.loads(text) for text in sorted(_listed(total, name) | _listed(other, name))]
+            for name in SHARD_FIELDS
+            if name in total.provenance or name in other.provenance
+        }
+        total = replace(
+            total,
+            active={site: total.active[site] + other.active[site] for site in total.active},
+            tokens={site: total.tokens[site] + other.tokens[site] for site in total.tokens},
+            samples=total.samples + other.samples,
+            provenance={**total.provenance, **shards},
+        )
+    return total
+
+
+def refuse_differences(first: Counts, other: Counts, ignore: tuple[str, ...], action: str, domain: bool = True) -> None:
+    """Raises `ValueError` naming what differs between two counts, apart from the provenance fields in `ignore`."""
+    differences = []
+    for name in ("model", "domain", "kinds") if domain else ("model", "kinds"):
+        if getattr(first, name) != getattr(other, name):
+            differences.append(f"{name} is {getattr(first, name)!r} and {getattr(other, name)!r}")
+    for site in first.active.keys() & other.active.keys():
+        if first.active[site].shape != other.active[site].shape:
+            shapes = tuple(first.active[site].shape), tuple(other.active[site].shape)
+            differences.append(f"the shape at {site} is {shapes[0]} and {shapes[1]}")
+    for name in sorted((first.provenance.keys() | other.provenance.keys()) - set(ignore)):
+        values = first.provenance.get(name), other.provenance.get(name)
+        if values[0] != values[1]:
+            differences.append(f"provenance {name} is {values[0]!r} and {values[1]!r}")
+    if differences:
+        raise ValueError(f"cannot {action} counts: {'; '.join(differences)}; count both in the same way.")
+
+
+def _listed(counts: Counts, name: str) -> set[str]:
+    value = counts.provenance.get(name, [])
+    return {json.dumps(entry, sort_keys=True) for entry in (value if isinstance(value, list | tuple) else [value])}
+
+
+def _small(counts: Tensor) -> Tensor:
+    fits = not counts.numel() or int(counts.max()) <= torch.iinfo(torch.int32).max
+    return counts.int() if fits else counts

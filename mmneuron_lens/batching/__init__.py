@@ -1,0 +1,1 @@
+"""Batching: samples to batches of a model, decoded ahead, with progress."""

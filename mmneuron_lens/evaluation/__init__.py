@@ -1,0 +1,1 @@
+"""Evaluation: answers to accuracies and intervals, and the claims that artifacts decide."""

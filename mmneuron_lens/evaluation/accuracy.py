@@ -1,0 +1,104 @@
+"""Scoring: answers to accuracies and paired intervals. Pure; needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+
+from mmneuron_lens.artifacts.answers import DOMAIN, NONE, RANDOM, Answer, Key, Match, exact_match, key_of
+from mmneuron_lens.metrics.intervals import mean_interval
+
+Right = dict[tuple[str, str, str, str], dict[str, float]]
+"""By (module, condition, domain of the neurons, domain of the questions): each question's mark in [0, 1], by id."""
+
+Marking = Match | Mapping[Key, float]
+"""How answers are marked: by a function, or by marks in [0, 1] (official scores); an answer without one is left out."""
+
+
+def scores(answers: Sequence[Answer], match: Marking = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+    """The ablation table: model, module, condition, domain, accuracy, difference, low, high, questions.
+
+    Accuracy is in per cent; difference, low and high are accuracy(condition) - accuracy("none") in percentage points
+    with its interval, see `metrics.intervals`. Questions asked with another domain's neurons off are in `cross_scores`.
+    """
+    rows = []
+    for model, right in _by_model(answers, match):
+        for (module, condition, neurons_of, domain), correct in right.items():
+            if neurons_of not in ("", domain):
+                continue
+            names = {"model": model, "module": module, "condition": condition, "domain": domain}
+            rows.append(names | _compared(correct, right["None", NONE, "", domain], condition == NONE, seed))
+    return rows
+
+
+def against_random(answers: Sequence[Answer], match: Marking = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+    """How much more the domain's neurons cost than random ones.
+
+    Columns: model, module, domain, difference, low, high, questions. The difference is accuracy("domain") minus the
+    mean accuracy of the random draws, in percentage points, paired by question: below zero, with its whole interval,
+    where the domain's own neurons matter more than chance.
+    """
+    rows = []
+    for model, right in _by_model(answers, match):
+        for module, condition, neurons_of, domain in list(right):
+            draws = [
+                correct
+                for (place, name, other, asked), correct in right.items()
+                if (place, other, asked) == (module, domain, domain) and name.startswith(f"{RANDOM} ")
+            ]
+            if condition != DOMAIN or neurons_of != domain or not draws:
+                continue
+            own = right[module, condition, neurons_of, domain]
+            mean = numpy.mean([[draw[question] for question in own] for draw in draws], axis=0)
+            rows.append(
+                {"model": model, "module": module, "domain": domain}
+                | _difference(numpy.array([*own.values()], float), mean, seed)
+                | {"questions": len(own)}
+            )
+    return rows
+
+
+def cross_scores(answers: Sequence[Answer], match: Marking = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+    """Neurons of one domain off, questions of another: as `scores`, with a column neurons_of; own domains included."""
+    rows = []
+    for model, right in _by_model(answers, match):
+        for (module, condition, neurons_of, domain), correct in right.items():
+            if condition == DOMAIN:
+                names = {"model": model, "module": module, "neurons_of": neurons_of, "domain": domain}
+                rows.append(names | _compared(correct, right["None", NONE, "", domain], False, seed))
+    return rows
+
+
+def right_by_condition(answers: Sequence[Answer], match: Marking = exact_match) -> Right:
+    """The mark of each answer of one model; `ValueError` for answers of several models."""
+    found = _by_model(answers, match)
+    if len(found) != 1:
+        raise ValueError(f"answers of one model wanted, these are of {[model for model, _ in found]}.")
+    return found[0][1]
+
+
+def _by_model(answers: Sequence[Answer], match: Marking) -> list[tuple[str, Right]]:
+    found: dict[str, Right] = {}
+    for one in answers:
+        key = one.module, one.condition, one.neurons_of, one.domain
+        mark = match(one.answer, one.answers) if callable(match) else match.get(key_of(one))
+        if mark is not None:
+            found.setdefault(one.model, {}).setdefault(key, {})[one.id] = float(mark)
+    return list(found.items())
+
+
+def _compared(correct: dict[str, float], baseline: dict[str, float], is_baseline: bool, seed: int) -> dict[str, Any]:
+    if correct.keys() != baseline.keys():
+        raise ValueError('a condition and "none" have answers to different questions; answer all under each.')
+    first = numpy.array([*correct.values()], float)
+    second = numpy.array([baseline[question] for question in correct], float)
+    row = {"accuracy": 100 * float(first.mean())}
+    row |= {"difference": 0.0, "low": None, "high": None} if is_baseline else _difference(first, second, seed)
+    return row | {"questions": len(first)}
+
+
+def _difference(first: numpy.ndarray[Any, Any], second: numpy.ndarray[Any, Any], seed: int) -> dict[str, float | None]:
+    low, high = mean_interval(100 * first - 100 * second, seed=seed)
+    return {"difference": 100 * float((first - second).mean()), "low": low, "high": high}

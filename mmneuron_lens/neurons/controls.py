@@ -1,0 +1,207 @@
+"""What the number of selected neurons proves: a null of permuted domain labels, and agreement between two halves.
+
+The rule takes the lowest 1 % whatever the data, so its count alone says nothing. Both controls redo the procedure on
+the buckets of the counts: no second pass over the corpora.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.format import read_artifact, write_artifact
+from mmneuron_lens.neurons.selection import TIE, Selection, in_order, select, select_module, sites_of
+
+
+@dataclass(frozen=True)
+class FalseDiscovery:
+    """`selected[site]`: neurons selected; `null[site]`: how many each permutation puts under the same cut-off."""
+
+    model: str
+    selected: dict[str, int]
+    null: dict[str, tuple[int, ...]]
+    provenance: dict[str, Any]
+
+    def count(self, site: str | None = None) -> int:
+        """Neurons selected at a site, in a module of the paper, or everywhere (None)."""
+        return sum(self.selected[name] for name in sites_of(self.selected, site))
+
+    def null_mean(self, site: str | None = None) -> float:
+        """The mean over permutations of the neurons that chance puts under the observed cut-off."""
+        sums = [sum(draws) for draws in zip(*(self.null[name] for name in sites_of(self.null, site)), strict=True)]
+        return sum(sums) / len(sums)
+
+    def rate(self, site: str | None = None) -> float:
+        """False discovery rate: null mean / selected. May exceed 1; NaN when nothing was selected."""
+        return self.null_mean(site) / self.count(site) if self.count(site) else float("nan")
+
+    def save(self, path: str | Path) -> None:
+        """Writes an artifact of kind "false-discovery"."""
+        document = {"model": self.model, "selected": self.selected, "provenance": self.provenance}
+        write_artifact(
+            path, "false-discovery", {site: torch.tensor(draws) for site, draws in self.null.items()}, document
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> FalseDiscovery:
+        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
+        tensors, metadata = read_artifact(path, "false-discovery")
+        return cls(**metadata, null={site: tuple(tensors[site].tolist()) for site in in_order(tensors)})
+
+
+@dataclass(frozen=True)
+class HalvesOverlap:
+    """Per site and split: `shared[site]` neurons that both halves select, `either[site]` that at least one does."""
+
+    model: str
+    shared: dict[str, tuple[int, ...]]
+    either: dict[str, tuple[int, ...]]
+    provenance: dict[str, Any]
+
+    def jaccard(self, site: str | None = None) -> tuple[float, ...]:
+        """Shared / either for each split, of a site, a module of the paper, or all sites (None); NaN for 0 / 0."""
+        names = sites_of(self.shared, site)
+        shared = [sum(split) for split in zip(*(self.shared[name] for name in names), strict=True)]
+        either = [sum(split) for split in zip(*(self.either[name] for name in names), strict=True)]
+        return tuple(part / whole if whole else float("nan") for part, whole in zip(shared, either, strict=True))
+
+    def mean(self, site: str | None = None) -> float:
+        """The mean Jaccard overlap over the splits."""
+        values = self.jaccard(site)
+        return sum(values) / len(values)
+
+    def save(self, path: str | Path) -> None:
+        """Writes an artifact of kind "halves-overlap"."""
+        tensors = {f"shared/{site}": torch.tensor(values) for site, values in self.shared.items()}
+        tensors |= {f"either/{site}": torch.tensor(values) for site, values in self.either.items()}
+        write_artifact(path, "halves-overlap", tensors, {"model": self.model, "provenance": self.provenance})
+
+    @classmethod
+    def load(cls, path: str | Path) -> HalvesOverlap:
+        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
+        tensors, metadata = read_artifact(path, "halves-overlap")
+        sites = in_order({name.split("/", 1)[1] for name in tensors})
+        shared = {site: tuple(tensors[f"shared/{site}"].tolist()) for site in sites}
+        either = {site: tuple(tensors[f"either/{site}"].tolist()) for site in sites}
+        return cls(metadata["model"], shared, either, metadata["provenance"])
+
+
+def false_discovery_rate(
+    counts: list[Counts],
+    selection: Selection,
+    permutations: int = 20,
+    seed: int = 0,
+    progress: Callable[[list[int]], Any] = iter,
+) -> FalseDiscovery:
+    """How many neurons the procedure would find under the observed entropy cut-off if domains meant nothing.
+
+    Each permutation shuffles the domain labels over all (domain, bucket) cells that have tokens, sums the counts again
+    and redoes threshold and filter; of the survivors it counts those whose entropy is at most the highest entropy
+    selected in the real data. `progress` wraps the list of permutations of a site (`tqdm`, for one).
+
+    Raises `ValueError` when `selection` was not made from these counts.
+    """
+    by_domain = {one.domain: one for one in counts}
+    if by_domain.keys() != set(selection.domains) or any(one.model != selection.model for one in counts):
+        raise ValueError(
+            f"counts are of {sorted(by_domain)}, the selection of {sorted(selection.domains)}; give its counts."
+        )
+    ordered = [by_domain[domain] for domain in selection.domains]
+    null = {}
+    for site, mask in selection.masks.items():
+        active, tokens, labels = filled_cells(ordered, site, selection.parameters["kinds"][site])
+        shape = (*selection.entropy[site].shape, len(ordered))
+        if not torch.equal(probability_of_cells(active, tokens, labels, shape), selection.probability[site]):
+            raise ValueError(f"the selection at {site} was not made from these counts; select again from them.")
+        chosen = mask.any(dim=-1)
+        cutoff = float(selection.entropy[site][chosen].max()) if bool(chosen.any()) else -1.0
+        generator = torch.Generator().manual_seed(seed)
+        draws = []
+        for _ in progress(list(range(permutations))):
+            shuffled = labels[torch.randperm(len(labels), generator=generator)]
+            draws.append(_under(probability_of_cells(active, tokens, shuffled, shape), cutoff, selection.parameters))
+        null[site] = tuple(draws)
+    facts = {**selection.provenance, "parameters": selection.parameters, "permutations": permutations, "seed": seed}
+    return FalseDiscovery(selection.model, {site: selection.selected(site) for site in null}, null, facts)
+
+
+def halves_overlap(
+    counts: list[Counts],
+    fraction: float = 0.01,
+    percentile: float = 0.95,
+    kinds: dict[str, tuple[str, ...]] | None = None,
+    splits: int = 5,
+    seed: int = 0,
+) -> HalvesOverlap:
+    """How far two halves of the data select the same neurons (of any domain), for several random splits of the buckets.
+
+    Each domain's buckets that have tokens are dealt into two halves. By chance alone the overlap of two selections of
+    a fraction f is about f / (2 - f), 0.005 at 1 %.
+
+    Raises `ValueError` when a domain has tokens in fewer than two buckets.
+    """
+    selection = select(counts, fraction, percentile, kinds)
+    by_domain = {one.domain: one for one in counts}
+    ordered = [by_domain[domain] for domain in selection.domains]
+    shared: dict[str, tuple[int, ...]] = {}
+    either: dict[str, tuple[int, ...]] = {}
+    for site in selection.masks:
+        active, tokens, labels = filled_cells(ordered, site, selection.parameters["kinds"][site])
+        shape = (*selection.entropy[site].shape, len(ordered))
+        generator = torch.Generator().manual_seed(seed)
+        sizes = []
+        for _ in range(splits):
+            first = _half(labels, selection.domains, site, generator)
+            chosen = []
+            for half in (first, ~first):
+                probability = probability_of_cells(active[half], tokens[half], labels[half], shape)
+                chosen.append(select_module(probability, fraction, percentile).mask.any(dim=-1))
+            sizes.append((int((chosen[0] & chosen[1]).sum()), int((chosen[0] | chosen[1]).sum())))
+        shared[site], either[site] = tuple(size[0] for size in sizes), tuple(size[1] for size in sizes)
+    facts = {**selection.provenance, "parameters": selection.parameters, "splits": splits, "seed": seed}
+    return HalvesOverlap(selection.model, shared, either, facts)
+
+
+def filled_cells(
+    counts: list[Counts], site: str, kinds: tuple[str, ...]
+) -> tuple[Float64[Tensor, "cell neuron"], Float64[Tensor, " cell"], Int64[Tensor, " cell"]]:
+    """The (domain, bucket) cells with tokens: counts, tokens (both exact in float64) and the domain's number."""
+    active, tokens, labels = [], [], []
+    for number, one in enumerate(counts):
+        cells, sizes = one.per_bucket(site, tuple(kinds))
+        filled = sizes > 0
+        active.append(cells[filled].flatten(1).double())
+        tokens.append(sizes[filled].double())
+        labels.append(torch.full((int(filled.sum()),), number))
+    return torch.cat(active), torch.cat(tokens), torch.cat(labels)
+
+
+def probability_of_cells(active: Tensor, tokens: Tensor, labels: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Activation probabilities [layer, neuron, domain] when the cells carry these labels; sums are exact integers."""
+    member = torch.nn.functional.one_hot(labels, shape[-1]).double()
+    return ((active.T @ member) / (tokens @ member)).view(shape)
+
+
+def _under(probability: Tensor, cutoff: float, parameters: dict[str, Any]) -> int:
+    module = select_module(probability, parameters["fraction"], parameters["percentile"])
+    survives = (probability > module.threshold).any(dim=-1)
+    return int((survives & (module.entropy <= cutoff + TIE)).sum())
+
+
+def _half(labels: Tensor, domains: tuple[str, ...], site: str, generator: torch.Generator) -> Bool[Tensor, " cell"]:
+    first = torch.zeros(len(labels), dtype=torch.bool)
+    for number, domain in enumerate(domains):
+        cells = (labels == number).nonzero().squeeze(1)
+        if len(cells) < 2:
+            raise ValueError(
+                f"{domain} has tokens in {len(cells)} bucket at {site}; two halves need two, count more images."
+            )
+        first[cells[torch.randperm(len(cells), generator=generator)[: len(cells) // 2]]] = True
+    return first

@@ -1,0 +1,170 @@
+"""Items about what neurons do: Tables 2 and 3 and the cross matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import polars as pl
+
+from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE
+from mmneuron_lens.batching.batches import file_name
+from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
+from mmneuron_lens.experiments.deviate import BY_LAYER, MEASURES, deviation_rows
+from mmneuron_lens.paper import paper_numbers as printed
+from mmneuron_lens.paper.model_run import ModelRun, domains_of, sources_of, stacked
+from mmneuron_lens.report import tables
+from mmneuron_lens.report.deviation_figure import deviation_figure
+from mmneuron_lens.report.figures import ablation_figure
+from mmneuron_lens.report.page import Grid, Picture
+from mmneuron_lens.report.paper_page import Item
+from mmneuron_lens.report.tables import domain_name
+
+
+def table_2(runs: Sequence[ModelRun]) -> Item:
+    title = "Accuracy with domain-specific neurons off"
+    asked = [run for run in runs if run.answers]
+    if not asked:
+        return Item("Table 2", title, missing="no question was answered with neurons off.")
+    domains = domains_of(asked)
+    frame = stacked(tables.ablation(scores(run.answers, run.marking)) for run in asked)
+    main = frame.filter(pl.col("condition").is_in([NONE, DOMAIN])).drop("condition")
+    accuracy = tables.wide(main, "accuracy", domains).rename({"module": "neurons off in"})
+    differences = (
+        main.filter(pl.col("module") != "None")
+        .with_columns(
+            pl.struct("difference", "low", "high").map_elements(between, return_dtype=pl.String).alias("shown")
+        )
+        .select("model", "module", "domain", "shown")
+    )
+    rows = [row for run in asked for row in against_random(run.answers, run.marking)]
+    against = pl.DataFrame(rows, infer_schema_length=None)
+    count = max(frame["questions"].to_list())
+    metrics = asked[0].marks.metrics if asked[0].marks else {}
+    how = "; ".join(f"{domain_name(domain)}: {name}" for domain, name in metrics.items())
+    text = (
+        f"Scores: {how or 'top-1 accuracy, equal to an accepted answer but for case and space'}.",
+        f"Each domain’s questions (at most {count}) were answered with that domain’s neurons off, in one module or in "
+        "all. An interval that crosses zero is compatible with no effect.",
+    )
+    grids = [
+        Grid("ablation_accuracy", "Accuracy in per cent.", accuracy, decimals=1),
+        Grid(
+            "ablation_difference",
+            "Difference to no ablation in percentage points, with its 95 % interval paired by question.",
+            tables.wide(differences, "shown", domains).rename({"module": "neurons off in"}),
+        ),
+        Grid("ablation", "Every condition, with random draws", frame, folded=True),
+    ]
+    if len(against):
+        shown = against.with_columns(
+            pl.struct("difference", "low", "high").map_elements(between, return_dtype=pl.String).alias("shown")
+        )
+        caption = (
+            "The domain’s neurons against as many random ones: difference of accuracy in percentage points, paired by "
+            "question; below zero with its whole interval where the domain’s own neurons matter more than chance."
+        )
+        grids.insert(2, Grid("ablation_against_random", caption, tables.wide(shown, "shown", domains), long=against))
+    for run in asked:
+        known = printed.accuracy(run.model)
+        if known is not None:
+            wide = tables.wide(known, "accuracy", domains).rename({"module": "neurons off in"})
+            name = f"ablation_printed_{file_name(run.model)}"
+            grids.append(Grid(name, f"As the paper prints it, {printed.MODELS[run.model]}.", wide, decimals=1))
+    pictures = tuple(
+        Picture(
+            f"table_2_ablation_{file_name(run.model)}",
+            f"{run.model}: change of accuracy in percentage points with its interval. Filled: the domain’s neurons "
+            "off. Hollow: random draws of as many neurons, in all modules at once.",
+            partial(ablation_figure, tables.ablation(scores(run.answers, run.marking))),
+        )
+        for run in asked
+    )
+    return Item("Table 2", title, text, tuple(grids), pictures, sources=sources_of(asked, "selection", "answers"))
+
+
+def table_3(runs: Sequence[ModelRun]) -> Item:
+    title = "Deviation of the last hidden state with neurons off"
+    asked = [run for run in runs if run.deviations]
+    if not asked:
+        return Item("Table 3", title, missing="no hidden state was compared.")
+    domains = domains_of(asked)
+    rows = {measure: [row for run in asked for row in deviation_rows(run.deviations, measure)] for measure in MEASURES}
+    frame = pl.DataFrame(rows["after norm"], infer_schema_length=None)
+    named = frame.with_columns(
+        pl.when(pl.col("condition") == DOMAIN)
+        .then(pl.col("module"))
+        .otherwise(pl.concat_str(pl.lit("as many "), pl.col("condition"), pl.lit(", "), pl.col("module")))
+        .alias("module")
+    )
+    sections = [named.filter(pl.col("condition") == DOMAIN)]
+    sections.append(named.filter((pl.col("condition") != DOMAIN) & pl.col("module").str.ends_with(f", {ALL}")))
+    shown = tables.wide(stacked(sections).drop("condition"), "deviation", domains)
+    shown = stacked(shown.filter(pl.col("model") == run.model) for run in asked).rename({"module": "neurons off in"})
+    caption = (
+        "Deviation in per cent: the Frobenius norm of the change of the last hidden state, after the final norm, over "
+        "that of the state itself, over all positions of the evaluation prompt; mean over questions. Random neurons "
+        "match the number in each module, or in each layer."
+    )
+    everything = stacked(
+        pl.DataFrame(some, infer_schema_length=None).with_columns(pl.lit(measure).alias("measure"))
+        for measure, some in rows.items()
+    )
+    grids = [
+        Grid("deviation", caption, shown, decimals=2, long=frame),
+        Grid(
+            "deviation_measures", "Every condition and measure, with intervals over questions", everything, folded=True
+        ),
+    ]
+    for run in asked:
+        known = printed.deviation(run.model)
+        if known is not None:
+            wide = tables.wide(known, "deviation", domains).rename({"module": "neurons off in"})
+            name = f"deviation_printed_{file_name(run.model)}"
+            grids.append(Grid(name, f"As the paper prints it, {printed.MODELS[run.model]}.", wide, decimals=2))
+    pictures = tuple(
+        Picture(
+            f"table_3_deviation_{file_name(run.model)}",
+            f"{run.model}: the numbers of the table as points, with the random draws of every module.",
+            partial(deviation_figure, frame.filter(pl.col("model") == run.model)),
+        )
+        for run in asked
+    )
+    samples = max(frame["samples"].to_list())
+    draws = len({name for one in asked[0].deviations for _, name in one.conditions if name.startswith(BY_LAYER)})
+    text = (
+        f"{samples} questions a domain, without generation; {draws} random draws of each kind. The paper’s “Random "
+        "(Avg.)” is the row that matches modules. A projector whose neurons change nothing at all, as the paper prints "
+        "it, would show as 0.00.",
+    )
+    return Item("Table 3", title, text, tuple(grids), pictures, sources=sources_of(asked, "selection", "deviations"))
+
+
+def cross_matrix(runs: Sequence[ModelRun]) -> Item:
+    title = "Neurons of one domain off, questions of another"
+    rows = [row for run in runs for row in (cross_scores(run.answers, run.marking) if run.answers else ())]
+    pairs = {(row["neurons_of"], row["domain"]) for row in rows}
+    if all(one == other for one, other in pairs):
+        return Item("Cross matrix", title, missing="only each domain’s own neurons were switched off.")
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    whole = frame.filter(pl.col("module") == ALL)
+    shown = whole.with_columns(
+        pl.struct("difference", "low", "high").map_elements(between, return_dtype=pl.String).alias("shown"),
+        pl.col("neurons_of").replace({domain: domain_name(domain) for domain in domains_of(runs)}),
+    )
+    table = shown.pivot("domain", index=["model", "neurons_of"], values="shown", maintain_order=True)
+    order = [domain for domain in domains_of(runs) if domain in table.columns]
+    table = table.select("model", "neurons_of", *order).rename({domain: domain_name(domain) for domain in order})
+    caption = (
+        "Not in the paper. Rows: whose neurons are off, in all modules. Columns: whose questions are asked. Difference "
+        "of accuracy to no ablation in percentage points, with its 95 % interval."
+    )
+    grid = Grid("cross", caption, table, long=frame)
+    asked = [run for run in runs if run.answers]
+    return Item("Cross matrix", title, (), (grid,), sources=sources_of(asked, "answers"))
+
+
+def between(row: dict[str, Any]) -> str:
+    number = {name: tables.shown(row[name], decimals=1) for name in ("difference", "low", "high")}
+    return f"{number['difference']} [{number['low']}, {number['high']}]"

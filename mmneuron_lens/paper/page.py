@@ -1,0 +1,96 @@
+"""The sheet: all items in the paper's order, the claims, what was run and what was not, and the page of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.batching.batches import Progress, quietly
+from mmneuron_lens.evaluation.claims import claims
+from mmneuron_lens.paper import paper_numbers as printed
+from mmneuron_lens.paper.ablation import cross_matrix, table_2, table_3
+from mmneuron_lens.paper.corpora import figure_2, table_4
+from mmneuron_lens.paper.layers import figure_6, figure_7, figures_10_to_13, table_9
+from mmneuron_lens.paper.model_run import ModelRun
+from mmneuron_lens.paper.selected import controls, figure_5, figure_9, table_1, table_6, tables_of_13b
+from mmneuron_lens.report.paper_page import Item, Paper, write
+from mmneuron_lens.runs.stages import RunError
+
+
+def publish_paper(out: str | Path, progress: Progress = quietly) -> Path:
+    """Writes `index.html`, `tables/` (CSV and LaTeX) and `figures/` of a run; returns the page's path.
+
+    Raises `RunError` for a folder without a run.
+    """
+    return write(paper_of(out), out)
+
+
+def paper_of(out: str | Path) -> Paper:
+    """Everything the page shows, from a run's folder."""
+    out = Path(out)
+    if not (out / "paper.json").is_file():
+        raise RunError(f"{out} holds no run of the paper; make one with `mmneuron paper --embedded --out {out}`.")
+    described = json.loads((out / "paper.json").read_text(encoding="utf-8"))
+    runs = [ModelRun(out, model) for model in described["models"]]
+    evidence = [run.evidence for run in runs]
+    plan = described["plan"]
+    names = " and ".join(run.model for run in runs)
+    items = (
+        figure_2(runs), figure_5(runs), table_1(runs), table_2(runs), table_3(runs), figure_6(runs),
+        figure_7(runs), table_4(runs, described), figure_9(runs), figures_10_to_13(runs), table_6(runs),
+        *tables_of_13b(runs), table_9(runs), controls(runs), cross_matrix(runs),
+    )  # fmt: skip
+    return Paper(
+        title=f"MMNeuron on {names}",
+        lead="Every table and figure of “MMNeuron: Discovering Neuron-Level Domain-Specific Interpretation in "
+        "Multimodal Large Language Model” (arXiv 2406.11193), in its order, on the models and questions named here.",
+        run=said_of_run(runs, described),
+        items=items,
+        claims=claims(evidence, seed=plan["seed"]),
+        not_run=said_not_run(runs, described, items),
+        versions=tuple(provenance()["versions"].items()),
+    )
+
+
+def said_of_run(runs: Sequence[ModelRun], described: dict[str, Any]) -> tuple[str, ...]:
+    plan = described["plan"]
+    generation = plan["generation"]
+    asked = sum(counts.samples for counts in runs[0].counts)
+    questions = len({(one.domain, one.id) for one in runs[0].answers})
+    off = {"zero": "held at zero", "mean": "held at their mean", "scale": f"multiplied by {plan['factor']:g}"}
+    corpus = "a corpus drawn by a program" if described["drawn"] else described["corpus"]
+    return (
+        f"{asked:,} image-question pairs of {corpus} went through each model to count how often every neuron is "
+        f"active, and the {100 * plan['fraction']:g} % of each module with the lowest entropy over domains were "
+        "selected. No image is in both the questions that identify neurons and those that are answered.",
+        f"{questions:,} other questions were answered with neurons {off[plan['off']]}, by beam search with "
+        f"{generation.get('num_beams', 1)} beams, length penalty {generation.get('length_penalty', 1.0):g} and at most "
+        f"{generation.get('max_new_tokens')} new tokens, at every position and step. The paper’s temperature of 0.9 "
+        "acts only when sampling, which beam search does not do.",
+    )
+
+
+def said_not_run(runs: Sequence[ModelRun], described: dict[str, Any], items: Sequence[Item]) -> tuple[str, ...]:
+    said = []
+    strange = [run.model for run in runs if run.model not in printed.MODELS]
+    if strange:
+        said.append(
+            f"{', '.join(strange)}: not a model of the paper, so its printed numbers are not shown beside ours."
+        )
+    if described["drawn"]:
+        said.append(
+            "The images are drawn by a program and the models are small ones trained on such drawings: nothing here "
+            "says anything about the published checkpoints or corpora."
+        )
+    said += [note for run in runs if run.marks is not None for note in run.marks.notes]
+    said += [f"{item.name}: {item.missing}" for item in items if item.missing]
+    said.append("Figures 1, 3, 4 and 8 and Table 5 of the paper explain method and prompts and hold no results.")
+    plan = described["plan"]
+    said.append(
+        f"Random neurons ({plan['ablation_draws']} draws) and the neurons of other domains were switched off in all "
+        "modules at once, not in one module at a time, where questions were answered."
+    )
+    return tuple(said)

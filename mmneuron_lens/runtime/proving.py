@@ -1,0 +1,112 @@
+"""Proving: each site read against a plain hook, changed, and its effect on the logits seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from interventions import Graph, keep, writes
+from mmneuron_lens.runtime.shapes import site_shape
+
+if TYPE_CHECKING:
+    from mmneuron_lens.lens import Lens
+    from mmneuron_lens.runtime.batch import Batch
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was seen of one site: `moved` are the layers that moved the logits, `dead` those that did not."""
+
+    site: str
+    shape: tuple[int, ...]
+    moved: tuple[int | None, ...]
+    dead: tuple[int | None, ...]
+    says: str
+
+
+@writes("*")
+def disturb(value: Tensor) -> Tensor:
+    """A change that no normalisation undoes; of a mask, cutting everything but a position itself."""
+    if value.dtype == torch.bool:
+        offset = value.shape[-1] - value.shape[-2]
+        return value & torch.ones_like(value).tril(offset).triu(offset)
+    noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+    return value + noise * (1 + value.abs().mean())
+
+
+def prove(lens: Lens, batch: Batch | None = None) -> list[Proof]:
+    """See `Lens.prove`."""
+    batch = (batch if batch is not None else example(lens)).to(lens.device)
+    with torch.no_grad():
+        before = lens.module(**batch.inputs).logits
+    proofs = [_prove(lens, site, batch, before) for site in lens.sites if lens._reached(site, batch)]
+    with torch.no_grad():
+        after = lens.module(**batch.inputs).logits
+    assert torch.equal(before, after), "the model's logits changed after the runs"
+    return proofs
+
+
+def example(lens: Lens) -> Batch:
+    """Two drawn images of different sizes and two short questions."""
+    noise = numpy.random.default_rng(0)
+    pictures = [Image.fromarray(noise.integers(0, 255, size, dtype=numpy.uint8)) for size in ((40, 56, 3), (64, 32, 3))]
+    return lens.encode(pictures, ["what is this?", "is it red?"])
+
+
+def _prove(lens: Lens, site: str, batch: Batch, before: Tensor) -> Proof:
+    place = lens.anatomy.place(site)
+    values = _as_list(lens.run(keep.at(site), batch)[keep.name, site][0], place.layers)
+    expected = site_shape(site, batch, lens.anatomy)
+    for (layer, path), value in zip(place.paths(), values, strict=True):
+        assert tuple(value.shape) == expected, f"{site} layer {layer}: shape {tuple(value.shape)}, not {expected}"
+        if place.view != ("mask",):
+            assert torch.equal(value, hooked(lens, path, place, batch).reshape(value.shape)), (
+                f"{site} layer {layer}: not what a hook sees"
+            )
+    if place.fixed:
+        return Proof(site, expected, (), tuple(layer for layer, _ in place.paths()), place.fixed)
+    moved, dead = [], []
+    for layer, _ in place.paths():
+        change = disturb.at(site) if layer is None else disturb.at(site, layers=layer)
+        logits = lens.run(Graph((change,)), batch, logits=True).logits[0]
+        # Rows of padding may hold anything; only real positions are the model's answer.
+        real = batch.fields["llm"]["weight"].bool()
+        (dead if torch.equal(logits[real], before[real]) else moved).append(layer)
+    said = [layer for layer, _ in place.paths() if not place.reaches(layer)]
+    assert dead == said, f"{site}: layers {dead} do not reach the logits, but the table says {said}"
+    return Proof(site, expected, tuple(moved), tuple(dead), place.why_dead)
+
+
+def hooked(lens: Lens, path: str, place: Any, batch: Batch) -> Tensor:
+    """The value that a plain torch hook sees at a place."""
+    seen: list[Any] = []
+
+    def see(module: Any, positional: Any, keywords: Any, output: Any = None) -> None:
+        if place.at == "output":
+            seen.append(output if place.item is None else output[place.item])
+        else:
+            seen.append(positional[0] if positional else keywords[place.item])
+
+    module = lens.module.get_submodule(path)
+    if place.at == "output":
+        handle = module.register_forward_hook(see, with_kwargs=True)
+    else:
+        handle = module.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            lens.module(**batch.inputs)
+    finally:
+        handle.remove()
+    value = seen[0].clone()
+    if place.view and place.view[0] == "part":
+        value = value.chunk(place.view[2], dim=-1)[place.view[1]]
+    return value
+
+
+def _as_list(value: Any, layers: int | None) -> list[Tensor]:
+    return [value] if layers is None else list(value)
