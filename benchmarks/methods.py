@@ -24,7 +24,7 @@ LEAN = {"use_cache": False, "logits_to_keep": 1}
 
 
 def neuron_modules(lens: Lens) -> list[torch.nn.Module]:
-    paths = [path for site in lens.sites if site.endswith(".act") for _, path in lens.anatomy.place(site).paths()]
+    paths = [path for site in lens.sites if site.endswith(".act") for _, path in lens.architecture.place(site).paths()]
     return [lens.module.get_submodule(path) for path in paths]
 
 

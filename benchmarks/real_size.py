@@ -80,7 +80,7 @@ def count(folder: Path, layers: int, vision_layers: int, threads: int, last: boo
         said(f"selected {selected}")
         graph = Graph()
         for site, mask in _masks(found.selection).items():
-            place = lens.anatomy.place(site)
+            place = lens.architecture.place(site)
             off = mask if place.layers is not None else mask[0]
             graph = graph | zero_neurons.bind(neurons=per_layer({site: off})).at(site).named(f"zero {site}")
         batch = lens.encode(models.pictures("300m", 1), models.asked(0, 1))

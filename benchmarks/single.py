@@ -43,7 +43,7 @@ def compare_and_reduce(model: str, dtype: str) -> str:
     for name in lens.sites:
         if not name.endswith(".act"):
             continue
-        place = lens.anatomy.place(name)
+        place = lens.architecture.place(name)
         fields = batch.fields[name.split(".")[0]]
         act = torch.randn(*fields["weight"].shape, place.sizes["neuron"], dtype=getattr(torch, dtype))
         kinds = {"weight": fields["weight"], "kind": fields["kind"]}
@@ -61,7 +61,7 @@ def generation(rounds: int, model: str = "real-parts", tokens: int = 8) -> list[
     """Five beams with 1 % of the language model's neurons off over five beams of plain transformers."""
     lens, plain = models.load(model, "float32"), models.load(model, "float32")
     batch = lens.encode(models.pictures(model, 1), models.asked(0, 1))
-    place = lens.anatomy.place("llm.mlp.act")
+    place = lens.architecture.place("llm.mlp.act")
     neurons = torch.rand(place.layers or 1, place.sizes["neuron"], generator=torch.Generator().manual_seed(0)) < 0.01
     graph = zero_neurons.bind(neurons=per_layer(neurons))
     settings: dict[str, Any] = {"num_beams": 5, "max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from interventions.errors import InvalidType
+
 
 @dataclass(frozen=True, eq=False)
 class PerLayer:
@@ -50,5 +52,5 @@ def batch_field(name: str) -> BatchField:
 def module(*sites: str) -> ModuleCall:
     """Bind modules named by site, applied in order: `module("llm.norm", "llm.unembed")` is the logit lens."""
     if not sites:
-        raise TypeError('module() needs at least one site name, e.g. module("llm.norm", "llm.unembed").')
+        raise InvalidType('module() needs at least one site name, e.g. module("llm.norm", "llm.unembed").')
     return ModuleCall(sites)

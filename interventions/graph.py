@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
+from interventions.errors import InvalidType, InvalidValue
 from interventions.intervention import Intervention, named_sites
 from interventions.sites import SITES, site_order
 
@@ -24,7 +25,7 @@ class Graph:
         taken: dict[tuple[str, str], Intervention] = {}
         for intervention in self.interventions:
             if not isinstance(intervention, Intervention):
-                raise TypeError(
+                raise InvalidType(
                     f"A graph is made of interventions, not {type(intervention).__name__}: "
                     "decorate the function with @reads, @writes or @rewires."
                 )
@@ -32,7 +33,7 @@ class Graph:
                 continue
             for site in named_sites(intervention.sites, tuple(SITES)):
                 if (intervention.name, site) in taken:
-                    raise ValueError(
+                    raise InvalidValue(
                         f"Two results would come back as out[{intervention.name!r}, {site!r}]. "
                         f'Rename one: {intervention.name}.named("...").'
                     )
@@ -56,7 +57,7 @@ class Graph:
         for intervention in self.interventions:
             if intervention.missing:
                 names = ", ".join(f"{name}=..." for name in intervention.missing)
-                raise TypeError(f"{intervention.name} is not complete: write {intervention.name}.bind({names}).")
+                raise InvalidType(f"{intervention.name} is not complete: write {intervention.name}.bind({names}).")
 
     def by_site(self) -> dict[str, list[Intervention]]:
         """What acts at each standard site, sites in forward order, interventions left to right."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interventions.bindings import BatchField, ModuleCall, PerLayer
+from interventions.errors import InvalidType, InvalidValue
 from interventions.sites import GROUP_KINDS, SITES, is_glob, matching, unknown
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Intervention:
         names = self.parameters
         for name in bindings:
             if name not in names:
-                raise TypeError(f"{self.name}: {unknown('argument', name, names)}")
+                raise InvalidType(f"{self.name}: {unknown('argument', name, names)}")
         return replace(self, bindings={**self.bindings, **bindings})
 
     def at(
@@ -168,7 +169,7 @@ def reads(*sites: str, over: Over, **bindings: Any) -> Callable[[Callable[..., A
     function and divides once at the end. `"list"` keeps a Python list with one item per batch.
     """
     if over not in ("sum", "mean", "list"):
-        raise ValueError(unknown("over", str(over), ["sum", "mean", "list"]))
+        raise InvalidValue(unknown("over", str(over), ["sum", "mean", "list"]))
     return _decorator("reads", sites, over, bindings)
 
 
@@ -188,13 +189,15 @@ def _decorator(
     mode: Mode, sites: tuple[str, ...], over: Over | None, bindings: dict[str, Any]
 ) -> Callable[[Callable[..., Any]], Intervention]:
     if not sites or callable(sites[0]):
-        raise TypeError(f'@{mode} names at least one site, e.g. @{mode}("llm.mlp.act"{", over=..." if over else ""}).')
+        raise InvalidType(
+            f'@{mode} names at least one site, e.g. @{mode}("llm.mlp.act"{", over=..." if over else ""}).'
+        )
     checked = _sites(sites)
 
     def decorate(function: Callable[..., Any]) -> Intervention:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise TypeError(f"{function.__name__}: *{parameter.name} cannot be bound; name each argument.")
+                raise InvalidType(f"{function.__name__}: *{parameter.name} cannot be bound; name each argument.")
         return Intervention(function, mode, checked, over).bind(**bindings)
 
     return decorate
@@ -220,14 +223,14 @@ def named_sites(patterns: tuple[str, ...], available: tuple[str, ...]) -> tuple[
 
 def _indices(what: str, value: int | Iterable[int] | slice) -> tuple[int, ...]:
     if isinstance(value, slice):
-        raise TypeError(f"{what} takes indices, not a slice: write {what}=range({value.start or 0}, n).")
+        raise InvalidType(f"{what} takes indices, not a slice: write {what}=range({value.start or 0}, n).")
     return (value,) if isinstance(value, int) else tuple(int(index) for index in value)
 
 
 def _positions(value: int | str | slice | Iterable[int]) -> Positions:
     if isinstance(value, str):
         if value not in POSITION_KINDS:
-            raise ValueError(unknown("kind of position", value, POSITION_KINDS))
+            raise InvalidValue(unknown("kind of position", value, POSITION_KINDS))
         return value
     if isinstance(value, slice):
         return ("slice", value.start, value.stop, value.step)
@@ -243,7 +246,7 @@ def _show_positions(positions: Positions) -> str:
 def _steps(value: int | str | Iterable[int]) -> str | tuple[int, ...]:
     if isinstance(value, str):
         if value not in STEPS:
-            raise ValueError(unknown("steps", value, STEPS))
+            raise InvalidValue(unknown("steps", value, STEPS))
         return value
     return _indices("steps", value)
 

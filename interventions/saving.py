@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from interventions.bindings import BatchField, ModuleCall, PerLayer
+from interventions.errors import InvalidValue
 from interventions.graph import Graph
 from interventions.intervention import Intervention
 
@@ -48,15 +49,17 @@ def load_graph(path: str | Path, packages: tuple[str, ...] = TRUSTED) -> Graph:
     path = Path(path)
     document = json.loads(path.read_text())
     if document.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a saved graph (format {document.get('format')!r}, expected {FORMAT!r}).")
+        raise InvalidValue(f"{path}: not a saved graph (format {document.get('format')!r}, expected {FORMAT!r}).")
     if document["version"] > VERSION:
-        raise ValueError(f"{path}: version {document['version']} is newer than {VERSION}; update this package.")
+        raise InvalidValue(f"{path}: version {document['version']} is newer than {VERSION}; update this package.")
     tensors: dict[str, Tensor] = {}
     if "tensors" in document:
         tensors = load_file(path.parent / Path(document["tensors"]).name)
         for digest, tensor in tensors.items():
             if _digest(tensor) != digest:
-                raise ValueError(f"{path}: tensor {digest[:12]} was changed since the graph was saved; save it again.")
+                raise InvalidValue(
+                    f"{path}: tensor {digest[:12]} was changed since the graph was saved; save it again."
+                )
     return Graph(tuple(_restore(entry, tensors, packages, path) for entry in document["interventions"]))
 
 
@@ -69,7 +72,7 @@ def reference(intervention: Intervention) -> str:
         found = getattr(importlib.import_module(module), name, None)
         found = getattr(found, "function", found)
     if found is not function:
-        raise ValueError(
+        raise InvalidValue(
             f"{intervention.name} cannot be saved: {module}:{name} cannot be imported again. "
             "Move the function to a module (a .py file) and import it from there."
         )
@@ -94,13 +97,13 @@ def _describe(intervention: Intervention, tensors: dict[str, Tensor]) -> dict[st
 def _restore(entry: dict[str, Any], tensors: dict[str, Tensor], packages: tuple[str, ...], path: Path) -> Intervention:
     module, _, name = entry["function"].partition(":")
     if module.split(".")[0] not in packages:
-        raise ValueError(
+        raise InvalidValue(
             f"{path}: {entry['function']} is outside the packages that may be loaded ({', '.join(packages)}). "
             f"If you trust this file: load_graph(path, packages=(..., {module.split('.')[0]!r}))."
         )
     found = getattr(importlib.import_module(module), name, None)
     if found is None:
-        raise ValueError(f"{path}: {module} has no function {name!r}; was it renamed?")
+        raise InvalidValue(f"{path}: {module} has no function {name!r}; was it renamed?")
 
     def tupled(value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
@@ -139,7 +142,7 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         item is None or isinstance(item, bool | int | float | str) for item in value
     ):
         return {"constants": list(value)}
-    raise ValueError(
+    raise InvalidValue(
         f"A binding of type {type(value).__name__} cannot be saved; bind a tensor, number, string or list."
     )
 
@@ -161,7 +164,7 @@ def _unpack(packed: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
             return tuple(value)
         case "constant":
             return value
-    raise ValueError(f"Unknown kind of binding {kind!r} in a saved graph; update this package.")
+    raise InvalidValue(f"Unknown kind of binding {kind!r} in a saved graph; update this package.")
 
 
 def _digest(tensor: Tensor) -> str:

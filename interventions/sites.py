@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from interventions.errors import UnknownName
+
 
 @dataclass(frozen=True)
 class Site:
@@ -92,7 +94,7 @@ def matching(pattern: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """
     found = tuple(name for name in names if fnmatchcase(name, pattern))
     if not found:
-        raise KeyError(unknown("site", pattern, names))
+        raise UnknownName(unknown("site", pattern, names))
     return tuple(sorted(found, key=site_order))
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from interventions import Graph, Intervention, keep
+from interventions.errors import InvalidValue
 from interventions.sites import matching
-from mmneuron_lens.architectures import anatomy_of, loading
+from mmneuron_lens.architectures import architecture_of, loading
 from mmneuron_lens.architectures.checking import check_places
 from mmneuron_lens.runtime import compile as compiling
 from mmneuron_lens.runtime import run as running
@@ -85,8 +86,8 @@ class Lens:
         # What that server said it serves, of `runtime.remote.ask_served`.
         self.served: dict[str, Any] | None = None
         self.revision = revision
-        self.anatomy = anatomy_of(module.config)
-        check_places(self.anatomy, module)
+        self.architecture = architecture_of(module.config)
+        check_places(self.architecture, module)
         self._nnsight: Any = None
         # Graphs that were checked, with the kind of batch: a sweep of many runs checks each once.
         self.proved: set[tuple[Any, ...]] = set()
@@ -101,7 +102,7 @@ class Lens:
     @property
     def sites(self) -> tuple[str, ...]:
         """The names of this model's sites, in forward order."""
-        return self.anatomy.sites
+        return self.architecture.sites
 
     @property
     def device(self) -> torch.device:
@@ -117,13 +118,13 @@ class Lens:
         return self.module.config.get_text_config()._attn_implementation or "eager"
 
     def __repr__(self) -> str:
-        return f"Lens({self.name}: {self.anatomy.architecture}, {len(self.sites)} sites, {self.dtype}, {self.device})"
+        return f"Lens({self.name}: {self.architecture.name}, {len(self.sites)} sites, {self.dtype}, {self.device})"
 
     def __getitem__(self, site: str) -> Any:
         """The nnsight envoys of a site: `lens["llm.mlp.act"][3]`, or one envoy where the site has no layers."""
         from mmneuron_lens.wire.execute import find
 
-        place = self.anatomy.place(site)
+        place = self.architecture.place(site)
         envoys = [find(self.nnsight, path) for _, path in place.paths()]
         return envoys if place.layers is not None else envoys[0]
 
@@ -138,13 +139,13 @@ class Lens:
         texts = [texts] if isinstance(texts, str) else list(texts)
         per_text = _per_text(images_of, len(texts))
         pictures = [[images.decode(image) for image in some] for some in per_text]
-        facts = self.anatomy.facts
+        facts = self.architecture.facts
         if facts["images_in_text"]:
             token = getattr(self.processor, "image_token", "<image>")
             texts = [with_placeholders(text, len(some), token) for text, some in zip(texts, pictures, strict=True)]
         elif any(len(some) != 1 for some in pictures):
             counts = [len(some) for some in pictures]
-            raise ValueError(f"{self.anatomy.architecture} takes exactly one image per text; these have {counts}.")
+            raise InvalidValue(f"{self.architecture.name} takes exactly one image per text; these have {counts}.")
         inputs = encode.encode(self.processor, pictures, texts)
         return Batch(
             inputs=inputs,
@@ -158,8 +159,8 @@ class Lens:
 
     def check(self, graph: Graph | Intervention, batch: Batch) -> None:
         """Prove on fake tensors that a graph fits this model and batch; needs no weights. Raises what does not fit."""
-        plans = compiling.compile_graph(_graph(graph), self.anatomy, typed=True, attention=self.attention)
-        check_plans(plans, batch, self.anatomy, self.module, self.dtype)
+        plans = compiling.compile_graph(_graph(graph), self.architecture, typed=True, attention=self.attention)
+        check_plans(plans, batch, self.architecture, self.module, self.dtype)
 
     def run(
         self,
@@ -250,7 +251,7 @@ def _per_text(images_of: Sequence[Any] | None, count: int) -> list[list[Any]]:
     if isinstance(images_of, str | bytes | os.PathLike) or not isinstance(images_of, Sequence):
         images_of = [images_of]
     if len(images_of) != count:
-        raise ValueError(
+        raise InvalidValue(
             f"{len(images_of)} entries of images for {count} texts; give one entry (or a list, or None) per text."
         )
     return [list(some) if isinstance(some, list | tuple) else [] if some is None else [some] for some in images_of]
@@ -262,5 +263,5 @@ def with_placeholders(text: str, count: int, token: str) -> str:
     if present == 0 and count:
         return f"{token}\n" * count + text
     if present != count:
-        raise ValueError(f"{present} {token} in the text for {count} images: {text[:80]!r}.")
+        raise InvalidValue(f"{present} {token} in the text for {count} images: {text[:80]!r}.")
     return text

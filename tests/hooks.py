@@ -49,4 +49,4 @@ NEURON_PATHS = {
 
 
 def neuron_paths(lens) -> dict[str, list[str]]:
-    return NEURON_PATHS["llava_next" if lens.anatomy.architecture == "LLaVA-NeXT" else "instructblip"]
+    return NEURON_PATHS["llava_next" if lens.architecture.name == "LLaVA-NeXT" else "instructblip"]

@@ -125,7 +125,7 @@ def test_steering_during_beam_search(lens):
 def test_direct_logit_attribution(lens):
     batch = mixed_batch(lens)
     unembedding = lens.module.get_output_embeddings().weight
-    norm = lens.module.get_submodule(lens.anatomy.place("llm.norm").path)
+    norm = lens.module.get_submodule(lens.architecture.place("llm.norm").path)
     yes, no = 60, 70
 
     # the analysis

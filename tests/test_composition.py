@@ -30,7 +30,7 @@ MASK = torch.rand(3, 48, generator=torch.Generator().manual_seed(1)) < 0.4
 
 def lens_by_hand(lens, hidden):
     """Top token and entropy from the model's own norm and unembedding."""
-    llm = lens.module.get_submodule(lens.anatomy.place("llm.norm").path)
+    llm = lens.module.get_submodule(lens.architecture.place("llm.norm").path)
     head = lens.module.get_output_embeddings()
     logs = head(llm(hidden)).log_softmax(-1)
     return logs.argmax(-1), -(logs.exp() * logs).sum(-1)

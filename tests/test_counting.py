@@ -47,7 +47,7 @@ def test_counts_equal_hooks_at_every_site(lens):
     expected = hooked_counts(lens, batch)
     assert {site for _, site in out} == set(expected)
     for site, (by_kind, positions) in expected.items():
-        layered = lens.anatomy.place(site).layers is not None
+        layered = lens.architecture.place(site).layers is not None
         by_kind = by_kind if layered else by_kind[0]
         assert out["count_active_by_kind", site].dtype == torch.int64
         assert torch.equal(out["count_active_by_kind", site], by_kind), site
@@ -77,7 +77,7 @@ def test_large_weights_stay_exact():
 def test_mean_is_divided_once(lens):
     batches = [
         mixed_batch(lens),
-        lens.encode([None], ["only text"]) if lens.anatomy.facts["text_only"] else mixed_batch(lens),
+        lens.encode([None], ["only text"]) if lens.architecture.facts["text_only"] else mixed_batch(lens),
     ]
     mean = lens.run(mean_activation, batches)["mean_activation", "llm.mlp.act"]
     total = torch.zeros(3, 48, dtype=torch.float64)

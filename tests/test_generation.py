@@ -19,7 +19,7 @@ def own(lens, batch):
 
 
 def masks(lens, site="llm.mlp.act"):
-    place = lens.anatomy.place(site)
+    place = lens.architecture.place(site)
     shape = (place.sizes["neuron"],) if place.layers is None else (place.layers, place.sizes["neuron"])
     return torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.3
 
@@ -51,7 +51,7 @@ def test_writes_act_on_every_step_of_every_beam(lens):
     out = lens.run(zero_neurons.at("*.act").bind(neurons=per_layer(all_masks)), batch, **BEAMS)
     hooks = {}
     for site, paths in neuron_paths(lens).items():
-        rows = all_masks[site] if lens.anatomy.place(site).layers is not None else all_masks[site][None]
+        rows = all_masks[site] if lens.architecture.place(site).layers is not None else all_masks[site][None]
         hooks |= {path: zeroing(row) for path, row in zip(paths, rows, strict=True)}
     with hooked(lens.module, hooks):
         expected = own(lens, batch)[:, batch.prompt_length :]

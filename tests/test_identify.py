@@ -30,7 +30,7 @@ KINDS = {
 def by_hand(lens, samples):
     """Counts and tokens by (site, bucket, kind): every sample alone, through the processor and hooks."""
     active, tokens = {}, {}
-    llava = lens.anatomy.architecture == "LLaVA-NeXT"
+    llava = lens.architecture.name == "LLaVA-NeXT"
     for sample in samples:
         (file,) = sample.images
         bucket = int(hashlib.sha256(file.read_bytes()).hexdigest(), 16) % 16
@@ -137,7 +137,7 @@ def test_several_images_a_question(lens, tmp_path):
     counts = count_domain(lens, samples)
     batch, _ = encode(lens, samples, "identification")
     assert batch is not None
-    if lens.anatomy.architecture == "LLaVA-NeXT":
+    if lens.architecture.name == "LLaVA-NeXT":
         assert prompt_of(lens, samples[0], "identification") == "<image>\n<image>\n<image>\nIs it red?"
         assert batch.images == (3,)
     else:

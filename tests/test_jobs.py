@@ -253,7 +253,7 @@ def test_a_read_may_return_numbers_flags_and_text_beside_tensors(served, tmp_pat
     with FakeNdif(served[0]) as server:
         shard = Shard("plain", lambda: ([batch] * 2, {}))
         ((values, _),) = run_shards(client, graph, [shard], remote=server.url, jobs=tmp_path, clock=Hand())
-    layers = here.anatomy.place("llm.mlp.act").layers
+    layers = here.architecture.place("llm.mlp.act").layers
     local = here.run(graph, [batch] * 2)
     for found in (values, local):
         first, second = found["described", "llm.mlp.act"]

@@ -94,7 +94,7 @@ def test_a_job_packs_and_runs_what_a_local_run_does():
         lens = tiny_lens(name)
         batch = packed(lens, rows, cut=True)
         plans, _ = travelling(GRAPH, lens)
-        overs = results_over(GRAPH, lens.anatomy)
+        overs = results_over(GRAPH, lens.architecture)
         item = {**batch.travelling(), "source": None}
         there = run_job(lens.nnsight, plans, [item], {**job_of(lens, {}, False), "overs": overs})["values"]
         here = lens.run(GRAPH, batch)
@@ -127,7 +127,7 @@ def test_a_shared_vision_tower_sees_each_image_once_and_every_row_its_own():
 
 def test_counting_asks_for_one_column_of_logits_and_no_cache(lens):
     batch = lens.encode(pictures((40, 56), (64, 30)), ["Is it red?", "why"])
-    head = lens.anatomy.place("llm.logits").path
+    head = lens.architecture.place("llm.logits").path
     paths = neuron_paths(lens)["llm.mlp.act"]
     seen = outputs(lens.module, [head, *paths], lambda: lens.run(GRAPH, batch))
     assert seen[head][0].shape[1] == 1

@@ -28,8 +28,8 @@ from mmneuron_lens.experiments.read import Entropies
 from mmneuron_lens.neurons.selection import Selection
 from mmneuron_lens.paper import page as sheet
 from mmneuron_lens.paper import paper_numbers as printed
-from mmneuron_lens.paper.page import paper_of
 from mmneuron_lens.paper import run as whole
+from mmneuron_lens.paper.page import paper_of
 from mmneuron_lens.report import latex
 from mmneuron_lens.report.paper_page import claims_frame
 from mmneuron_lens.runs import pipeline as model_stages

@@ -94,7 +94,7 @@ def test_neurons_over_dinov2_are_counted_as_a_hook_counts_them():
     seen = outputs(lens.module, paths, lambda: lens.module(**batch.inputs))
     expected = torch.stack([(seen[path][0] > 0).flatten(0, -2).sum(0) for path in paths])
     assert torch.equal(lens.run(count_active.at("vision.mlp.act"), batch)["count_active", "vision.mlp.act"], expected)
-    assert lens.anatomy.neurons("vision.mlp.act") == 2 * 256
+    assert lens.architecture.neurons("vision.mlp.act") == 2 * 256
 
 
 def test_the_projector_reads_before_the_final_norm():
@@ -384,7 +384,7 @@ def test_the_model_is_assembled_once_and_loads(tmp_path, cache, monkeypatch):
     digest = hashlib.sha256((tmp_path / "c.safetensors").read_bytes()).hexdigest()
     assert folder == cache / "assembled" / digest[:12] / "smol"
     lens = Lens(folder)
-    assert lens.anatomy.architecture == "LLaVA-NeXT"
+    assert lens.architecture.name == "LLaVA-NeXT"
     found = assemble.connector(lens.module)
     assert all(torch.equal(value, found[name]) for name, value in assemble.connector(trained).items())
     # Nothing half written stays beside it.

@@ -37,7 +37,7 @@ def lens():
 
 @pytest.fixture(scope="module")
 def count(lens):
-    return TokenCount(lens.processor.tokenizer, lens.anatomy.facts)
+    return TokenCount(lens.processor.tokenizer, lens.architecture.facts)
 
 
 @pytest.fixture(scope="module")

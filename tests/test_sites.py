@@ -11,7 +11,7 @@ from conftest import ARCHITECTURES, tiny_lens
 
 from interventions import NEURON_SITES, SITES, keep
 from mmneuron_lens import Lens
-from mmneuron_lens.architectures import anatomy_of
+from mmneuron_lens.architectures import architecture_of
 from mmneuron_lens.architectures.checking import check_places
 from mmneuron_lens.runtime.proving import example
 
@@ -41,30 +41,30 @@ def test_attention_patterns_are_read_under_eager_attention(name):
 
 
 def test_a_site_that_is_wired_wrongly_is_caught(lens):
-    place = lens.anatomy.places["llm.mlp.act"]
+    place = lens.architecture.places["llm.mlp.act"]
     wrong = {
-        **lens.anatomy.places,
+        **lens.architecture.places,
         "llm.mlp.act": type(place)(place.path.replace("act_fn", "up_proj"), 3, {"neuron": 47}),
     }
-    lens.anatomy = type(lens.anatomy)(lens.anatomy.architecture, wrong, lens.anatomy.facts)
+    lens.architecture = type(lens.architecture)(lens.architecture.name, wrong, lens.architecture.facts)
     with pytest.raises(AssertionError, match=r"llm\.mlp\.act layer 0: shape"):
         lens.prove()
     with pytest.raises(ValueError, match=r"llm\.mlp\.act at '.*up_proj' is 48 wide, not 47"):
-        check_places(lens.anatomy, lens.module)
+        check_places(lens.architecture, lens.module)
 
 
 def test_a_renamed_module_is_found_on_load(lens):
-    place = lens.anatomy.places["llm.norm"]
-    places = {**lens.anatomy.places, "llm.norm": type(place)("model.final_norm", None, place.sizes)}
+    place = lens.architecture.places["llm.norm"]
+    places = {**lens.architecture.places, "llm.norm": type(place)("model.final_norm", None, place.sizes)}
     with pytest.raises(ValueError, match=r"llm\.norm should be at 'model\.final_norm'"):
-        check_places(type(lens.anatomy)(lens.anatomy.architecture, places, lens.anatomy.facts), lens.module)
+        check_places(type(lens.architecture)(lens.architecture.name, places, lens.architecture.facts), lens.module)
 
 
 def test_unknown_architecture_names_the_choices():
     from transformers import LlamaConfig
 
     with pytest.raises(ValueError, match=r"Unknown architecture 'llama'\. Did you mean 'llava'\? Choices: llava_next"):
-        anatomy_of(LlamaConfig())
+        architecture_of(LlamaConfig())
 
 
 def test_an_encoder_decoder_language_model_is_refused():
@@ -72,7 +72,7 @@ def test_an_encoder_decoder_language_model_is_refused():
     config = copy.deepcopy(tiny_models.blip2()[0].config)
     config.use_decoder_only_language_model = False
     with pytest.raises(ValueError, match="only decoder-only language models"):
-        anatomy_of(config)
+        architecture_of(config)
 
 
 def test_neuron_sites_are_those_of_the_paper():

@@ -44,7 +44,7 @@ def test_misspelt_site():
 
 def test_a_site_of_another_architecture(untouchable):
     lens, batch = untouchable
-    absent = "qformer.query.act" if lens.anatomy.architecture == "LLaVA-NeXT" else "projector.act"
+    absent = "qformer.query.act" if lens.architecture.name == "LLaVA-NeXT" else "projector.act"
     with pytest.raises(KeyError, match=f"Unknown site '{absent}'.*Choices: vision"):
         lens.run(count_active.at(absent), batch)
 

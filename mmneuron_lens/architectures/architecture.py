@@ -1,4 +1,4 @@
-"""Anatomy: where each named site of one model lies, how large it is, and what can reach the logits."""
+"""Architecture: where each named site of one model lies, how large it is, and what can reach the logits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from interventions.errors import UnknownName
 from interventions.sites import GROUP_KINDS, SITES, site_order, unknown
 
 
@@ -46,10 +47,10 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Architecture:
     """All sites of one model by name, in forward order, and the facts that laying out a batch needs."""
 
-    architecture: str
+    name: str
     places: Mapping[str, Place]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,7 +66,7 @@ class Anatomy:
     def place(self, site: str) -> Place:
         """Raises `KeyError` with the choices for a site this architecture does not have."""
         if site not in self.places:
-            raise KeyError(f"{self.architecture} has no such site. {unknown('site', site, self.sites)}")
+            raise UnknownName(f"{self.name} has no such site. {unknown('site', site, self.sites)}")
         return self.places[site]
 
     def axes(self, site: str) -> str:

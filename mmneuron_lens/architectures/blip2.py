@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.architectures import language, qformer, vision
-from mmneuron_lens.architectures.architecture import Anatomy, Place
+from mmneuron_lens.architectures.architecture import Architecture, Place
 
 
-def anatomy(config: Any) -> Anatomy:
+def architecture(config: Any) -> Architecture:
     """From a `Blip2Config`."""
     return queried(config, "BLIP-2", instruction=False)
 
 
-def queried(config: Any, architecture: str, instruction: bool) -> Anatomy:
+def queried(config: Any, name: str, instruction: bool) -> Architecture:
     """A model whose language model sees queries. Raises `ValueError` for encoder-decoder language models (T5)."""
     if not config.use_decoder_only_language_model:
-        raise ValueError(f"{architecture} with {config.text_config.model_type}: only decoder-only language models.")
+        raise InvalidValue(f"{name} with {config.text_config.model_type}: only decoder-only language models.")
     hidden = config.text_config.hidden_size
-    return Anatomy(
-        architecture=architecture,
+    return Architecture(
+        name=name,
         places=vision.places(config.vision_config, "vision_model")
         | qformer.places(config.qformer_config, "qformer", instruction)
         | {

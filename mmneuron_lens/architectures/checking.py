@@ -1,37 +1,38 @@
-"""Checking: that the paths of an anatomy exist in a module and have the sizes that it says."""
+"""Checking: that the paths of an architecture exist in a module and have the sizes that it says."""
 
 from __future__ import annotations
 
 import torch
 
-from mmneuron_lens.architectures.architecture import Anatomy, Place
+from interventions.errors import InvalidValue
+from mmneuron_lens.architectures.architecture import Architecture, Place
 
 
-def check_places(anatomy: Anatomy, module: torch.nn.Module) -> None:
+def check_places(architecture: Architecture, module: torch.nn.Module) -> None:
     """Check every path, and the width of the linear layer that makes or takes each value; works on meta.
 
     Raises `ValueError` naming the site and path, so that a renamed module is found on load, not by a wrong number.
     """
-    for site, place in anatomy.places.items():
+    for site, place in architecture.places.items():
         for _, path in place.paths():
             try:
                 found = module.get_submodule(path)
             except AttributeError as error:
-                raise ValueError(
-                    f"{anatomy.architecture}: {site} should be at {path!r}, which this model does not have ({error}). "
+                raise InvalidValue(
+                    f"{architecture.name}: {site} should be at {path!r}, which this model does not have ({error}). "
                     "The installed transformers names it differently; correct the table in mmneuron_lens/models."
                 ) from error
-            _check_width(anatomy, site, place, path, found)
+            _check_width(architecture, site, place, path, found)
 
 
-def _check_width(anatomy: Anatomy, site: str, place: Place, path: str, found: torch.nn.Module) -> None:
+def _check_width(architecture: Architecture, site: str, place: Place, path: str, found: torch.nn.Module) -> None:
     if not isinstance(found, torch.nn.Linear):
         return
     parts = place.view[2] if place.view and place.view[0] == "part" else 1
     expected = _width(place) * parts
     actual = found.in_features if place.at == "input" else found.out_features
     if expected and actual != expected:
-        raise ValueError(f"{anatomy.architecture}: {site} at {path!r} is {actual} wide, not {expected} as configured.")
+        raise InvalidValue(f"{architecture.name}: {site} at {path!r} is {actual} wide, not {expected} as configured.")
 
 
 def _width(place: Place) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mmneuron_lens.architectures import blip2
-from mmneuron_lens.architectures.architecture import Anatomy
+from mmneuron_lens.architectures.architecture import Architecture
 
 
-def anatomy(config: Any) -> Anatomy:
+def architecture(config: Any) -> Architecture:
     """From an `InstructBlipConfig`."""
     return blip2.queried(config, "InstructBLIP", instruction=True)

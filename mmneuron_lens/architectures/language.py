@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from interventions.errors import InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.architectures.architecture import Place
 
@@ -48,7 +49,7 @@ def llama(config: Any, base: str, head: str) -> dict[str, Place]:
 def opt(config: Any, base: str, head: str) -> dict[str, Place]:
     """OPT, as in the published BLIP-2: two-layer MLP whose batch and tokens are flattened."""
     if not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size:
-        raise ValueError(
+        raise InvalidValue(
             "OPT with norms after its layers (opt-350m) has no final norm, so no logit lens; not supported."
         )
     hidden, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
@@ -96,5 +97,5 @@ def places(config: Any, base: str, head: str) -> dict[str, Place]:
     Raises `ValueError` for a model type that is not known, with those that are.
     """
     if config.model_type not in FAMILIES:
-        raise ValueError(unknown("language model", config.model_type, list(FAMILIES)))
+        raise InvalidValue(unknown("language model", config.model_type, list(FAMILIES)))
     return FAMILIES[config.model_type](config, base, head)

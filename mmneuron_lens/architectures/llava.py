@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.architectures import language, vision
-from mmneuron_lens.architectures.architecture import Anatomy, Place
+from mmneuron_lens.architectures.architecture import Architecture, Place
 
 
-def anatomy(config: Any) -> Anatomy:
+def architecture(config: Any) -> Architecture:
     """From a `LlavaConfig`."""
-    return Anatomy(
-        architecture="LLaVA",
+    return Architecture(
+        name="LLaVA",
         places=vision.places(config.vision_config, "model.vision_tower", config.vision_feature_layer)
         | projector(config)
         | language.places(config.text_config, "model.language_model", "lm_head"),
@@ -31,7 +32,7 @@ def projector(config: Any) -> dict[str, Place]:
 def facts(config: Any) -> dict[str, Any]:
     """What laying out a batch needs. Raises `ValueError` for features that keep the CLS token."""
     if config.vision_feature_select_strategy != "default":
-        raise ValueError(
+        raise InvalidValue(
             f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} keeps the CLS token; "
             "only 'default', as published, is supported."
         )

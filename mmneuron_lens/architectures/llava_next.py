@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from mmneuron_lens.architectures import language, llava, vision
-from mmneuron_lens.architectures.architecture import Anatomy
+from mmneuron_lens.architectures.architecture import Architecture
 
 
-def anatomy(config: Any) -> Anatomy:
+def architecture(config: Any) -> Architecture:
     """From a `LlavaNextConfig`."""
-    return Anatomy(
-        architecture="LLaVA-NeXT",
+    return Architecture(
+        name="LLaVA-NeXT",
         places=vision.places(config.vision_config, "model.vision_tower", config.vision_feature_layer)
         | llava.projector(config)
         | language.places(config.text_config, "model.language_model", "lm_head"),

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from interventions.errors import UnknownName
+
 EMBEDDED = ("llava-next", "instructblip")
 """Models whose weights ship with the package."""
 
@@ -53,7 +55,7 @@ def embedded_folder(name: str) -> Path:
 
         return smol_folder()
     if name not in EMBEDDED:
-        raise KeyError(unknown("embedded model", name, [*EMBEDDED, SMOL]))
+        raise UnknownName(unknown("embedded model", name, [*EMBEDDED, SMOL]))
     return Path(__file__).parent.parent / "embedded" / name
 
 

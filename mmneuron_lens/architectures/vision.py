@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from interventions.errors import InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.architectures.architecture import Place
 
@@ -121,7 +122,7 @@ def places(config: Any, base: str, read_at: int | list[int] | None = None) -> di
     Raises `ValueError` for a model type that is not known, with those that are.
     """
     if config.model_type not in FAMILIES:
-        raise ValueError(unknown("vision tower", config.model_type, list(FAMILIES)))
+        raise InvalidValue(unknown("vision tower", config.model_type, list(FAMILIES)))
     found = FAMILIES[config.model_type](config, base)
     if read_at is None:
         return found

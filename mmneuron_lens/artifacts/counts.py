@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from interventions.errors import InvalidValue, UnknownName
 from mmneuron_lens.artifacts.format import read_artifact, write_artifact
 
 BUCKETS = 16
@@ -32,7 +33,7 @@ def bucket_of(image_bytes_hash: str | bytes) -> int:
             raise ValueError
         return int(digest, 16) % BUCKETS
     except ValueError:
-        raise ValueError(
+        raise InvalidValue(
             f"{image_bytes_hash[:80]!r} is no sha256; give hashlib.sha256(image_bytes).hexdigest() of the first image."
         ) from None
 
@@ -60,7 +61,9 @@ class Counts:
     def __post_init__(self) -> None:
         if not (self.active.keys() == self.tokens.keys() == self.kinds.keys()):
             sites = {name: sorted(getattr(self, name)) for name in ("active", "tokens", "kinds")}
-            raise ValueError(f"Counts of {self.domain!r} name different sites: {sites}; give all three for each site.")
+            raise InvalidValue(
+                f"Counts of {self.domain!r} name different sites: {sites}; give all three for each site."
+            )
         object.__setattr__(self, "active", {site: self.active[site] for site in sorted(self.active)})
         object.__setattr__(self, "tokens", {site: self.tokens[site] for site in sorted(self.tokens)})
         object.__setattr__(self, "kinds", {site: tuple(self.kinds[site]) for site in sorted(self.kinds)})
@@ -70,20 +73,22 @@ class Counts:
     def _check(self, site: str) -> None:
         active, tokens, kinds = self.active[site], self.tokens[site], self.kinds[site]
         if active.dtype != torch.int64 or tokens.dtype != torch.int64:
-            raise ValueError(f"{site}: counts are {active.dtype} and tokens {tokens.dtype}; both must be torch.int64.")
+            raise InvalidValue(
+                f"{site}: counts are {active.dtype} and tokens {tokens.dtype}; both must be torch.int64."
+            )
         if len(set(kinds)) != len(kinds):
-            raise ValueError(f"{site}: kinds {kinds} repeat a name; give each once.")
+            raise InvalidValue(f"{site}: kinds {kinds} repeat a name; give each once.")
         if active.ndim != 4 or (active.shape[0], active.shape[2]) != (BUCKETS, len(kinds)):
-            raise ValueError(
+            raise InvalidValue(
                 f"{site}: counts have shape {tuple(active.shape)}; expected [bucket {BUCKETS}, layer, "
                 f"kind {len(kinds)}, neuron]."
             )
         if tokens.shape != (BUCKETS, len(kinds)):
-            raise ValueError(
+            raise InvalidValue(
                 f"{site}: tokens have shape {tuple(tokens.shape)}; expected [bucket {BUCKETS}, kind {len(kinds)}]."
             )
         if active.numel() and (int(active.min()) < 0 or bool((active > tokens[:, None, :, None]).any())):
-            raise ValueError(f"{site}: a count is negative or above the number of tokens; count the same positions.")
+            raise InvalidValue(f"{site}: a count is negative or above the number of tokens; count the same positions.")
 
     def per_bucket(
         self, site: str, kinds: tuple[str, ...] | None = None
@@ -93,11 +98,13 @@ class Counts:
         Raises `KeyError` naming the choices for an unknown site or kind.
         """
         if site not in self.active:
-            raise KeyError(f"no counts at site {site!r}; choose from {', '.join(self.active)}.")
+            raise UnknownName(f"no counts at site {site!r}; choose from {', '.join(self.active)}.")
         known = self.kinds[site]
         unknown = [kind for kind in kinds or () if kind not in known]
         if unknown or kinds == ():
-            raise KeyError(f"{site}: no kind {', '.join(map(repr, unknown)) or '()'}; choose from {', '.join(known)}.")
+            raise UnknownName(
+                f"{site}: no kind {', '.join(map(repr, unknown)) or '()'}; choose from {', '.join(known)}."
+            )
         index = torch.tensor([known.index(kind) for kind in dict.fromkeys(kinds or known)])
         return self.active[site][:, :, index].sum(2), self.tokens[site][:, index].sum(1)
 
@@ -157,7 +164,7 @@ def merge(first: Counts, *others: Counts) -> Counts:
         refuse_differences(total, other, ignore=SHARD_FIELDS, action="merge")
         twice = _listed(total, "shards") & _listed(other, "shards")
         if twice:
-            raise ValueError(
+            raise InvalidValue(
                 f"cannot merge counts: shard {', '.join(sorted(twice))} is in both; merge each shard once."
             )
         shards = {
@@ -190,7 +197,7 @@ def refuse_differences(first: Counts, other: Counts, ignore: tuple[str, ...], ac
         if values[0] != values[1]:
             differences.append(f"provenance {name} is {values[0]!r} and {values[1]!r}")
     if differences:
-        raise ValueError(f"cannot {action} counts: {'; '.join(differences)}; count both in the same way.")
+        raise InvalidValue(f"cannot {action} counts: {'; '.join(differences)}; count both in the same way.")
 
 
 def _listed(counts: Counts, name: str) -> set[str]:

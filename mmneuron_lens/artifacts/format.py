@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from interventions.errors import FileMissing, InvalidValue
+
 VERSION = 1
 """The newest artifact format this package reads, and the one it writes."""
 
@@ -24,7 +26,7 @@ PACKAGES = ("mmneuron_lens", "torch", "transformers", "nnsight")
 RESERVED = ("kind", "version")
 
 
-class ArtifactError(ValueError):
+class ArtifactError(InvalidValue):
     """A file is not the artifact that was asked for; the message names the file, the value and the next step."""
 
 
@@ -72,9 +74,7 @@ def read_artifact(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; run the stage that writes {kind!r} artifacts, or check the path."
-        )
+        raise FileMissing(f"{path}: no such file; run the stage that writes {kind!r} artifacts, or check the path.")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.architectures import loading
 from mmneuron_lens.artifacts.counts import bucket_of
 from mmneuron_lens.batching.prefetch import Opener
@@ -68,7 +69,7 @@ def batches(samples: Iterable[Sized], batch_size: int, buckets: bool = True) -> 
     Raises `ValueError` for a batch size below 1.
     """
     if batch_size < 1:
-        raise ValueError(f"batch size is {batch_size}; it must be 1 or more.")
+        raise InvalidValue(f"batch size is {batch_size}; it must be 1 or more.")
 
     def place(one: Sized) -> tuple[Any, ...]:
         return (one.bucket if buckets else 0, one.pixels, one.digest, one.sample.id)
@@ -94,7 +95,7 @@ def rows_of(samples: Sequence[Sample], at_most: int) -> list[list[Sample]]:
 
 def model_kind(lens: Lens) -> ModelKind:
     """Which of the two published prompts a model is asked with: does `<image>` stand in its text?"""
-    return "llava-next" if lens.anatomy.facts["images_in_text"] else "instructblip"
+    return "llava-next" if lens.architecture.facts["images_in_text"] else "instructblip"
 
 
 def prompt_of(lens: Lens, sample: Sample, prompt: Prompt) -> str:
@@ -105,7 +106,7 @@ def prompt_of(lens: Lens, sample: Sample, prompt: Prompt) -> str:
     elif prompt == "evaluation":
         text = prompts.evaluation(kind, sample.question, sample.options, sample.domain)
     else:
-        raise ValueError(f"unknown prompt {prompt!r}; choose from identification, evaluation.")
+        raise InvalidValue(f"unknown prompt {prompt!r}; choose from identification, evaluation.")
     return text.replace("<image>\n", "<image>\n" * len(sample.images), 1) if kind == "llava-next" else text
 
 

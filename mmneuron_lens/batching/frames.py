@@ -22,7 +22,7 @@ NAMES = {domain: one.name for domain, one in PUBLISHED.items()}
 
 def token_count(lens: Lens) -> TokenCount:
     """How samples are counted in LLaVA-NeXT tokens: with this model's tokenizer, and its tiles where it has any."""
-    facts = lens.anatomy.facts if lens.anatomy.facts.get("grid_pinpoints") else LLAVA_NEXT
+    facts = lens.architecture.facts if lens.architecture.facts.get("grid_pinpoints") else LLAVA_NEXT
     return TokenCount(lens.processor.tokenizer, facts)
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.corpora.folder import Problems, open_images
 from mmneuron_lens.corpora.sample import Sample
 
@@ -41,7 +42,7 @@ def decoded_ahead(batches: Sequence[Sequence[Sample]], workers: int = 0) -> Iter
     Raises `ValueError` for fewer than 0 workers.
     """
     if workers < 0:
-        raise ValueError(f"workers is {workers}; it must be 0 (decode beside the model) or more.")
+        raise InvalidValue(f"workers is {workers}; it must be 0 (decode beside the model) or more.")
     if not workers or not batches:
         for _ in batches:
             yield open_images

@@ -16,6 +16,7 @@ from random import Random
 
 from PIL import Image
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.corpora.rows import BadRow, RowReader, quote
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
 from mmneuron_lens.wire import images
@@ -23,7 +24,7 @@ from mmneuron_lens.wire import images
 QUESTIONS = "questions.jsonl"
 
 
-class CorpusError(ValueError):
+class CorpusError(InvalidValue):
     """A folder is no corpus, or holds not one good row; the message says what to do."""
 
 
@@ -165,5 +166,5 @@ def by_domain(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
 
 def _unreadable(sample: Sample, problems: Problems | None, error: Exception) -> None:
     if problems is None:
-        raise ValueError(str(error)) from error
+        raise InvalidValue(str(error)) from error
     problems.add_sample(sample, f"image cannot be decoded: {error} Replace the file, or remove the row.")

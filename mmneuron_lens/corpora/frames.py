@@ -7,6 +7,8 @@ from typing import Literal
 
 from PIL import Image
 
+from interventions.errors import InvalidValue
+
 Frames = Literal["fit", "strip"]
 """`fit`: as many evenly spaced frames as there is room for. `strip`: all of them side by side as one image."""
 
@@ -22,7 +24,7 @@ def middle(count: int) -> int:
 def evenly_spaced(chosen: int, count: int) -> tuple[int, ...]:
     """Places of `chosen` of `count` frames, the first and the last among them; of one, the middle."""
     if not 1 <= chosen <= count:
-        raise ValueError(f"{chosen} of {count} frames cannot be chosen; give 1 to {count}.")
+        raise InvalidValue(f"{chosen} of {count} frames cannot be chosen; give 1 to {count}.")
     if chosen == 1:
         return (middle(count),)
     return tuple(round(place * (count - 1) / (chosen - 1)) for place in range(chosen))

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from interventions.errors import MissingPackage
 from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, vqav2
 from mmneuron_lens.corpora.folder import CorpusError
 from mmneuron_lens.corpora.records import Record, RecordProblems, good, text
@@ -76,7 +77,7 @@ def _rows(source: str, split: str, config: str | None, revision: str | None) -> 
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("reading hub corpora needs `datasets`: pip install 'mmneuron-lens[corpora]'.") from error
+        raise MissingPackage("reading hub corpora needs `datasets`: pip install 'mmneuron-lens[corpora]'.") from error
     saved = Path(source)
     try:
         if (saved / "dataset_dict.json").is_file():

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from interventions.errors import InvalidValue
+
 ModelKind = Literal["llava-next", "instructblip"]
 
 MODEL_KINDS: tuple[ModelKind, ...] = ("llava-next", "instructblip")
@@ -55,11 +57,11 @@ def evaluation(model_kind: ModelKind, question: str, options: Sequence[str] = ()
 def option_list(options: Sequence[str]) -> str:
     """`['A: ...', 'B: ...']`, as in Figure 8b; single quotes also where Python's repr would change them."""
     if len(options) > 26:
-        raise ValueError(f"{len(options)} options, but the alphabet has 26 letters: ask with fewer options")
+        raise InvalidValue(f"{len(options)} options, but the alphabet has 26 letters: ask with fewer options")
     return "[" + ", ".join(f"'{chr(65 + i)}: {option.strip()}'" for i, option in enumerate(options)) + "]"
 
 
 def _known(model_kind: str) -> str:
     if model_kind not in MODEL_KINDS:
-        raise ValueError(f"unknown model kind {model_kind!r}: choose one of {', '.join(MODEL_KINDS)}")
+        raise InvalidValue(f"unknown model kind {model_kind!r}: choose one of {', '.join(MODEL_KINDS)}")
     return model_kind

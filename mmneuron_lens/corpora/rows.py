@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.corpora.sample import Sample
 
 SHOWN = 100
 """Characters of a value that a problem quotes."""
 
 
-class BadRow(ValueError):
+class BadRow(InvalidValue):
     """What is wrong with one row, and the next step."""
 
 

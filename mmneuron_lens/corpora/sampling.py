@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts import format as artifacts
 from mmneuron_lens.artifacts.format import ArtifactError, provenance
 from mmneuron_lens.corpora import prompts
@@ -49,7 +50,7 @@ class TokenCount:
     """How many positions of LLaVA-NeXT's language model a sample's identification prompt takes, BOS included.
 
     Images count by their sizes in pixels, through the checkpoint's tiles (`facts`: patches, tile_size and
-    grid_pinpoints, as in `lens.anatomy.facts`); no pixel is decoded. `tokenizer` is the checkpoint's own.
+    grid_pinpoints, as in `lens.architecture.facts`); no pixel is decoded. `tokenizer` is the checkpoint's own.
     """
 
     tokenizer: Any
@@ -169,7 +170,7 @@ def identification_list(
     below 1.
     """
     if budget < 1:
-        raise ValueError(f"budget is {budget} tokens; it must be 1 or more.")
+        raise InvalidValue(f"budget is {budget} tokens; it must be 1 or more.")
     # The chosen ones so far, the last drawn on top.
     chosen: list[tuple[int, str, int]] = []
     total = 0
@@ -218,7 +219,7 @@ def evaluation_list(
 ) -> SampleList:
     """So many questions, in drawn order; all where a corpus has fewer. Tokens are not counted. As above otherwise."""
     if questions < 1:
-        raise ValueError(f"{questions} questions; give 1 or more.")
+        raise InvalidValue(f"{questions} questions; give 1 or more.")
     chosen: list[tuple[int, str]] = []
     for sample in samples:
         place = _place(seed, "evaluation", domain, sample.id)

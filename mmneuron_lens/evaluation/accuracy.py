@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import DOMAIN, NONE, RANDOM, Answer, Key, Match, exact_match, key_of
 from mmneuron_lens.metrics.intervals import mean_interval
 
@@ -75,7 +76,7 @@ def right_by_condition(answers: Sequence[Answer], match: Marking = exact_match) 
     """The mark of each answer of one model; `ValueError` for answers of several models."""
     found = _by_model(answers, match)
     if len(found) != 1:
-        raise ValueError(f"answers of one model wanted, these are of {[model for model, _ in found]}.")
+        raise InvalidValue(f"answers of one model wanted, these are of {[model for model, _ in found]}.")
     return found[0][1]
 
 
@@ -91,7 +92,7 @@ def _by_model(answers: Sequence[Answer], match: Marking) -> list[tuple[str, Righ
 
 def _compared(correct: dict[str, float], baseline: dict[str, float], is_baseline: bool, seed: int) -> dict[str, Any]:
     if correct.keys() != baseline.keys():
-        raise ValueError('a condition and "none" have answers to different questions; answer all under each.')
+        raise InvalidValue('a condition and "none" have answers to different questions; answer all under each.')
     first = numpy.array([*correct.values()], float)
     second = numpy.array([baseline[question] for question in correct], float)
     row = {"accuracy": 100 * float(first.mean())}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from interventions import Graph, mean_ablate_neurons, mean_activation, per_layer, scale_neurons, zero_neurons
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM, Answer, AnswerLog
 from mmneuron_lens.batching.batches import Progress, Prompt, batches, encode, quietly, sized
 from mmneuron_lens.corpora.folder import Problems
@@ -58,9 +59,9 @@ class Off:
 
     def __post_init__(self) -> None:
         if self.how not in ("zero", "mean", "scale"):
-            raise ValueError(f"no way {self.how!r} to switch neurons; choose from zero, mean, scale.")
+            raise InvalidValue(f"no way {self.how!r} to switch neurons; choose from zero, mean, scale.")
         if self.how == "mean" and self.means is None:
-            raise ValueError("mean ablation needs the means; give means=mean_activations(lens, samples_by_domain).")
+            raise InvalidValue("mean ablation needs the means; give means=mean_activations(lens, samples_by_domain).")
 
     @property
     def described(self) -> str:
@@ -83,7 +84,9 @@ def modules_of(selection: Selection) -> tuple[str, ...]:
 def neurons_off(lens: Lens, masks: Mapping[str, Tensor], off: Off | None = None) -> Graph:
     """A graph that switches these neurons at every position and step. masks: bool [layer, neuron] by site."""
     off = off or Off()
-    bound = {site: mask if lens.anatomy.place(site).layers is not None else mask[0] for site, mask in masks.items()}
+    bound = {
+        site: mask if lens.architecture.place(site).layers is not None else mask[0] for site, mask in masks.items()
+    }
     if off.how == "scale":
         return Graph((scale_neurons.at(list(bound)).bind(neurons=per_layer(bound), factor=float(off.factor)),))
     if off.how == "mean":

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions import Graph, keep, last_hidden_state
+from interventions.errors import InvalidValue, UnknownName
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
 from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
 from mmneuron_lens.batching.batches import Progress, Prompt, batches, encode, model_facts, quietly, sized
@@ -65,7 +66,7 @@ class Deviations:
         ]
         if not found:
             choices = ", ".join(f"{place}/{name}" for place, name in self.conditions)
-            raise KeyError(f"no deviation of {module}/{condition}; choose from {choices}.")
+            raise UnknownName(f"no deviation of {module}/{condition}; choose from {choices}.")
         return torch.stack(found).mean(0)
 
     def save(self, path: str | Path) -> None:
@@ -129,7 +130,9 @@ def deviate(
     """
     domains = sorted({sample.domain for sample in samples})
     if len(domains) != 1:
-        raise ValueError(f"deviations are of one domain, and these {len(samples)} samples are of {domains or 'none'}.")
+        raise InvalidValue(
+            f"deviations are of one domain, and these {len(samples)} samples are of {domains or 'none'}."
+        )
     conditions = deviation_conditions(lens, selection, domains[0], random_draws, seed, off)
     made = batches(sized(samples, problems), batch_size, buckets=False)
     found: dict[str, list[Tensor]] = {measure: [] for measure in MEASURES}
@@ -144,7 +147,7 @@ def deviate(
         for measure in MEASURES:
             found[measure].append(torch.stack([row[measure] for row in rows]))
     if not ids:
-        raise ValueError(f"no sample of {domains[0]} could be read; see the problems of its rows.")
+        raise InvalidValue(f"no sample of {domains[0]} could be read; see the problems of its rows.")
     order = sorted(range(len(ids)), key=ids.__getitem__)
     facts = {"prompt": prompt, "batch size": batch_size, "random draws": random_draws, "seed": seed}
     return Deviations(

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interventions import keep
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
 from mmneuron_lens.batching.batches import Progress, batches, encode, model_facts, quietly, sized
 from mmneuron_lens.corpora.folder import Problems
@@ -67,7 +68,7 @@ def embed_images(
                 vectors.append(pooled[_overviews(batch)].float().cpu())
                 domains += [domain] * len(kept)
     if not vectors:
-        raise ValueError("no image could be read; see the problems of the rows.")
+        raise InvalidValue("no image could be read; see the problems of the rows.")
     found = torch.cat(vectors)
     facts = {"site": "vision.pooled", "batch size": batch_size, "images": len(found)}
     return Embeddings(model_facts(lens)["model id"], found, tuple(domains), facts, provenance(**model_facts(lens)))

@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from interventions import GROUP_KINDS, SITES, count_active_by_kind, count_positions
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, Counts
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.batching.batches import (
@@ -104,7 +105,7 @@ def count_domain(
     """
     domains = sorted({sample.domain for sample in samples})
     if len(domains) != 1:
-        raise ValueError(f"counts are of one domain, and these {len(samples)} samples are of {domains or 'none'}.")
+        raise InvalidValue(f"counts are of one domain, and these {len(samples)} samples are of {domains or 'none'}.")
     domain = domains[0]
     remote = lens.remote if remote is None else remote
     if any(len(sample.images) > 1 for sample in samples):
@@ -158,7 +159,7 @@ def count_domain(
             if checkpoint is not None and pace.due(checkpoint.seconds):
                 checkpoint.save(counts_of(mine[:done]), done)
     if not counted and shard == WHOLE:
-        raise ValueError(f"no sample of {domain} could be read; see the problems of its rows.")
+        raise InvalidValue(f"no sample of {domain} could be read; see the problems of its rows.")
     return counts_of(mine)
 
 
@@ -168,7 +169,7 @@ def whole_images(found: Sequence[Sized], batch_size: int, rows: bool) -> list[tu
     A batch holds at most `batch_size` questions; where questions share `rows`, one image's may be more, up to `PACKED`.
     """
     if batch_size < 1:
-        raise ValueError(f"batch size is {batch_size}; it must be 1 or more.")
+        raise InvalidValue(f"batch size is {batch_size}; it must be 1 or more.")
     made: list[tuple[int, list[Sample]]] = []
     for bucket, some in batches(found, max(len(found), 1)):
         for row in rows_of(some, PACKED if rows else min(PACKED, batch_size)):
@@ -252,7 +253,7 @@ def _empty(lens: Lens, domain: str, facts: dict[str, Any]) -> Counts:
     active, tokens = {}, {}
     kinds = {site: _prompt_kinds(site) for site in lens.sites if site.endswith(".act")}
     for site, names in kinds.items():
-        place = lens.anatomy.place(site)
+        place = lens.architecture.place(site)
         shape = (BUCKETS, place.layers or 1, len(names), place.sizes["neuron"])
         active[site] = torch.zeros(shape, dtype=torch.int64)
         tokens[site] = torch.zeros(BUCKETS, len(names), dtype=torch.int64)
@@ -263,7 +264,7 @@ def _add(lens: Lens, total: Counts, bucket: int, out: Mapping[tuple[str, str], A
     """Adds what one run counted, in place."""
     for site, kinds in total.kinds.items() if out else ():
         count, positions = out["count_active_by_kind", site], out["count_positions", site]
-        if lens.anatomy.place(site).layers is None:
+        if lens.architecture.place(site).layers is None:
             count, positions = count[None], positions[None]
         total.active[site][bucket] += count[:, : len(kinds)].cpu()
         # Every layer sees the same positions.

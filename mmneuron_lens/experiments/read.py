@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from interventions import batch_field, lens_entropy, logit_lens, reads
+from interventions.errors import InvalidValue, OutOfRange, UnknownName
 from mmneuron_lens.artifacts.counts import BUCKETS
 from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
 from mmneuron_lens.batching.batches import (
@@ -108,14 +109,14 @@ class LensTrace:
         """The last position of a kind; `KeyError` names the kinds there are."""
         places = [place for place, name in enumerate(self.kinds) if name == kind]
         if not places:
-            raise KeyError(f"no {kind!r} position was read; choose from {', '.join(dict.fromkeys(self.kinds))}.")
+            raise UnknownName(f"no {kind!r} position was read; choose from {', '.join(dict.fromkeys(self.kinds))}.")
         return places[-1]
 
     def position(self, kind: str, number: int) -> int:
         """The position of a kind by number, from 0; negative ones count from the end. `IndexError` names how many."""
         places = [place for place, name in enumerate(self.kinds) if name == kind]
         if not -len(places) <= number < len(places):
-            raise IndexError(f"there are {len(places)} {kind} positions, no number {number}.")
+            raise OutOfRange(f"there are {len(places)} {kind} positions, no number {number}.")
         return places[number]
 
     def heat(self, position: int, even: bool = False) -> heat.Heat:
@@ -186,7 +187,7 @@ def trace_sample(
     chosen = list(range(length)) if positions is None else list(positions)
     wrong = [place for place in chosen if not -length <= place < length]
     if wrong:
-        raise IndexError(f"positions {wrong} are not in this prompt of {length} tokens.")
+        raise OutOfRange(f"positions {wrong} are not in this prompt of {length} tokens.")
     chosen = sorted({place % length for place in chosen})
     out = lens.run(logit_lens.at(READ_AT, positions=chosen).bind(top_k=top_k), batch)
     embedded, layers = (out["logit_lens", site][0] for site in READ_AT)
@@ -264,9 +265,9 @@ def read_entropy(
     """The entropies of one domain's questions: one forward a batch. Raises `ValueError` for several domains or none."""
     domains = sorted({sample.domain for sample in samples})
     if len(domains) != 1:
-        raise ValueError(f"entropies are of one domain, and these {len(samples)} samples are of {domains or 'none'}.")
+        raise InvalidValue(f"entropies are of one domain, and these {len(samples)} samples are of {domains or 'none'}.")
     kinds = ("image", "text")
-    layers = 1 + (lens.anatomy.place(READ_AT[1]).layers or 1)
+    layers = 1 + (lens.architecture.place(READ_AT[1]).layers or 1)
     entropy = torch.zeros(BUCKETS, layers, len(kinds), dtype=torch.float64)
     found = {name: torch.zeros(BUCKETS, len(kinds), dtype=torch.float64) for name in ("sum", "below", "tokens")}
     graph = lens_entropy.at(READ_AT) | top_one
@@ -281,7 +282,7 @@ def read_entropy(
         # A mean times its weight is the sum again; a kind without tokens has none.
         entropy[bucket] = (means[:, : len(kinds)].cpu() * found["tokens"][bucket]).nan_to_num(0.0)
     if not float(found["tokens"].sum()):
-        raise ValueError(f"no sample of {domains[0]} could be read; see the problems of its rows.")
+        raise InvalidValue(f"no sample of {domains[0]} could be read; see the problems of its rows.")
     facts = {"prompt": prompt, "batch size": batch_size, "below": CONFIDENT, "unit": "nats"}
     return Entropies(
         model=model_facts(lens)["model id"],

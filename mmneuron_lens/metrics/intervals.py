@@ -12,6 +12,8 @@ from typing import Any
 import numpy
 from scipy.stats import bootstrap
 
+from interventions.errors import InvalidValue
+
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 CELLS = 2_000_000
@@ -45,7 +47,9 @@ def mean_of_kinds(scores_by_kind: Sequence[Sequence[float]], seed: int = 0) -> E
     groups = [100 * numpy.asarray(scores, float) for scores in scores_by_kind]
     questions = sum(map(len, groups))
     if not groups or min(map(len, groups)) == 0:
-        raise ValueError(f"{questions} scores in {len(groups)} kinds, some empty; give one score or more of each kind.")
+        raise InvalidValue(
+            f"{questions} scores in {len(groups)} kinds, some empty; give one score or more of each kind."
+        )
     value = float(numpy.mean([group.mean() for group in groups]))
     low, high = mean_interval(*groups, seed=seed)
     return Estimate(value, low, high, questions)
@@ -80,9 +84,11 @@ def paired_difference(
     Raises `ValueError` when the two do not hold the same questions, or a question has no kind.
     """
     if alone := sorted(first.keys() ^ second.keys()):
-        raise ValueError(f"question {alone[0]!r} and {len(alone) - 1} more are in one condition only; score the same.")
+        raise InvalidValue(
+            f"question {alone[0]!r} and {len(alone) - 1} more are in one condition only; score the same."
+        )
     if kinds is not None and (unknown := sorted(first.keys() - kinds.keys())):
-        raise ValueError(f"question {unknown[0]!r} and {len(unknown) - 1} more have no kind; give one for each.")
+        raise InvalidValue(f"question {unknown[0]!r} and {len(unknown) - 1} more have no kind; give one for each.")
     groups: dict[str, list[float]] = {}
     for question in first:
         groups.setdefault("" if kinds is None else kinds[question], []).append(first[question] - second[question])

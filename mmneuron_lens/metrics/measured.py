@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.corpora.sample import Sample
 
 Pairs = Sequence[tuple[Sample, str]]
 """Samples with the model's answers."""
 
 
-class MetricError(ValueError):
+class MetricError(InvalidValue):
     """Nothing can be scored; the message names the corpus or parameter, the choices and the next step."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.format import read_artifact, write_artifact
 from mmneuron_lens.metrics.intervals import Estimate, paired_difference
 
@@ -50,7 +51,7 @@ class Scores:
         """
         own, its = (self.metric, self.parameters), (other.metric, other.parameters)
         if own != its:
-            raise ValueError(f"{own} and {its} cannot be compared; score both with the same metric and parameters.")
+            raise InvalidValue(f"{own} and {its} cannot be compared; score both with the same metric and parameters.")
         kinds = dict(zip(self.ids, self.kinds, strict=True)) if of_kinds else None
         return paired_difference(self.by_question, other.by_question, kinds, seed)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from interventions.errors import FileMissing
+
 if TYPE_CHECKING:
     from mmneuron_lens.ndif.state import State
 
@@ -96,10 +98,10 @@ def repo_of(name: str) -> str:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{name} has no config.json; give the folder of a saved model.")
+            raise FileMissing(f"{name} has no config.json; give the folder of a saved model.")
         return str(folder.resolve())
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise FileNotFoundError(f"{name} is neither a folder, nor embedded/NAME, nor a hub id like owner/model.")
+        raise FileMissing(f"{name} is neither a folder, nor embedded/NAME, nor a hub id like owner/model.")
     return name
 
 

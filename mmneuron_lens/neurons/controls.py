@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.format import read_artifact, write_artifact
 from mmneuron_lens.neurons.selection import TIE, Selection, in_order, select, select_module, sites_of
@@ -110,7 +111,7 @@ def false_discovery_rate(
     """
     by_domain = {one.domain: one for one in counts}
     if by_domain.keys() != set(selection.domains) or any(one.model != selection.model for one in counts):
-        raise ValueError(
+        raise InvalidValue(
             f"counts are of {sorted(by_domain)}, the selection of {sorted(selection.domains)}; give its counts."
         )
     ordered = [by_domain[domain] for domain in selection.domains]
@@ -119,7 +120,7 @@ def false_discovery_rate(
         active, tokens, labels = filled_cells(ordered, site, selection.parameters["kinds"][site])
         shape = (*selection.entropy[site].shape, len(ordered))
         if not torch.equal(probability_of_cells(active, tokens, labels, shape), selection.probability[site]):
-            raise ValueError(f"the selection at {site} was not made from these counts; select again from them.")
+            raise InvalidValue(f"the selection at {site} was not made from these counts; select again from them.")
         chosen = mask.any(dim=-1)
         cutoff = float(selection.entropy[site][chosen].max()) if bool(chosen.any()) else -1.0
         generator = torch.Generator().manual_seed(seed)
@@ -200,7 +201,7 @@ def _half(labels: Tensor, domains: tuple[str, ...], site: str, generator: torch.
     for number, domain in enumerate(domains):
         cells = (labels == number).nonzero().squeeze(1)
         if len(cells) < 2:
-            raise ValueError(
+            raise InvalidValue(
                 f"{domain} has tokens in {len(cells)} bucket at {site}; two halves need two, count more images."
             )
         first[cells[torch.randperm(len(cells), generator=generator)[: len(cells) // 2]]] = True

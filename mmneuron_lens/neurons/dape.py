@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from interventions.errors import InvalidValue
+
 
 def activation_probability(
     active: Int64[Tensor, "*where neuron"], tokens: int | Int64[Tensor, " ..."]
@@ -17,7 +19,7 @@ def activation_probability(
     """
     total = torch.as_tensor(tokens)
     if bool((total <= 0).any()):
-        raise ValueError(
+        raise InvalidValue(
             f"activation probability over {int(total.min())} tokens is undefined; count some tokens first."
         )
     return active.double() / total.double()

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from interventions.errors import InvalidValue, UnknownName
 from mmneuron_lens.artifacts.counts import SHARD_FIELDS, Counts, refuse_differences
 from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
 from mmneuron_lens.corpora.sample import DOMAINS
@@ -68,9 +69,9 @@ def select_module(
     """
     for name, value in (("fraction", fraction), ("percentile", percentile)):
         if not 0 < value <= 1:
-            raise ValueError(f"{name} is {value}; it must be above 0 and at most 1 (the paper: 0.01 and 0.95).")
+            raise InvalidValue(f"{name} is {value}; it must be above 0 and at most 1 (the paper: 0.01 and 0.95).")
     if probability.numel() == 0 or not bool(((probability >= 0) & (probability <= 1)).all()):
-        raise ValueError(
+        raise InvalidValue(
             f"probabilities {tuple(probability.shape)} are empty or outside [0, 1]; give M / N per domain."
         )
     entropy = dape(probability)
@@ -128,7 +129,7 @@ class Selection:
         Raises `KeyError` naming the choices for an unknown domain or site.
         """
         if domain not in self.domains:
-            raise KeyError(f"no domain {domain!r} in this selection; choose from {', '.join(self.domains)}.")
+            raise UnknownName(f"no domain {domain!r} in this selection; choose from {', '.join(self.domains)}.")
         index = self.domains.index(domain)
         return {name: self.masks[name][..., index] for name in sites_of(self.masks, site)}
 
@@ -175,18 +176,18 @@ def select(
     provenance outside `CORPUS_FIELDS`, when a domain comes twice or has no tokens, or when the method is unknown.
     """
     if method != "dape":
-        raise ValueError(f"no selection method {method!r}; choose from dape.")
+        raise InvalidValue(f"no selection method {method!r}; choose from dape.")
     counts = sorted(counts, key=lambda one: DOMAINS.index(one.domain) if one.domain in DOMAINS else len(DOMAINS))
     domains = tuple(one.domain for one in counts)
     if len(domains) < 2 or len(set(domains)) < len(domains):
-        raise ValueError(
+        raise InvalidValue(
             f"domains {domains} do not make a selection; give two or more, merging those of one domain first."
         )
     for one in counts[1:]:
         refuse_differences(counts[0], one, CORPUS_FIELDS, action="select from", domain=False)
     unknown = (kinds or {}).keys() - counts[0].active.keys()
     if unknown:
-        raise ValueError(f"kinds name no counted site {sorted(unknown)}; choose from {', '.join(counts[0].active)}.")
+        raise InvalidValue(f"kinds name no counted site {sorted(unknown)}; choose from {', '.join(counts[0].active)}.")
     kinds = {site: (kinds or {}).get(site, counts[0].kinds[site]) for site in in_order(counts[0].active)}
     tokens = {site: torch.tensor([one.total(site, kinds[site])[1] for one in counts]) for site in kinds}
     probability = {site: domain_probability(counts, site, kinds[site]) for site in kinds}
@@ -215,7 +216,7 @@ def domain_probability(
     for one in counts:
         active, tokens = one.total(site, kinds)
         if tokens == 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"{one.domain} has no {'/'.join(kinds or ())} tokens at {site}; count it, or leave it out."
             )
         columns.append(activation_probability(active, tokens))
@@ -233,7 +234,7 @@ def random_like(
     Raises `ValueError` when fewer neurons are free than must be drawn.
     """
     if match not in ("module", "layer"):
-        raise ValueError(f"no match {match!r}; choose from module, layer.")
+        raise InvalidValue(f"no match {match!r}; choose from module, layer.")
     layers, neurons, domains = selection_mask.shape
     generator = torch.Generator().manual_seed(seed)
     groups = (1, layers * neurons) if match == "module" else (layers, neurons)
@@ -245,7 +246,7 @@ def random_like(
             pool, count = free[group].nonzero().squeeze(1), int(wanted[group, domain])
             if count > len(pool):
                 place = "the module" if match == "module" else f"layer {group}"
-                raise ValueError(
+                raise InvalidValue(
                     f"{count} random neurons wanted in {place}, {len(pool)} are free; select a smaller fraction."
                 )
             drawn[domain, group, pool[torch.randperm(len(pool), generator=generator)[:count]]] = True
@@ -268,5 +269,5 @@ def sites_of(sites: Any, chosen: str | None) -> list[str]:
     found = [site for site in in_order(sites) if chosen is None or chosen in (site, module_of(site))]
     if not found:
         choices = dict.fromkeys([*in_order(sites), *map(module_of, in_order(sites))])
-        raise KeyError(f"no site or module {chosen!r}; choose from {', '.join(choices)}.")
+        raise UnknownName(f"no site or module {chosen!r}; choose from {', '.join(choices)}.")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Bool
 from torch import Tensor
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts, refuse_differences
 from mmneuron_lens.neurons.selection import CORPUS_FIELDS
 
@@ -17,7 +18,7 @@ def silent_neurons(
     Raises `ValueError` for an empty list or counts that were not made in the same way, `KeyError` for an unknown site.
     """
     if not counts:
-        raise ValueError("no counts to look for silent neurons in; give the counts of every domain.")
+        raise InvalidValue("no counts to look for silent neurons in; give the counts of every domain.")
     for one in counts[1:]:
         refuse_differences(counts[0], one, CORPUS_FIELDS, action="compare", domain=False)
     silent = counts[0].total(site, kinds)[0] == 0

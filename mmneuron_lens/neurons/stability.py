@@ -13,6 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.neurons.controls import filled_cells, probability_of_cells
 from mmneuron_lens.neurons.selection import in_order, module_of, select, select_module
@@ -61,7 +62,7 @@ def stability(
         filled = torch.bincount(labels, minlength=len(ordered))
         if int(filled.min()) < 2:
             domain = selection.domains[int(filled.argmin())]
-            raise ValueError(
+            raise InvalidValue(
                 f"{domain} has tokens in {int(filled.min())} bucket at {site}; two parts need two, count more images."
             )
         shape = (*selection.entropy[site].shape, len(ordered))

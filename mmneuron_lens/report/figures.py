@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.neurons.selection import module_of
 from mmneuron_lens.report.tables import domain_name
 
@@ -102,7 +103,7 @@ def themed(theme: Theme) -> Iterator[Ink]:
 def panels(titles: list[str], height: float, legend: list[Any]) -> tuple[Figure, list[Axes]]:
     """Panels one under the other, readable on a narrow screen, with one legend above them."""
     if not titles:
-        raise ValueError("the frame has no rows to draw; give one with at least one module or site.")
+        raise InvalidValue("the frame has no rows to draw; give one with at least one module or site.")
     figure = Figure(figsize=(7.0, height * len(titles) + 0.45), layout=ConstrainedLayoutEngine(hspace=0.06))
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(titles), 1, squeeze=False)[:, 0].tolist()

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.neurons.selection import Selection, module_of
@@ -79,11 +80,11 @@ class Report:
 
     def __post_init__(self) -> None:
         if (self.discovery is None) != (self.overlap is None):
-            raise ValueError("the report has one control of two; give both discovery and overlap, or neither.")
+            raise InvalidValue("the report has one control of two; give both discovery and overlap, or neither.")
         parts = (self.wider, self.discovery, self.overlap, *self.counts)
         others = {part.model for part in parts if part is not None} - {self.selection.model}
         if others:
-            raise ValueError(
+            raise InvalidValue(
                 f"the report is of {self.selection.model}, but holds results of {', '.join(sorted(others))}."
             )
 

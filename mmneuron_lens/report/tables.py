@@ -10,6 +10,7 @@ from typing import Any, Literal
 import polars as pl
 from rich.table import Table
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.neurons.selection import Selection, in_order, module_of, sites_of
@@ -143,7 +144,9 @@ def ablation(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     for number, row in enumerate(rows):
         if row.keys() != ABLATION.keys():
             missing, unknown = sorted(ABLATION.keys() - row.keys()), sorted(row.keys() - ABLATION.keys())
-            raise ValueError(f"ablation row {number} lacks {missing} and has unknown {unknown}; give {list(ABLATION)}.")
+            raise InvalidValue(
+                f"ablation row {number} lacks {missing} and has unknown {unknown}; give {list(ABLATION)}."
+            )
     return pl.DataFrame(rows, schema=ABLATION)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import LEFT_OUT, Counts, refuse_differences
 
 DONE = "batches done"
@@ -41,7 +42,7 @@ class Checkpoint:
             refuse_differences(held, empty, ignore=(DONE, LEFT_OUT), action="go on with")
         except ValueError as error:
             reason = str(error).removesuffix("; count both in the same way.")
-            raise ValueError(f"{self.path}: {reason}; use the same settings, or delete the file.") from None
+            raise InvalidValue(f"{self.path}: {reason}; use the same settings, or delete the file.") from None
         done = held.provenance[DONE]
         kept = {name: value for name, value in held.provenance.items() if name != DONE}
         return replace(held, provenance=kept), done

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts, merge
 
 
@@ -21,7 +22,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.of:
-            raise ValueError(f"shard {self} does not exist; choose from 1/{self.of} to {self.of}/{self.of}.")
+            raise InvalidValue(f"shard {self} does not exist; choose from 1/{self.of} to {self.of}/{self.of}.")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -38,11 +39,11 @@ class Shard:
         """
         if text == "process":
             if "RANK" not in environment or "WORLD_SIZE" not in environment:
-                raise ValueError("shard 'process' needs RANK and WORLD_SIZE; start it with `accelerate launch`.")
+                raise InvalidValue("shard 'process' needs RANK and WORLD_SIZE; start it with `accelerate launch`.")
             return cls(int(environment["RANK"]) + 1, int(environment["WORLD_SIZE"]))
         found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
         if found is None:
-            raise ValueError(f"shard {text!r} is not a number of a total; write 1/4, 2/4, ..., or process.")
+            raise InvalidValue(f"shard {text!r} is not a number of a total; write 1/4, 2/4, ..., or process.")
         return cls(int(found[1]), int(found[2]))
 
 
@@ -56,21 +57,21 @@ def merge_shards(counts: Sequence[Counts]) -> Counts:
     or the shards that are missing.
     """
     if not counts:
-        raise ValueError("no shards to merge; give the counts of every shard.")
+        raise InvalidValue("no shards to merge; give the counts of every shard.")
     total = merge(counts[0], *counts[1:])
     shards = [Shard.parse(text) for text in total.provenance.get("shards", [str(WHOLE)])]
     sizes = sorted({shard.of for shard in shards})
     if len(sizes) > 1:
-        raise ValueError(f"cannot merge shards of {total.domain}: some are of {sizes[0]}, some of {sizes[1]} shards.")
+        raise InvalidValue(f"cannot merge shards of {total.domain}: some are of {sizes[0]}, some of {sizes[1]} shards.")
     there = {shard.number for shard in shards}
     missing = [f"{number}/{sizes[0]}" for number in range(1, sizes[0] + 1) if number not in there]
     if missing:
-        raise ValueError(
+        raise InvalidValue(
             f"cannot merge shards of {total.domain}: {', '.join(missing)} of {sizes[0]} missing; count them with "
             f"--shard {missing[0]}, or give the folder they are in."
         )
     if not total.samples:
-        raise ValueError(f"no sample of {total.domain} could be read; see the problems of its rows.")
+        raise InvalidValue(f"no sample of {total.domain} could be read; see the problems of its rows.")
     return replace(total, provenance={name: value for name, value in total.provenance.items() if name != "shards"})
 
 
@@ -95,7 +96,9 @@ def merge_runs(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
         found = sorted((Path(run) / "shards").glob("*/*-of-*.safetensors"))
         found = [path for path in found if not path.name.endswith(".unfinished.safetensors")]
         if not found:
-            raise ValueError(f"{run} holds no finished shard; write one with `mmneuron count --shard 1/4 --out {run}`.")
+            raise InvalidValue(
+                f"{run} holds no finished shard; write one with `mmneuron count --shard 1/4 --out {run}`."
+            )
         for path in found:
             groups.setdefault((path.parent.name, path.name.rsplit(".", 2)[0]), []).append(path)
     whole = {}
@@ -104,7 +107,7 @@ def merge_runs(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
         try:
             whole[key] = merge_shards([Counts.load(path) for path in reversed(different.values())])
         except ValueError as error:
-            raise ValueError(f"{key[0]}, {key[1]}: {error} Files: {', '.join(map(str, paths))}") from None
+            raise InvalidValue(f"{key[0]}, {key[1]}: {error} Files: {', '.join(map(str, paths))}") from None
     files = []
     for (model, domain), counts in whole.items():
         files.append(Path(out) / "counts" / model / f"{domain}.safetensors")

@@ -80,7 +80,7 @@ def published_questions(folder: str | Path, out: str | Path, models: Sequence[st
     ]
     inputs = {"budget": plan.budget, "questions": plan.questions, "seed": plan.seed}
     lenses = [_weightless(model) for model in models]
-    lens = next((one for one in lenses if one.anatomy.facts["images_in_text"]), lenses[0])
+    lens = next((one for one in lenses if one.architecture.facts["images_in_text"]), lenses[0])
     inputs |= {"count": token_count(lens).parameters(), "folder": Path(folder).resolve().name}
 
     def make() -> None:

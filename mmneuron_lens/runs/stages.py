@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from interventions.errors import InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.architectures.loading import embedded_folder
 from mmneuron_lens.artifacts.answers import AnswerLog, key_of, load_answers, save_answers
@@ -33,7 +34,7 @@ from mmneuron_lens.runtime.remote import ask_served
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-class RunError(ValueError):
+class RunError(InvalidValue):
     """A run's folder lacks what a stage needs; the message says which stage writes it."""
 
 
@@ -49,7 +50,7 @@ def open_lens(model: str, remote: bool | str | None = None, **settings: Any) -> 
     dtype, device = settings.get("dtype"), settings.get("device")
     if remote:
         if dtype is not None or device is not None:
-            raise ValueError("dtype and device are the server's; leave them out where the model runs remotely.")
+            raise InvalidValue("dtype and device are the server's; leave them out where the model runs remotely.")
         name = model.removeprefix("embedded/")
         given = {name: value for name, value in settings.items() if value is not None}
         lens = Lens.weightless(embedded_folder(name) if name != model else model, **given)
@@ -57,12 +58,12 @@ def open_lens(model: str, remote: bool | str | None = None, **settings: Any) -> 
         lens.served = ask_served(lens, remote)
         return lens
     if isinstance(dtype, str) and dtype not in DTYPES:
-        raise ValueError(unknown("dtype", dtype, DTYPES))
+        raise InvalidValue(unknown("dtype", dtype, DTYPES))
     if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         device = settings["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
     devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if isinstance(device, str) and device not in (*devices, *(("cuda",) if len(devices) > 1 else ())):
-        raise ValueError(unknown("device", device, devices))
+        raise InvalidValue(unknown("device", device, devices))
     given = {name: value for name, value in settings.items() if value is not None}
     if model.startswith("embedded/"):
         return Lens.embedded(model.removeprefix("embedded/"), **given)
@@ -114,7 +115,7 @@ def kinds_by_site(counts: Counts, names: Sequence[str]) -> dict[str, tuple[str, 
     choices = dict.fromkeys(kind for kinds in counts.kinds.values() for kind in kinds)
     for name in names:
         if name not in choices:
-            raise ValueError(f"no kind of token {name!r} was counted; choose from {', '.join(choices)}.")
+            raise InvalidValue(f"no kind of token {name!r} was counted; choose from {', '.join(choices)}.")
     chosen = {site: tuple(kind for kind in kinds if kind in names) for site, kinds in counts.kinds.items()}
     return {site: kinds for site, kinds in chosen.items() if kinds}
 

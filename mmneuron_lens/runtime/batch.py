@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interventions.errors import InvalidValue
 from interventions.sites import GROUP_KINDS
 from mmneuron_lens.wire import layout
 from mmneuron_lens.wire.images import file_bytes
@@ -85,7 +86,9 @@ class Batch:
         shape = tuple(self.inputs["input_ids"].shape)
         for name, tensor in fields.items():
             if tuple(tensor.shape[:2]) != shape:
-                raise ValueError(f"Field {name!r} starts with {list(tensor.shape[:2])}; this batch has {list(shape)}.")
+                raise InvalidValue(
+                    f"Field {name!r} starts with {list(tensor.shape[:2])}; this batch has {list(shape)}."
+                )
         return replace(self, fields={**self.fields, "llm": {**self.fields["llm"], **fields}})
 
     def plain(self) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import io
 import pickletools
 import zipfile
 
+from interventions.errors import InvalidValue
+
 # fmt: off
 PLAIN = frozenset([
     "PROTO", "FRAME", "STOP", "MEMOIZE", "BINGET", "LONG_BINGET", "MARK", "NONE", "NEWTRUE", "NEWFALSE",
@@ -30,18 +32,18 @@ def refuse_unsafe(message: bytes) -> None:
             names = archive.namelist()
             pickled = [name for name in names if name.endswith(".pkl")]
             if len(pickled) != 1 or pickled[0].rpartition("/")[2] != "data.pkl":
-                raise ValueError(f"The server's answer holds {', '.join(pickled) or 'no data.pkl'}; it is not read.")
+                raise InvalidValue(f"The server's answer holds {', '.join(pickled) or 'no data.pkl'}; it is not read.")
             content = archive.read(pickled[0])
     except zipfile.BadZipFile:
-        raise ValueError("The server's answer is not a torch zip file; it is not read.") from None
+        raise InvalidValue("The server's answer is not a torch zip file; it is not read.") from None
     words: list[str | None] = []
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("STACK_GLOBAL", "REDUCE"):
             # A state is named by two literals and made from one value: no other name, no other call, gets through.
             if opcode.name == "STACK_GLOBAL" and tuple(words[-2:]) != ALLOWED:
-                raise ValueError(f"The server's answer names {'.'.join(map(str, words[-2:]))}; it is not read.")
+                raise InvalidValue(f"The server's answer names {'.'.join(map(str, words[-2:]))}; it is not read.")
         elif opcode.name not in PLAIN:
-            raise ValueError(f"The server's answer uses {opcode.name}; it is not read.")
+            raise InvalidValue(f"The server's answer uses {opcode.name}; it is not read.")
         # These two push nothing; a frame begins anywhere, also between the literals of a name.
         if opcode.name not in ("MEMOIZE", "FRAME"):
             words.append(argument if "UNICODE" in opcode.name else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.lens import Lens, with_placeholders
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.wire import images
@@ -17,7 +18,7 @@ def can_pack(lens: Lens) -> bool:
 
     Elsewhere (InstructBLIP, BLIP-2) `packed` still shares the vision tower's pass.
     """
-    return bool(lens.anatomy.facts["images_in_text"])
+    return bool(lens.architecture.facts["images_in_text"])
 
 
 def packed(lens: Lens, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *, cut: bool = False) -> Batch:
@@ -33,7 +34,7 @@ def packed(lens: Lens, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *, c
     Raises `ValueError` for a row without an image or prompt, or of several images where the architecture takes one.
     """
     if not all(some and prompts for some, prompts in rows):
-        raise ValueError("Every packed row needs at least one image and one prompt.")
+        raise InvalidValue("Every packed row needs at least one image and one prompt.")
     pictures = [[images.decode(image) for image in some] for some, _ in rows]
     if can_pack(lens):
         token = lens.processor.image_token
@@ -42,21 +43,21 @@ def packed(lens: Lens, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *, c
             for some, (_, prompts) in zip(pictures, rows, strict=True)
         ]
         additive = lens.dtype if lens.attention == "eager" else None
-        inputs, fields, sharing = pack(lens.processor, pictures, texts, lens.anatomy.facts, additive, cut)
+        inputs, fields, sharing = pack(lens.processor, pictures, texts, lens.architecture.facts, additive, cut)
         held = tuple(len(some) for some in pictures)
     else:
         if any(len(some) != 1 for some in pictures):
             counts = [len(some) for some in pictures]
-            raise ValueError(f"{lens.anatomy.architecture} takes exactly one image per text; these have {counts}.")
+            raise InvalidValue(f"{lens.architecture.name} takes exactly one image per text; these have {counts}.")
         texts = [list(prompts) for _, prompts in rows]
-        inputs, fields, sharing = share(lens.processor, pictures, texts, lens.anatomy.facts)
+        inputs, fields, sharing = share(lens.processor, pictures, texts, lens.architecture.facts)
         held = (1,) * inputs["input_ids"].shape[0]
     return Batch(
         inputs=inputs,
         fields=fields,
         images=held,
         prompt_length=inputs["input_ids"].shape[1],
-        facts=lens.anatomy.facts,
+        facts=lens.architecture.facts,
         tokenizer=lens.processor.tokenizer,
         given=(tuple(tuple(some) for some, _ in rows), tuple(map(tuple, texts))),
         sharing=sharing,

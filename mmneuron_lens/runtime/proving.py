@@ -59,9 +59,9 @@ def example(lens: Lens) -> Batch:
 
 
 def _prove(lens: Lens, site: str, batch: Batch, before: Tensor) -> Proof:
-    place = lens.anatomy.place(site)
+    place = lens.architecture.place(site)
     values = _as_list(lens.run(keep.at(site), batch)[keep.name, site][0], place.layers)
-    expected = site_shape(site, batch, lens.anatomy)
+    expected = site_shape(site, batch, lens.architecture)
     for (layer, path), value in zip(place.paths(), values, strict=True):
         assert tuple(value.shape) == expected, f"{site} layer {layer}: shape {tuple(value.shape)}, not {expected}"
         if place.view != ("mask",):

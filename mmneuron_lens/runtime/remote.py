@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interventions import Graph
+from interventions.errors import InvalidType
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.envelope import refuse_unsafe
@@ -42,13 +43,13 @@ def run_remote(
     `RemoteError` with the message and the user's line when the job fails there; its `traceback` is the server's own.
     """
     batches, sources = list(batches), None if sources is None else list(sources)
-    checked = compile_graph(graph, lens.anatomy, typed=True, attention=lens.attention)
+    checked = compile_graph(graph, lens.architecture, typed=True, attention=lens.attention)
     if needs_source(checked) and sources is None:
-        raise TypeError("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
+        raise InvalidType("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
     for batch in batches:
-        check_plans(checked, batch, lens.anatomy, lens.module, lens.dtype)
+        check_plans(checked, batch, lens.architecture, lens.module, lens.dtype)
     plans, entry = travelling(graph, lens)
-    overs = results_over(graph, lens.anatomy)
+    overs = results_over(graph, lens.architecture)
     job = {**job_of(lens, generation, logits), "overs": overs}
     items = [
         {**batch.travelling(), "source": sources[index].travelling() if sources and needs_source(plans) else None}
@@ -76,7 +77,7 @@ def ask_served(lens: Lens, remote: bool | str) -> dict[str, Any]:
 def travelling(graph: Graph, lens: Lens) -> tuple[list[dict[str, Any]], Any]:
     """The compiled graph with bare functions, and the bare function that runs it."""
     made: dict[int, Any] = {}
-    plans = compile_graph(graph, lens.anatomy, typed=False, attention=lens.attention)
+    plans = compile_graph(graph, lens.architecture, typed=False, attention=lens.attention)
     for plan in plans:
         for act in plan["acts"]:
             act["function"] = bare(act["function"], made)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interventions.errors import UnknownName
 from interventions.sites import unknown
 
 
@@ -29,7 +30,7 @@ class Result(Mapping[tuple[str, str], Any]):
     def __getitem__(self, key: tuple[str, str]) -> Any:
         if key not in self._values:
             shown = [f"{name}, {site}" for name, site in self._values]
-            raise KeyError(unknown("result", ", ".join(key) if isinstance(key, tuple) else str(key), shown))
+            raise UnknownName(unknown("result", ", ".join(key) if isinstance(key, tuple) else str(key), shown))
         return self._values[key]
 
     def __iter__(self) -> Iterator[tuple[str, str]]:

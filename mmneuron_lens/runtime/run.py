@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from interventions import Graph
+from interventions.errors import InvalidType
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import Plan, compile_graph, results_over
 from mmneuron_lens.runtime.result import Result
@@ -30,11 +31,11 @@ def run(
     """A forward per batch, or a generation when there are generation settings. Memory does not grow with batches
     except for what `over="list"` reads and `logits` keep.
     """
-    plans = compile_graph(graph, lens.anatomy, typed=True, attention=lens.attention)
-    overs = results_over(graph, lens.anatomy)
+    plans = compile_graph(graph, lens.architecture, typed=True, attention=lens.attention)
+    overs = results_over(graph, lens.architecture)
     rewires = needs_source(plans)
     if rewires and sources is None:
-        raise TypeError("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
+        raise InvalidType("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
     job = job_of(lens, generation, logits)
     total: dict[tuple[str, str], Any] = {}
     answers: list[Tensor] = []
@@ -44,7 +45,7 @@ def run(
         batch = batch.to(lens.device)
         signature = (graph, _signature(batch))
         if signature not in lens.proved:
-            check_plans(plans, batch, lens.anatomy, lens.module, lens.dtype)
+            check_plans(plans, batch, lens.architecture, lens.module, lens.dtype)
             lens.proved.add(signature)
         beside = source.to(lens.device).plain() if rewires and source is not None else None
         results, answered, logits_of = run_batch(lens.nnsight, plans, batch.plain(), beside, job)
@@ -65,7 +66,7 @@ def job_of(lens: Lens, generation: dict[str, Any], logits: bool) -> dict[str, An
     return {
         "generation": dict(generation),
         "logits": logits,
-        "facts": dict(lens.anatomy.facts),
+        "facts": dict(lens.architecture.facts),
         "pad": pad,
         "end": tokenizer.eos_token_id,
         # What a packed batch's mask is made of.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mmneuron_lens.wire
+from interventions.errors import MissingPackage, ServerUnreachable, UnknownName
 
 MUST_MATCH = ("nnsight",)
 """Packages whose major.minor version must be the server's: jobs are written and read by them."""
@@ -36,7 +37,7 @@ def refuse_unserved(host: str, model_key: str) -> None:
     name = json.loads(model_key.partition(":")[2])["repo_id"]
     if not held:
         served = sorted({f"{one.get('repo_id')} ({one.get('task')})" for one in deployments if _is_loaded(one)})
-        raise LookupError(
+        raise UnknownName(
             f"{host} does not serve {name} as image-text-to-text; it serves {', '.join(served) or 'nothing'}. "
             f"Serve it yourself, `mmneuron ndif up --model {name}`, or ask NDIF for it."
         )
@@ -44,7 +45,7 @@ def refuse_unserved(host: str, model_key: str) -> None:
         warnings.warn(f"{name} is cold at {host}: it is loaded first, which takes minutes.", stacklevel=3)
     for kind, text in _differences(host):
         if kind == "refuse":
-            raise ImportError(text)
+            raise MissingPackage(text)
         warnings.warn(text, stacklevel=3)
 
 
@@ -82,9 +83,9 @@ def _ask(host: str, path: str) -> dict[str, Any]:
         return answer.json()
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
-        raise ConnectionError(f"{host} is not ready (HTTP {code} from {path}); try again in a minute.") from None
+        raise ServerUnreachable(f"{host} is not ready (HTTP {code} from {path}); try again in a minute.") from None
     except (httpx.HTTPError, ValueError) as error:
-        raise ConnectionError(
+        raise ServerUnreachable(
             f"No NDIF server answers at {host} ({type(error).__name__}). "
             "Start your own, `mmneuron ndif up --model embedded/llava-next --cpu`, or give another URL."
         ) from None

@@ -9,17 +9,20 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from interventions import SITES
-from mmneuron_lens.architectures import Anatomy
+from interventions.errors import InvalidType, InvalidValue, UnknownName
+from mmneuron_lens.architectures import Architecture
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import Plan
 from mmneuron_lens.wire import execute
 
 
-class ShapeError(TypeError):
+class ShapeError(InvalidType):
     """A function of the graph does not fit the site it acts at."""
 
 
-def check_plans(plans: list[Plan], batch: Batch, anatomy: Anatomy, module: torch.nn.Module, dtype: torch.dtype) -> None:
+def check_plans(
+    plans: list[Plan], batch: Batch, architecture: Architecture, module: torch.nn.Module, dtype: torch.dtype
+) -> None:
     """Call every function once per site on fake tensors of the shapes this batch gives.
 
     Raises `KeyError` for a field the batch does not have at that site, `ShapeError` naming the intervention, the
@@ -27,21 +30,21 @@ def check_plans(plans: list[Plan], batch: Batch, anatomy: Anatomy, module: torch
     """
     for plan in plans:
         if not plan["stepped"] and "vision" not in batch.fields:
-            raise KeyError(f"{plan['site']} is never reached: this batch has no image.")
+            raise UnknownName(f"{plan['site']} is never reached: this batch has no image.")
         for act in plan["acts"]:
             for field in act["fields"].values():
                 _require(field, plan, batch, act)
             _require_weights(act, plan, batch)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         for plan in plans:
-            shape = site_shape(plan["site"], batch, anatomy)
+            shape = site_shape(plan["site"], batch, architecture)
             for act in plan["acts"]:
                 _call(act, plan, batch, shape, dtype, mode, module)
 
 
-def site_shape(site: str, batch: Batch, anatomy: Anatomy) -> tuple[int, ...]:
+def site_shape(site: str, batch: Batch, architecture: Architecture) -> tuple[int, ...]:
     """The shape of a site's value on this batch, layers aside."""
-    place, group = anatomy.place(site), SITES[site].group
+    place, group = architecture.place(site), SITES[site].group
     ids = batch.inputs["input_ids"]
     lead = (
         tuple(batch.fields[group]["weight"].shape) if group and group in batch.fields else (ids.shape[0], ids.shape[1])
@@ -55,18 +58,18 @@ def site_shape(site: str, batch: Batch, anatomy: Anatomy) -> tuple[int, ...]:
     if site == "qformer.output":
         words = batch.inputs.get("qformer_input_ids")
         sizes["token"] = batch.facts["queries"] + (0 if words is None else words.shape[1])
-    return tuple({**sizes, **place.sizes}[axis] for axis in anatomy.axes(site).split())
+    return tuple({**sizes, **place.sizes}[axis] for axis in architecture.axes(site).split())
 
 
 def _require(field: str, plan: Plan, batch: Batch, act: dict[str, Any]) -> None:
     present = batch.fields[plan["group"]]
     if field not in present:
-        raise KeyError(
+        raise UnknownName(
             f"{act['name']} at {plan['site']}: the batch has no field {field!r} there. "
             f"Choices: {', '.join(present)}. Add your own with batch.with_fields({field}=...)."
         )
     if field not in ("weight", "kind") and act["steps"] not in ("prompt", (0,)):
-        raise KeyError(
+        raise UnknownName(
             f"{act['name']} at {plan['site']}: field {field!r} is not known for generated tokens; "
             'narrow it with .at(steps="prompt").'
         )
@@ -79,7 +82,7 @@ def _require_weights(act: dict[str, Any], plan: Plan, batch: Batch) -> None:
     if "weight" in act["fields"] or "weight" in act["fields"].values():
         return
     if bool((batch.fields[plan["group"]]["weight"] != 1).any()):
-        raise ValueError(
+        raise InvalidValue(
             f"{act['name']} at {plan['site']} adds over positions but binds no weight, and this batch has positions "
             f'that must not count once (padding): write weight=batch_field("weight") and multiply by it.'
         )

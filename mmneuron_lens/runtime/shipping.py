@@ -8,6 +8,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from interventions import Intervention
+from interventions.errors import InvalidValue
 
 SERVER_PACKAGES = ("torch", "transformers", "nnsight", "numpy", "PIL", "safetensors", "cloudpickle")
 """What an NDIF server has, beside the standard library."""
@@ -36,7 +37,7 @@ def bare(function: Any, made: dict[int, Any] | None = None) -> Any:
         if name in function.__globals__:
             value = function.__globals__[name]
             if isinstance(value, ModuleType) and not _is_there(value.__name__):
-                raise ValueError(
+                raise InvalidValue(
                     f"{function.__name__} uses {value.__name__}, which an NDIF server does not have. "
                     "Use torch, or copy the code you need into the function."
                 )
@@ -66,7 +67,7 @@ def refuse_unshippable(payload: bytes) -> None:
     """Raise `ValueError` naming every package that a serialized job would import and a server does not have."""
     missing = sorted({module for module in _modules(payload) if not _is_there(module)})
     if missing:
-        raise ValueError(
+        raise InvalidValue(
             f"The job needs {', '.join(missing)}, which an NDIF server does not have. "
             "Use torch inside the function, or copy the code you need into it."
         )

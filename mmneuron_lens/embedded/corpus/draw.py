@@ -14,6 +14,7 @@ from random import Random
 
 from PIL import Image
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.corpora.sample import DOMAINS
 from mmneuron_lens.embedded.corpus import auto_driving, common, document, medical, real, remote_sensing
 from mmneuron_lens.embedded.corpus.canvas import Facts, Question
@@ -40,7 +41,7 @@ class Scene:
 def draw(domain: str, seed: int) -> Scene:
     """The scene of a domain that a seed names; the same on every machine with the same Pillow."""
     if domain not in PAINTERS:
-        raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(DOMAINS)}")
+        raise InvalidValue(f"unknown domain {domain!r}: choose one of {', '.join(DOMAINS)}")
     painter, random = PAINTERS[domain], Random(f"{domain}:{seed}")
     facts = {name: random.choice(values) for name, values in painter.FACTS.items()}
     return Scene(domain, painter.paint(facts, random), painter.ask(facts, random), facts)
@@ -64,7 +65,7 @@ def write_folder(
     `real_share` of each domain's images, where a real one may be redistributed, are crops of real images.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+        raise InvalidValue(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     with open(folder / "questions.jsonl", "w", encoding="utf-8") as rows:

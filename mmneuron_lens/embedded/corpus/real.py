@@ -11,6 +11,7 @@ from random import Random
 
 from PIL import Image
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.embedded.corpus.canvas import Question, yes_no
 
 FOLDER = Path(__file__).parent.parent / "images"
@@ -39,7 +40,7 @@ def _open(name: str) -> Image.Image:
 def crop(domain: str, random: Random, held_out: bool) -> tuple[Image.Image, list[Question]]:
     """A crop of 0.3 of the width by 0.4 to 0.8 of the height, brought to 96-128 pixels, and questions about it."""
     if domain not in SHOWN:
-        raise ValueError(f"no real image of {domain!r} may be redistributed: choose one of {', '.join(SHOWN)}")
+        raise InvalidValue(f"no real image of {domain!r} may be redistributed: choose one of {', '.join(SHOWN)}")
     name, shown = random.choice(list(SHOWN[domain].items()))
     image = _open(name)
     width, height = image.size

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from interventions.errors import FileMissing
+
 NAME = "smol"
 CONNECTOR = Path(__file__).parent / "connector.safetensors"
 
@@ -32,7 +34,7 @@ def smol_folder(connector: str | Path = CONNECTOR, say: Callable[[str], Any] = _
     from mmneuron_lens.embedded.smol.fetch import cache_folder
 
     if not Path(connector).is_file():
-        raise FileNotFoundError(f"{connector}: no such connector; train one with benchmarks/real_parts/train.py.")
+        raise FileMissing(f"{connector}: no such connector; train one with benchmarks/real_parts/train.py.")
     folder = cache_folder() / "assembled" / content_hash(connector)[:12] / NAME
     if not (folder / "config.json").is_file():
         from mmneuron_lens.embedded.smol.assemble import load_connector

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.format import read_artifact, write_artifact
 from mmneuron_lens.embedded.smol.smollm2 import IMAGE_TOKEN
 
@@ -108,6 +109,6 @@ def load_connector(model: LlavaNextForConditionalGeneration, file: str | Path) -
     for name, own in connector(model).items():
         if name not in tensors or tensors[name].shape != own.shape:
             found = list(tensors[name].shape) if name in tensors else "absent"
-            raise ValueError(f"{file}: {name} is {found}, but this model's is {list(own.shape)}; train its own.")
+            raise InvalidValue(f"{file}: {name} is {found}, but this model's is {list(own.shape)}; train its own.")
         own.copy_(tensors[name])
     return metadata

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.embedded.smol.extra import needed
 
 PREFIX = "backbone."
@@ -28,7 +29,7 @@ HEAD_DIMENSION = 64
 """Every published DINOv2 has heads of this size; a file holds no number of heads."""
 
 
-class PartError(ValueError):
+class PartError(InvalidValue):
     """A file is not the part it should be; the message names it, what was missed, and what to do."""
 
 

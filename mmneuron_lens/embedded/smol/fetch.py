@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interventions.errors import MMNeuronError
+
 CACHE_VARIABLE = "MMNEURON_CACHE"
 
 
-class FetchError(OSError):
+class FetchError(MMNeuronError, OSError):
     """A part could not be had; the message names the file, what went wrong, and what to do."""
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interventions.errors import InvalidType
+
 
 def digest(*values: Any) -> str:
     """The sha256 in hexadecimal of plain values, tensors and functions.
@@ -52,7 +54,7 @@ def _feed(sha: Any, value: Any, seen: dict[int, int]) -> None:
     elif type(value).__name__ in ("module", "_OpNamespace", "OpOverloadPacket"):
         sha.update(getattr(value, "__name__", repr(value)).encode())
     else:
-        raise TypeError(f"{type(value).__name__} {value!r:.80} is not plain data; bind tensors, numbers or text.")
+        raise InvalidType(f"{type(value).__name__} {value!r:.80} is not plain data; bind tensors, numbers or text.")
 
 
 def _feed_function(sha: Any, function: FunctionType, seen: dict[int, int]) -> None:

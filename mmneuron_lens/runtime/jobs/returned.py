@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interventions.errors import InvalidType
 from mmneuron_lens.artifacts.format import read_artifact, write_artifact
 
 KIND = "shard"
@@ -46,7 +47,7 @@ def _flatten(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
         return {"list" if isinstance(value, list) else "tuple": parts}
     if value is None or isinstance(value, str | int | float | bool):
         return {"value": value}
-    raise TypeError(f"{place} is a {type(value).__name__}; a read returns tensors, numbers, text, lists or dicts.")
+    raise InvalidType(f"{place} is a {type(value).__name__}; a read returns tensors, numbers, text, lists or dicts.")
 
 
 def _restore(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:

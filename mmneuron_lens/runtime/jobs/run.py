@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interventions import Graph
+from interventions.errors import InvalidType, InvalidValue
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.jobs.identity import digest
@@ -57,17 +58,17 @@ def run_shards(
     out, `JobsBusy` when another process is at these jobs, and before anything is sent what `lens.check` raises.
     """
     graph = graph if isinstance(graph, Graph) else Graph((graph,))
-    checked = compile_graph(graph, lens.anatomy, typed=True, attention=lens.attention)
+    checked = compile_graph(graph, lens.architecture, typed=True, attention=lens.attention)
     if needs_source(checked):
-        raise ValueError("A graph that rewires needs paired batches; run it with lens.run(..., sources=[...]).")
+        raise InvalidValue("A graph that rewires needs paired batches; run it with lens.run(..., sources=[...]).")
     plans, entry = travelling(graph, lens)
-    overs = results_over(graph, lens.anatomy)
+    overs = results_over(graph, lens.architecture)
     job = {**job_of(lens, generation, False), "overs": overs}
     server = server or NdifServer(lens, remote, plans, entry, job)
     identity = digest(lens.nnsight.to_model_key(), plans, entry, job)
     keys = [digest(identity, shard.content) for shard in shards]
     if len(set(keys)) != len(keys):
-        raise ValueError("two shards have the same content and would count twice; give each shard its own samples.")
+        raise InvalidValue("two shards have the same content and would count twice; give each shard its own samples.")
     store = JobStore(Path(jobs or default_folder()) / digest(keys)[:16])
     with store.alone():
         model = lens.nnsight.to_model_key()
@@ -86,7 +87,7 @@ def _items(lens: Lens, plans: list[Any], shard: Shard) -> Callable[[], tuple[lis
     def make() -> tuple[list[dict[str, Any]], dict[str, Any]]:
         batches, facts = shard.make()
         for batch in batches:
-            check_plans(plans, batch, lens.anatomy, lens.module, lens.dtype)
+            check_plans(plans, batch, lens.architecture, lens.module, lens.dtype)
         return [{**batch.travelling(), "source": None} for batch in batches], facts
 
     return make
@@ -105,4 +106,4 @@ class _Arriving(Sequence[Any]):
         return self.arriving
 
     def __getitem__(self, index: Any) -> Any:
-        raise TypeError("arrivals are walked, not indexed")
+        raise InvalidType("arrivals are walked, not indexed")

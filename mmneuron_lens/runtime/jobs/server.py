@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from interventions.errors import InvalidValue, MMNeuronError
 from mmneuron_lens.runtime.remote import backend_of
 from mmneuron_lens.runtime.serving import refuse_unserved
 
@@ -35,7 +36,7 @@ class Lost(Exception):
     """The server says that this job will never end well, for reasons that are not the job's."""
 
 
-class JobFailed(RuntimeError):
+class JobFailed(MMNeuronError, RuntimeError):
     """The job raised on the server, or the server refuses it: submitting it again would end the same."""
 
 
@@ -64,7 +65,7 @@ class NdifServer:
 
     def __init__(self, lens: Lens, remote: bool | str, plans: list[dict[str, Any]], entry: Any, job: dict[str, Any]):
         if remote == "local" or not remote:
-            raise ValueError(f"jobs need a server: remote is {remote!r}; give True or a URL, or leave out `jobs`.")
+            raise InvalidValue(f"jobs need a server: remote is {remote!r}; give True or a URL, or leave out `jobs`.")
         self.lens, self.remote, self.plans, self.entry, self.job = lens, remote, plans, entry, job
         self.host = str(self._backend().host)
 

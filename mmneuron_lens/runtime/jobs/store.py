@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.runtime.jobs.returned import read_returned, write_returned
 
 State = Literal["waiting", "submitted", "lost", "failed", "cancelled"]
@@ -25,7 +26,7 @@ State = Literal["waiting", "submitted", "lost", "failed", "cancelled"]
 VERSION = 1
 
 
-class JobsBusy(ValueError):
+class JobsBusy(InvalidValue):
     """Another process is at work on the same jobs."""
 
 
@@ -57,10 +58,10 @@ class JobStore:
         """run.json. Raises `ValueError` when the folder holds no jobs, or those of a newer version."""
         file = self.folder / "run.json"
         if not file.is_file():
-            raise ValueError(f"{self.folder} holds no jobs; `mmneuron jobs list` shows the folders that do.")
+            raise InvalidValue(f"{self.folder} holds no jobs; `mmneuron jobs list` shows the folders that do.")
         run = json.loads(file.read_text(encoding="utf-8"))
         if run["version"] > VERSION:
-            raise ValueError(f"{file}: version is {run['version']}, newer than {VERSION}; upgrade mmneuron-lens.")
+            raise InvalidValue(f"{file}: version is {run['version']}, newer than {VERSION}; upgrade mmneuron-lens.")
         return run
 
     def record(self, key: str) -> Record:

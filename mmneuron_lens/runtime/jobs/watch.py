@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
+from interventions.errors import InvalidValue, MMNeuronError
 from mmneuron_lens.runtime.jobs.server import JobFailed, Lost, Server, Unreachable
 from mmneuron_lens.runtime.jobs.store import JobStore, Record
 
@@ -17,7 +18,7 @@ Items = Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]]
 """Makes a shard's items, and the facts to keep with its result; called when the shard is submitted."""
 
 
-class JobsUnfinished(TimeoutError):
+class JobsUnfinished(MMNeuronError, TimeoutError):
     """Time ran out. What is done is on disk, and the same call goes on from there."""
 
 
@@ -38,7 +39,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.in_flight < 1 or self.attempts < 1:
-            raise ValueError(f"in_flight is {self.in_flight} and attempts {self.attempts}; both must be 1 or more.")
+            raise InvalidValue(f"in_flight is {self.in_flight} and attempts {self.attempts}; both must be 1 or more.")
 
 
 class Clock:
