@@ -11,13 +11,15 @@ from scipy.stats import binom
 
 from interventions.bindings import PerLayer
 from mmneuron_lens.artifacts.answers import Answer, AnswerLog, exact_match, load_answers, save_answers
-from mmneuron_lens.batching.batches import encode, file_name
+from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.artifacts.selection import MODULES
+from mmneuron_lens.batching.batches import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
 from mmneuron_lens.experiments.ablate import ablate, conditions_of
 from mmneuron_lens.experiments.identify import count_domain
 from mmneuron_lens.metrics.intervals import mean_interval
-from mmneuron_lens.neurons.selection import MODULES, select
+from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.report import tables
 from mmneuron_lens.runs.stages import ablate_stage
 

@@ -13,9 +13,9 @@ from drawn_corpus import write_rows
 from typer.testing import CliRunner
 
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.cli import app
 from mmneuron_lens.embedded.corpus.draw import write_folder
-from mmneuron_lens.neurons.selection import Selection
 from mmneuron_lens.paper.demo import demo
 
 MODEL = ["--model", "embedded/instructblip"]

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.corpora.sample import DOMAINS
-from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap, false_discovery_rate, halves_overlap
+from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
 from mmneuron_lens.neurons.selection import select
 
 SHAPES = {"vision.mlp.act": (2, 300), "qformer.query.act": (1, 200), "qformer.text.act": (1, 200)}

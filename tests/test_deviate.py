@@ -8,17 +8,11 @@ from drawn_corpus import write_corpus
 from hooks import hooked, neuron_paths
 
 from interventions.bindings import PerLayer
+from mmneuron_lens.artifacts.deviations import MEASURES, Deviations
 from mmneuron_lens.batching.batches import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.ablate import Off, mean_activations
-from mmneuron_lens.experiments.deviate import (
-    MEASURES,
-    Deviations,
-    deviate,
-    deviation_conditions,
-    deviation_rows,
-    frobenius_ratio,
-)
+from mmneuron_lens.experiments.deviate import deviate, deviation_conditions, deviation_rows, frobenius_ratio
 from mmneuron_lens.experiments.identify import count_domain
 from mmneuron_lens.neurons.selection import select
 

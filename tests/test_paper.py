@@ -16,16 +16,16 @@ from test_cli import mmneuron
 
 from mmneuron_lens.artifacts.answers import load_answers
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.deviations import Deviations
+from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.batches import encode
 from mmneuron_lens.batching.frames import with_frames_that_fit
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.sampling import SampleList
 from mmneuron_lens.evaluation.claims import Evidence, claims, largest_share, silent_in_vision, turning_points
 from mmneuron_lens.evaluation.official_scores import Marks, mark_answers
-from mmneuron_lens.experiments.deviate import Deviations
-from mmneuron_lens.experiments.read import Entropies
-from mmneuron_lens.neurons.selection import Selection
 from mmneuron_lens.paper import page as sheet
 from mmneuron_lens.paper import paper_numbers as printed
 from mmneuron_lens.paper import run as whole

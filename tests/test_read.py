@@ -10,10 +10,13 @@ import torch
 from conftest import pictures
 from drawn_corpus import write_corpus
 
+from mmneuron_lens.artifacts.embeddings import Embeddings
+from mmneuron_lens.artifacts.entropies import Entropies
+from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.batching.batches import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
-from mmneuron_lens.experiments.embed import Embeddings, component_rows, embed_images, principal_components
-from mmneuron_lens.experiments.read import Entropies, LensTrace, entropy_rows, read_entropy, trace_sample
+from mmneuron_lens.experiments.embed import component_rows, embed_images, principal_components
+from mmneuron_lens.experiments.read import entropy_rows, read_entropy, trace_sample
 from mmneuron_lens.report import heat
 from mmneuron_lens.runtime.patches import boxes_of
 
@@ -85,8 +88,8 @@ def test_a_trace_survives_the_disk_and_shows_itself(lens, corpus, tmp_path):
     assert f"{100 * float(trace.probabilities[-1, -1, 0]):.1f} %" in html
     document = trace.document()
     words = [document["words"][number] for number in document["tokens"][3][-1]]
-    assert words == list(trace.heat(len(trace.labels) - 1).words[3])
-    assert trace.heat(0, even=True).rows == ("layer 2",)
+    assert words == list(heat.heat_of(trace, len(trace.labels) - 1).words[3])
+    assert heat.heat_of(trace, 0, even=True).rows == ("layer 2",)
 
 
 def test_even_layers_and_colours():

@@ -392,8 +392,8 @@ def test_the_model_is_assembled_once_and_loads(tmp_path, cache, monkeypatch):
 
 
 def test_the_demo_runs_on_the_assembled_model(tmp_path, monkeypatch):
+    from mmneuron_lens.artifacts.selection import Selection
     from mmneuron_lens.embedded.smol.demo import smol_demo
-    from mmneuron_lens.neurons.selection import Selection
 
     model, processor = tiny_smol()
     model.save_pretrained(tmp_path / "smol")

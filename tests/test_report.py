@@ -15,10 +15,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
+from mmneuron_lens.artifacts.selection import module_of
 from mmneuron_lens.corpora.sample import DOMAINS
-from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap, false_discovery_rate, halves_overlap
-from mmneuron_lens.neurons.selection import module_of, select
+from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
+from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.report import figures, page, tables
 from mmneuron_lens.report.page import Report, Section
 

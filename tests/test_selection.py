@@ -15,8 +15,9 @@ import torch
 
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
 from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.artifacts.selection import MODULES, Selection
 from mmneuron_lens.corpora.sample import DOMAINS
-from mmneuron_lens.neurons.selection import MODULES, Selection, random_like, select, select_module
+from mmneuron_lens.neurons.selection import random_like, select, select_module
 
 SITES = {"qformer.text.act": 1, "llm.mlp.act": 3, "vision.mlp.act": 2, "qformer.query.act": 1}
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from html import escape
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import polars as pl
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from interventions.errors import InvalidValue, UnknownName
-from mmneuron_lens.artifacts.format import read_artifact, write_artifact
+from mmneuron_lens.artifacts.artifact import Artifact
 
 BUCKETS = 16
 """Every image falls into one of so many buckets, so that controls, halves and intervals need no second pass."""
@@ -39,7 +38,7 @@ def bucket_of(image_bytes_hash: str | bytes) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Counts:
+class Counts(Artifact):
     """The counts of one model in one domain, by site.
 
     - `active[site]`: int64 [bucket, layer, kind, neuron], how many tokens had an activation above zero (M of eq. 4).
@@ -49,6 +48,8 @@ class Counts:
 
     Raises `ValueError` naming the site and the value when the parts do not fit together.
     """
+
+    kind: ClassVar[str] = "counts"
 
     model: str
     domain: str
@@ -116,17 +117,15 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         return merge(self, other)
 
-    def save(self, path: str | Path) -> None:
-        """Writes an artifact of kind "counts"; counts that all fit are int32 on disk, nothing is lost."""
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        # Counts that all fit are int32 on disk; nothing is lost.
         tensors = {f"active/{site}": _small(active) for site, active in self.active.items()}
         tensors |= {f"tokens/{site}": tokens for site, tokens in self.tokens.items()}
         metadata = {"model": self.model, "domain": self.domain, "kinds": self.kinds, "samples": self.samples}
-        write_artifact(path, "counts", tensors, {**metadata, "provenance": self.provenance})
+        return tensors, {**metadata, "provenance": self.provenance}
 
     @classmethod
-    def load(cls, path: str | Path) -> Counts:
-        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
-        tensors, metadata = read_artifact(path, "counts")
+    def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Counts:
         return cls(
             model=metadata["model"],
             domain=metadata["domain"],
@@ -137,20 +136,19 @@ class Counts:
             provenance=metadata["provenance"],
         )
 
-    def _repr_html_(self) -> str:
-        rows = []
-        for site, active in self.active.items():
-            sums = self.tokens[site].sum(0).tolist()
-            tokens = ", ".join(f"{kind} {count:,}" for kind, count in zip(self.kinds[site], sums, strict=True))
-            rows.append(
-                f"<tr><td>{escape(site)}</td><td>{active.shape[1]}</td><td>{active.shape[3]:,}</td>"
-                f"<td>{escape(tokens)}</td></tr>"
-            )
-        return (
-            f"<table><caption>Counts of {escape(self.model)} in {escape(self.domain)}, {self.samples:,} samples"
-            "</caption><tr><th>site</th><th>layers</th><th>neurons a layer</th><th>tokens</th></tr>"
-            f"{''.join(rows)}</table>"
+    def to_frame(self) -> pl.DataFrame:
+        """A row per site and kind of token: model, domain, site, layers, neurons (of a layer), kind, tokens."""
+        return pl.DataFrame(
+            [
+                {"model": self.model, "domain": self.domain, "site": site, "layers": active.shape[1]}
+                | {"neurons": active.shape[3], "kind": kind, "tokens": int(self.tokens[site][:, number].sum())}
+                for site, active in self.active.items()
+                for number, kind in enumerate(self.kinds[site])
+            ]
         )
+
+    def _repr_html_(self) -> str:
+        return self.to_frame()._repr_html_()
 
 
 def merge(first: Counts, *others: Counts) -> Counts:

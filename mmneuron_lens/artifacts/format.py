@@ -1,29 +1,33 @@
-"""Artifacts: what stages hand to each other on disk. Safetensors with a JSON document in the header, no pickle."""
+"""The format of artifacts: safetensors with a JSON document in the header, or JSON lines; sealed with a checksum."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from interventions.errors import FileMissing, InvalidValue
+from mmneuron_lens.artifacts.files import write_atomically
 
-VERSION = 1
-"""The newest artifact format this package reads, and the one it writes."""
+VERSION = 2
+"""The one artifact format that this package reads and writes."""
 
 HEADER = "mmneuron_lens"
 """The one key of the safetensors metadata; its value is the JSON document."""
 
 PACKAGES = ("mmneuron_lens", "torch", "transformers", "nnsight")
-RESERVED = ("kind", "version")
+RESERVED = ("sha256", "kind", "version")
+
+_UNSEALED = "0" * 64
+# The first thing in a document, which comes first in a safetensors header and in JSON lines.
+_SEAL = re.compile(rb'(?:.{8}\{"__metadata__":\{"mmneuron_lens":")?\{\\?"sha256\\?":\\?"([0-9a-f]{64})\\?"', re.DOTALL)
 
 
 class ArtifactError(InvalidValue):
@@ -33,8 +37,7 @@ class ArtifactError(InvalidValue):
 def provenance(**facts: Any) -> dict[str, Any]:
     """Facts of a run with the versions of the packages that made it; a package that is not installed is left out.
 
-    Two runs of the same thing must write the same bytes, so give no wall-clock time and no path of this machine
-    (a `created` time is possible, and costs that).
+    Two runs of the same thing must write the same bytes, so give no wall-clock time and no path of this machine.
     """
     versions = {}
     for package in PACKAGES:
@@ -45,47 +48,117 @@ def provenance(**facts: Any) -> dict[str, Any]:
     return {"versions": versions, **facts}
 
 
-def write_artifact(path: str | Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Writes `tensors` and the JSON document {"kind", "version", **metadata, "provenance"} to `path`, atomically.
-
-    The same arguments give the same bytes. A reader sees the old file or the new one, never a part. Without a
-    "provenance" in `metadata` the versions alone are written.
+def document_of(path: str | Path, kind: str, metadata: dict[str, Any]) -> str:
+    """The JSON document of an artifact, not sealed yet: its checksum first, then kind, version and `metadata`.
 
     Raises `ArtifactError` when `metadata` uses a reserved key or holds what JSON cannot.
     """
-    path = Path(path)
     for key in RESERVED:
         if key in metadata:
             raise ArtifactError(f"{path}: metadata key {key!r} is reserved for the format; choose another name.")
-    document = {"kind": kind, "version": VERSION, "provenance": provenance(), **metadata}
     try:
-        text = json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = dumps({"kind": kind, "version": VERSION, **metadata})
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: metadata of {kind!r} is not JSON ({error}); put arrays in tensors.") from error
-    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(own, metadata={HEADER: text}))
+    return f'{{"sha256":"{_UNSEALED}",{text[1:]}'
 
 
-def read_artifact(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the metadata (without "kind" and "version") of an artifact of this `kind`.
+def dumps(value: Any) -> str:
+    """JSON whose bytes depend on the value alone. Raises `TypeError` or `ValueError` for what JSON cannot hold."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
-    Raises `FileNotFoundError` when there is no such file, and `ArtifactError` when it is cut off, is not an artifact,
-    is of another kind, or was written by a newer version.
+
+def sealed(content: bytes) -> bytes:
+    """The content with its checksum in place of the zeros that `document_of` left for it."""
+    found = _SEAL.match(content)
+    assert found is not None, "content without a place for its checksum"
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return content[: found.start(1)] + digest + content[found.end(1) :]
+
+
+def read_sealed(path: str | Path, kind: str) -> bytes:
+    """The bytes of an artifact's file, once they are known to be those that were written.
+
+    Raises `FileMissing` when there is no such file, `ArtifactError` naming it and how to make it again when any byte
+    differs from what was written.
     """
     path = Path(path)
     if not path.is_file():
         raise FileMissing(f"{path}: no such file; run the stage that writes {kind!r} artifacts, or check the path.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(HEADER)
-            document = _document(path, text)
-            check_document(path, document, kind)
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except SafetensorError as error:
+    content = path.read_bytes()
+    found = _SEAL.match(content)
+    if found is None:
         raise ArtifactError(
-            f"{path}: not a complete safetensors file ({error}); copy it again or rerun the stage that wrote it."
-        ) from error
-    return tensors, {key: value for key, value in document.items() if key not in RESERVED}
+            f"{path}: has no checksum where version {VERSION} has it: damaged, no artifact, or of an earlier version, "
+            "which is not read; delete it and run the command that wrote it again."
+        )
+    whole = hashlib.sha256(content[: found.start(1)])
+    whole.update(_UNSEALED.encode())
+    whole.update(memoryview(content)[found.end(1) :])
+    if whole.hexdigest().encode() != found[1]:
+        raise ArtifactError(
+            f"{path}: is damaged (its checksum does not match its content); copy it again, or delete it and run the "
+            "command that wrote it again."
+        )
+    return content
+
+
+def write_artifact(path: str | Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Writes `tensors` and the JSON document {"sha256", "kind", "version", **metadata} to `path`, atomically.
+
+    - path: a safetensors file.
+    - kind: what it holds, "counts" for one.
+    - tensors: by name.
+    - metadata: JSON; without a "provenance" in it the versions alone are written.
+
+    The same arguments give the same bytes. Raises `ArtifactError` for metadata that JSON cannot hold, `StorageFailed`
+    when the file cannot be written.
+    """
+    text = document_of(path, kind, {"provenance": provenance(), **metadata})
+    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, sealed(save(own, metadata={HEADER: text})))
+
+
+def read_artifact(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata (without checksum, kind and version) of an artifact of this `kind`.
+
+    Raises `FileMissing` when there is no such file, and `ArtifactError` when it is damaged, not an artifact, or of
+    another kind or version.
+    """
+    path = Path(path)
+    content = read_sealed(path, kind)
+    try:
+        size = int.from_bytes(content[:8], "little")
+        text = json.loads(content[8 : 8 + size]).get("__metadata__", {}).get(HEADER)
+        document = json.loads(text)
+        tensors = load(content)
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: not an artifact ({error}); check the path.") from error
+    check_document(path, document, kind)
+    names = sorted(tensors)
+    return {name: tensors[name] for name in names}, {
+        key: value for key, value in document.items() if key not in RESERVED
+    }
+
+
+def write_lines(path: str | Path, kind: str, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> None:
+    """Writes an artifact as JSON lines: the document on the first, then a row a line. Errors as `write_artifact`."""
+    text = document_of(path, kind, {"provenance": provenance(), **metadata, "rows": len(rows)})
+    write_atomically(path, sealed("".join(f"{line}\n" for line in (text, *map(dumps, rows))).encode()))
+
+
+def read_lines(path: str | Path, kind: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows and the metadata of what `write_lines` wrote; raises as `read_artifact`."""
+    path = Path(path)
+    # Not splitlines: text may hold other line separators of Unicode.
+    head, *lines = read_sealed(path, kind).decode().rstrip("\n").split("\n")
+    try:
+        document, rows = json.loads(head), [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not an artifact ({error}); check the path.") from error
+    check_document(path, document, kind)
+    document.pop("rows", None)
+    return rows, {key: value for key, value in document.items() if key not in RESERVED}
 
 
 def content_hash(path: str | Path) -> str:
@@ -94,47 +167,14 @@ def content_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _document(path: Path, text: str | None) -> dict[str, Any]:
-    if text is None:
-        raise ArtifactError(f"{path}: safetensors without the header {HEADER!r}, so not an artifact; check the path.")
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ArtifactError(
-            f"{path}: header {HEADER!r} is not JSON ({error}); rerun the stage that wrote it."
-        ) from error
+def check_document(path: Path, document: Any, kind: str) -> None:
+    """Raises `ArtifactError` when the JSON document of an artifact is of another kind or version."""
     if not isinstance(document, dict):
-        raise ArtifactError(f"{path}: header {HEADER!r} is {document!r}, not an object; rerun the stage that wrote it.")
-    return document
-
-
-def check_document(path: Path, document: dict[str, Any], kind: str) -> None:
-    """Raises `ArtifactError` when the JSON document of an artifact is of another kind or a newer version."""
+        raise ArtifactError(f"{path}: its document is {document!r:.80}, not an object; check the path.")
     if document.get("kind") != kind:
         raise ArtifactError(f"{path}: kind is {document.get('kind')!r}, not {kind!r}; give a file of kind {kind!r}.")
     found = document.get("version")
-    if not isinstance(found, int) or found < 1:
-        raise ArtifactError(f"{path}: version is {found!r}, not a positive number; rerun the stage that wrote it.")
-    if found > VERSION:
-        raise ArtifactError(
-            f"{path}: version is {found}, newer than {VERSION}; upgrade with `pip install -U mmneuron-lens`."
-        )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file, and the folder it lies in, so that a reader, or a kill, finds the old content or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if found != VERSION:
+        upgrade = isinstance(found, int) and found > VERSION
+        step = "upgrade with `pip install -U mmneuron-lens`" if upgrade else "run the command that wrote it again"
+        raise ArtifactError(f"{path}: version is {found!r}, and this package reads {VERSION}; {step}.")

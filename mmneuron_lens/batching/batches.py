@@ -174,7 +174,7 @@ def model_name(lens: Lens) -> str:
     return Path(lens.name).resolve().name if Path(lens.name).is_dir() else lens.name
 
 
-def file_name(model: str) -> str:
+def _old_file_name(model: str) -> str:
     """A model's name as a file name: `llava-next` for an embedded one, `owner--name` for a hub id."""
     return model.removeprefix("embedded/").replace("/", "--")
 

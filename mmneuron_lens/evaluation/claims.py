@@ -19,10 +19,11 @@ from torch import Tensor
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM, Answer, exact_match
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.deviations import Deviations
+from mmneuron_lens.artifacts.entropies import Entropies
+from mmneuron_lens.artifacts.selection import Selection, module_of
 from mmneuron_lens.evaluation.accuracy import Marking, right_by_condition
-from mmneuron_lens.experiments.deviate import Deviations
-from mmneuron_lens.experiments.read import Entropies
-from mmneuron_lens.neurons.selection import Selection, module_of, select
+from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.neurons.silent import silent_neurons
 from mmneuron_lens.report.paper_page import Claim, Finding, Verdict
 

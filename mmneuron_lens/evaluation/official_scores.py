@@ -10,8 +10,8 @@ from typing import Any
 
 from mmneuron_lens import metrics
 from mmneuron_lens.artifacts.answers import Answer, Key, exact_match, key_of
+from mmneuron_lens.artifacts.files import file_name
 from mmneuron_lens.artifacts.format import ArtifactError
-from mmneuron_lens.batching.batches import file_name
 from mmneuron_lens.corpora.sample import Sample
 
 KIND, VERSION = "marks", 1

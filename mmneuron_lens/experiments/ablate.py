@@ -17,11 +17,12 @@ from torch import Tensor
 from interventions import Graph, mean_ablate_neurons, mean_activation, per_layer, scale_neurons, zero_neurons
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM, Answer, AnswerLog
+from mmneuron_lens.artifacts.selection import Selection, in_order, module_of, sites_of
 from mmneuron_lens.batching.batches import Progress, Prompt, batches, encode, quietly, sized
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.neurons.selection import Selection, in_order, module_of, random_like, sites_of
+from mmneuron_lens.neurons.selection import random_like
 from mmneuron_lens.runtime.batch import Batch
 
 PAPER_GENERATION: dict[str, Any] = {

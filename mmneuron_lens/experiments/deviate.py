@@ -9,8 +9,7 @@ position alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy
@@ -19,67 +18,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions import Graph, keep, last_hidden_state
-from interventions.errors import InvalidValue, UnknownName
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
-from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
+from mmneuron_lens.artifacts.deviations import MEASURES, Deviations
+from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.batches import Progress, Prompt, batches, encode, model_facts, quietly, sized
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.ablate import Condition, Off, conditions_of, modules_of
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.metrics.intervals import mean_interval
-from mmneuron_lens.neurons.selection import Selection
 from mmneuron_lens.runtime.batch import Batch
-
-MEASURES = ("after norm", "before norm", "last position")
-"""Where the hidden state is compared; the paper's is the first."""
 
 BY_LAYER = f"{RANDOM} by layer"
 """Draws that match the number of neurons in every layer, not only in the module."""
-
-
-@dataclass(frozen=True, eq=False)
-class Deviations:
-    """The deviation of every question of one domain under every condition.
-
-    - `values[measure]`: float64 [condition, sample], shares of the undisturbed norm (0.1 is the paper's 10 %).
-    - `conditions`: (module, condition) in order; condition is "domain", "random 1", "random by layer 1", ...
-    """
-
-    model: str
-    domain: str
-    conditions: tuple[tuple[str, str], ...]
-    samples: tuple[str, ...]
-    values: dict[str, Tensor]
-    parameters: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def of(self, module: str, condition: str, measure: str = MEASURES[0]) -> Float[Tensor, " sample"]:
-        """Every question's deviation with the neurons of a module off; the mean over draws for "random".
-
-        Raises `KeyError` naming the choices.
-        """
-        found = [
-            self.values[measure][number]
-            for number, (place, name) in enumerate(self.conditions)
-            if place == module and (name == condition or name.rpartition(" ")[0] == condition)
-        ]
-        if not found:
-            choices = ", ".join(f"{place}/{name}" for place, name in self.conditions)
-            raise UnknownName(f"no deviation of {module}/{condition}; choose from {choices}.")
-        return torch.stack(found).mean(0)
-
-    def save(self, path: str | Path) -> None:
-        """Writes an artifact of kind "deviations"."""
-        names = ("model", "domain", "conditions", "samples", "parameters", "provenance")
-        write_artifact(path, "deviations", self.values, {name: getattr(self, name) for name in names})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Deviations:
-        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
-        values, metadata = read_artifact(path, "deviations")
-        own = {"conditions": tuple(map(tuple, metadata["conditions"])), "samples": tuple(metadata["samples"])}
-        return cls(**{**metadata, **own}, values=values)
 
 
 def frobenius_ratio(

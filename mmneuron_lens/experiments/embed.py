@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -14,34 +13,13 @@ from torch import Tensor
 
 from interventions import keep
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
+from mmneuron_lens.artifacts.embeddings import Embeddings
+from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.batching.batches import Progress, batches, encode, model_facts, quietly, sized
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
-
-
-@dataclass(frozen=True, eq=False)
-class Embeddings:
-    """`vectors`: float32 [image, hidden], one an image; `domain_of`: the domain of each."""
-
-    model: str
-    vectors: Tensor
-    domain_of: tuple[str, ...]
-    parameters: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def save(self, path: str | Path) -> None:
-        """Writes an artifact of kind "embeddings"."""
-        own = ("model", "domain_of", "parameters", "provenance")
-        write_artifact(path, "embeddings", {"vectors": self.vectors}, {name: getattr(self, name) for name in own})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Embeddings:
-        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
-        tensors, metadata = read_artifact(path, "embeddings")
-        return cls(**{**metadata, "domain_of": tuple(metadata["domain_of"]), **tensors})
 
 
 def embed_images(

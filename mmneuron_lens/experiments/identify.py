@@ -15,8 +15,10 @@ from torch import Tensor
 
 from interventions import GROUP_KINDS, SITES, count_active_by_kind, count_positions
 from interventions.errors import InvalidValue
+from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, Counts
 from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.batches import (
     Progress,
     Prompt,
@@ -36,8 +38,8 @@ from mmneuron_lens.corpora.folder import Problems, open_images
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.fingerprint import sampled_weights
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap, false_discovery_rate, halves_overlap
-from mmneuron_lens.neurons.selection import Selection, select
+from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
+from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.neurons.silent import silent_neurons
 from mmneuron_lens.runs.checkpoint import Checkpoint
 from mmneuron_lens.runs.merging import WHOLE, Shard

@@ -9,21 +9,21 @@ for at most 256 positions at a time, so memory is bounded by 256 x vocabulary fl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
 from interventions import batch_field, lens_entropy, logit_lens, reads
-from interventions.errors import InvalidValue, OutOfRange, UnknownName
+from interventions.errors import InvalidValue, OutOfRange
 from mmneuron_lens.artifacts.counts import BUCKETS
-from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
+from mmneuron_lens.artifacts.entropies import Entropies
+from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.batching.batches import (
     Progress,
     Prompt,
@@ -38,7 +38,6 @@ from mmneuron_lens.batching.batches import (
 from mmneuron_lens.corpora.folder import Problems, open_images
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.report import heat
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.patches import boxes_of
 
@@ -70,102 +69,6 @@ def top_one(
         "below": ((best < below)[:, None] * counted).sum(0),
         "tokens": counted.sum(0),
     }
-
-
-@dataclass(frozen=True, eq=False)
-class LensTrace:
-    """What the tokens of one question decode to at every layer.
-
-    - `tokens` int64, `probabilities` float32 [layer, position, k], best first; `entropy` float32 [layer, position], in
-      nats. `layers`: "embedding", "1", "2", ...; `labels` and `kinds`: a name and "image" or "text" by position.
-    - `boxes` float32 [position, 5]: image, left, top, right, bottom as shares of the image; NaN where a position is no
-      part of the image. `pictures`: uint8 [height, width, 3], small copies to look at.
-    - `words`: the vocabulary's text of every token in `tokens`. `expected`: the accepted answers.
-    """
-
-    model: str
-    domain: str
-    id: str
-    question: str
-    prompt: str
-    expected: tuple[str, ...]
-    layers: tuple[str, ...]
-    labels: tuple[str, ...]
-    kinds: tuple[str, ...]
-    tokens: Tensor
-    probabilities: Tensor
-    entropy: Tensor
-    boxes: Tensor
-    pictures: tuple[Tensor, ...]
-    words: dict[str, str]
-    parameters: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def best(self, position: int, layer: int = -1) -> str:
-        """The word that a position most probably continues with at a layer; Figure 6b's expected one is the last's."""
-        return self.words[str(int(self.tokens[layer, position, 0]))]
-
-    def last(self, kind: str) -> int:
-        """The last position of a kind; `KeyError` names the kinds there are."""
-        places = [place for place, name in enumerate(self.kinds) if name == kind]
-        if not places:
-            raise UnknownName(f"no {kind!r} position was read; choose from {', '.join(dict.fromkeys(self.kinds))}.")
-        return places[-1]
-
-    def position(self, kind: str, number: int) -> int:
-        """The position of a kind by number, from 0; negative ones count from the end. `IndexError` names how many."""
-        places = [place for place, name in enumerate(self.kinds) if name == kind]
-        if not -len(places) <= number < len(places):
-            raise OutOfRange(f"there are {len(places)} {kind} positions, no number {number}.")
-        return places[number]
-
-    def heat(self, position: int, even: bool = False) -> heat.Heat:
-        """The heatmap of a position as in Figure 6: a row a layer, a column a rank. even: layers 2, 4, ... only."""
-        rows = [row for row in range(len(self.layers)) if not even or (row > 0 and row % 2 == 0)]
-        return heat.Heat(
-            rows=tuple(f"layer {self.layers[row]}" if row else "embedding" for row in rows),
-            words=tuple(tuple(self.words[str(token)] for token in self.tokens[row, position].tolist()) for row in rows),
-            probabilities=tuple(tuple(self.probabilities[row, position].tolist()) for row in rows),
-        )
-
-    def document(self) -> dict[str, Any]:
-        """Everything that the page's hover view shows, as JSON can hold it, words by their number in one list."""
-        numbers = {token: number for number, token in enumerate(self.words)}
-        return {
-            "question": self.question,
-            "expected": list(self.expected),
-            "layers": list(self.layers),
-            "labels": list(self.labels),
-            "kinds": list(self.kinds),
-            "boxes": [None if torch.isnan(box[0]) else [round(part, 5) for part in box.tolist()] for box in self.boxes],
-            "words": list(self.words.values()),
-            "tokens": [[[numbers[str(token)] for token in row] for row in layer] for layer in self.tokens.tolist()],
-            # In thousandths, which is more than a colour shows.
-            "probabilities": (1000 * self.probabilities).round().int().tolist(),
-            "entropy": [[round(value, 2) for value in layer] for layer in self.entropy.tolist()],
-        }
-
-    def save(self, path: str | Path) -> None:
-        """Writes an artifact of kind "lens trace"."""
-        tensors = {name: getattr(self, name) for name in ("tokens", "probabilities", "entropy", "boxes")}
-        tensors |= {f"picture/{number}": picture for number, picture in enumerate(self.pictures)}
-        own = (name for name in self.__dataclass_fields__ if name not in tensors and name != "pictures")
-        write_artifact(path, "lens trace", tensors, {name: getattr(self, name) for name in own})
-
-    @classmethod
-    def load(cls, path: str | Path) -> LensTrace:
-        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
-        tensors, metadata = read_artifact(path, "lens trace")
-        count = sum(name.startswith("picture/") for name in tensors)
-        pictures = tuple(tensors.pop(f"picture/{number}") for number in range(count))
-        own = {name: tuple(metadata[name]) for name in ("expected", "layers", "labels", "kinds")}
-        return cls(**{**metadata, **own, **tensors, "pictures": pictures})
-
-    def _repr_html_(self) -> str:
-        shown = [self.position("image", 1 if self.kinds.count("image") > 1 else 0)] if "image" in self.kinds else []
-        shown += [self.last("text")] if "text" in self.kinds else []
-        parts = [heat.table(self.heat(place), f"{self.labels[place]} → {self.best(place)}") for place in shown]
-        return f"<div>{''.join(parts)}</div>"
 
 
 def trace_sample(
@@ -214,43 +117,6 @@ def trace_sample(
         parameters={"prompt": prompt, "top k": top_k, "positions": "all" if positions is None else chosen},
         provenance=provenance(**model_facts(lens)),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Entropies:
-    """Entropy of the next-token distribution in one domain, by layer and kind of token, in 16 buckets of images.
-
-    - `entropy`: float64 [bucket, layer, kind], summed over tokens, in nats; layer 0 is the embedding.
-    - `confidence`, `below`: float64 and int64 [bucket, kind] at the output: the sum of the most likely next token's
-      probability, and how many tokens have it under `CONFIDENT`. `tokens`: int64 [bucket, kind].
-    """
-
-    model: str
-    domain: str
-    kinds: tuple[str, ...]
-    entropy: Tensor
-    confidence: Tensor
-    below: Tensor
-    tokens: Tensor
-    parameters: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def mean(self, buckets: Tensor | None = None) -> Float64[Tensor, "layer kind"]:
-        """Token-weighted mean entropy, in nats; of these buckets (with repetition), if given. NaN without tokens."""
-        chosen = torch.arange(len(self.tokens)) if buckets is None else buckets
-        return self.entropy[chosen].sum(0) / self.tokens[chosen].sum(0)
-
-    def save(self, path: str | Path) -> None:
-        """Writes an artifact of kind "entropies"."""
-        tensors = {name: getattr(self, name) for name in ("entropy", "confidence", "below", "tokens")}
-        own = ("model", "domain", "kinds", "parameters", "provenance")
-        write_artifact(path, "entropies", tensors, {name: getattr(self, name) for name in own})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Entropies:
-        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
-        tensors, metadata = read_artifact(path, "entropies")
-        return cls(**{**metadata, "kinds": tuple(metadata["kinds"]), **tensors})
 
 
 def read_entropy(

@@ -7,8 +7,6 @@ the buckets of the counts: no second pass over the corpora.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,82 +14,10 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from interventions.errors import InvalidValue
+from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
-from mmneuron_lens.artifacts.format import read_artifact, write_artifact
-from mmneuron_lens.neurons.selection import TIE, Selection, in_order, select, select_module, sites_of
-
-
-@dataclass(frozen=True)
-class FalseDiscovery:
-    """`selected[site]`: neurons selected; `null[site]`: how many each permutation puts under the same cut-off."""
-
-    model: str
-    selected: dict[str, int]
-    null: dict[str, tuple[int, ...]]
-    provenance: dict[str, Any]
-
-    def count(self, site: str | None = None) -> int:
-        """Neurons selected at a site, in a module of the paper, or everywhere (None)."""
-        return sum(self.selected[name] for name in sites_of(self.selected, site))
-
-    def null_mean(self, site: str | None = None) -> float:
-        """The mean over permutations of the neurons that chance puts under the observed cut-off."""
-        sums = [sum(draws) for draws in zip(*(self.null[name] for name in sites_of(self.null, site)), strict=True)]
-        return sum(sums) / len(sums)
-
-    def rate(self, site: str | None = None) -> float:
-        """False discovery rate: null mean / selected. May exceed 1; NaN when nothing was selected."""
-        return self.null_mean(site) / self.count(site) if self.count(site) else float("nan")
-
-    def save(self, path: str | Path) -> None:
-        """Writes an artifact of kind "false-discovery"."""
-        document = {"model": self.model, "selected": self.selected, "provenance": self.provenance}
-        write_artifact(
-            path, "false-discovery", {site: torch.tensor(draws) for site, draws in self.null.items()}, document
-        )
-
-    @classmethod
-    def load(cls, path: str | Path) -> FalseDiscovery:
-        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
-        tensors, metadata = read_artifact(path, "false-discovery")
-        return cls(**metadata, null={site: tuple(tensors[site].tolist()) for site in in_order(tensors)})
-
-
-@dataclass(frozen=True)
-class HalvesOverlap:
-    """Per site and split: `shared[site]` neurons that both halves select, `either[site]` that at least one does."""
-
-    model: str
-    shared: dict[str, tuple[int, ...]]
-    either: dict[str, tuple[int, ...]]
-    provenance: dict[str, Any]
-
-    def jaccard(self, site: str | None = None) -> tuple[float, ...]:
-        """Shared / either for each split, of a site, a module of the paper, or all sites (None); NaN for 0 / 0."""
-        names = sites_of(self.shared, site)
-        shared = [sum(split) for split in zip(*(self.shared[name] for name in names), strict=True)]
-        either = [sum(split) for split in zip(*(self.either[name] for name in names), strict=True)]
-        return tuple(part / whole if whole else float("nan") for part, whole in zip(shared, either, strict=True))
-
-    def mean(self, site: str | None = None) -> float:
-        """The mean Jaccard overlap over the splits."""
-        values = self.jaccard(site)
-        return sum(values) / len(values)
-
-    def save(self, path: str | Path) -> None:
-        """Writes an artifact of kind "halves-overlap"."""
-        tensors = {f"shared/{site}": torch.tensor(values) for site, values in self.shared.items()}
-        tensors |= {f"either/{site}": torch.tensor(values) for site, values in self.either.items()}
-        write_artifact(path, "halves-overlap", tensors, {"model": self.model, "provenance": self.provenance})
-
-    @classmethod
-    def load(cls, path: str | Path) -> HalvesOverlap:
-        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
-        tensors, metadata = read_artifact(path, "halves-overlap")
-        sites = in_order({name.split("/", 1)[1] for name in tensors})
-        shared = {site: tuple(tensors[f"shared/{site}"].tolist()) for site in sites}
-        either = {site: tuple(tensors[f"either/{site}"].tolist()) for site in sites}
-        return cls(metadata["model"], shared, either, metadata["provenance"])
+from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.neurons.selection import TIE, select, select_module
 
 
 def false_discovery_rate(

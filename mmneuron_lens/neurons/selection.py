@@ -7,29 +7,19 @@ one module of the paper, "Q-Former".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from html import escape
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from interventions.errors import InvalidValue, UnknownName
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import SHARD_FIELDS, Counts, refuse_differences
-from mmneuron_lens.artifacts.format import provenance, read_artifact, write_artifact
+from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.artifacts.selection import Selection, in_order
 from mmneuron_lens.corpora.sample import DOMAINS
 from mmneuron_lens.neurons.dape import activation_probability, dape
-
-MODULES = {
-    "vision.mlp.act": "Vision Encoder",
-    "projector.act": "MLP Projector",
-    "qformer.query.act": "Q-Former",
-    "qformer.text.act": "Q-Former",
-    "llm.mlp.act": "LLM",
-}
-"""The paper's name of the module each site belongs to, in the order of its tables."""
 
 CORPUS_FIELDS = (*SHARD_FIELDS, "corpus")
 """Provenance in which the domains of one selection may differ; in everything else they must agree."""
@@ -92,74 +82,6 @@ def lowest_first(entropy: Float64[Tensor, " neuron"]) -> Int64[Tensor, " neuron"
     group = torch.zeros_like(order)
     group[1:] = (values.diff() > TIE).cumsum(0)
     return torch.empty_like(order).scatter_(0, order, group).sort(stable=True).indices
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """The domain-specific neurons of one model, by site.
-
-    - `masks[site]`: bool [layer, neuron, domain]; `entropy[site]`: float64 [layer, neuron], nats;
-      `probability[site]`: float64 [layer, neuron, domain]; `tokens[site]`: int64 [domain].
-    - `threshold[site]`, `requested[site]`: what the rule came to.
-    - `parameters`: method, fraction, percentile, kinds by site. `provenance`: what the domains share, and "domains".
-    """
-
-    model: str
-    domains: tuple[str, ...]
-    masks: dict[str, Tensor]
-    entropy: dict[str, Tensor]
-    probability: dict[str, Tensor]
-    tokens: dict[str, Tensor]
-    threshold: dict[str, float]
-    requested: dict[str, int]
-    parameters: dict[str, Any]
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def selected(self, site: str) -> int:
-        """How many neurons of the site were selected, each once however many domains it belongs to."""
-        return int(self.masks[site].any(dim=-1).sum())
-
-    def shortfall(self, site: str) -> int:
-        """How many neurons fewer than requested survived the threshold."""
-        return self.requested[site] - self.selected(site)
-
-    def neurons(self, domain: str, site: str | None = None) -> dict[str, Bool[Tensor, "layer neuron"]]:
-        """The neurons of a domain, by site: of one site, of one module of the paper, or of all (None).
-
-        Raises `KeyError` naming the choices for an unknown domain or site.
-        """
-        if domain not in self.domains:
-            raise UnknownName(f"no domain {domain!r} in this selection; choose from {', '.join(self.domains)}.")
-        index = self.domains.index(domain)
-        return {name: self.masks[name][..., index] for name in sites_of(self.masks, site)}
-
-    def save(self, path: str | Path) -> None:
-        """Writes an artifact of kind "selection"."""
-        names = ("masks", "entropy", "probability", "tokens")
-        tensors = {f"{name}/{site}": value for name in names for site, value in getattr(self, name).items()}
-        names = ("model", "domains", "threshold", "requested", "parameters", "provenance")
-        write_artifact(path, "selection", tensors, {name: getattr(self, name) for name in names})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Selection:
-        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
-        tensors, metadata = read_artifact(path, "selection")
-        by_site: dict[str, dict[str, Tensor]] = {"masks": {}, "entropy": {}, "probability": {}, "tokens": {}}
-        for site in in_order(metadata["requested"]):
-            for name, values in by_site.items():
-                values[site] = tensors[f"{name}/{site}"]
-        return cls(**{**metadata, "domains": tuple(metadata["domains"]), **by_site})
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(domain)}</th>" for domain in self.domains)
-        rows = ""
-        for site, mask in self.masks.items():
-            cells = "".join(f"<td>{count:,}</td>" for count in mask.flatten(0, 1).sum(0).tolist())
-            rows += (
-                f"<tr><td>{escape(site)}</td><td>{self.selected(site):,} of {self.requested[site]:,}</td>{cells}</tr>"
-            )
-        caption = f"Domain-specific neurons of {escape(self.model)}, lowest {100 * self.parameters['fraction']:g} %"
-        return f"<table><caption>{caption}</caption><tr><th>site</th><th>selected</th>{head}</tr>{rows}</table>"
 
 
 def select(
@@ -251,23 +173,3 @@ def random_like(
                 )
             drawn[domain, group, pool[torch.randperm(len(pool), generator=generator)[:count]]] = True
     return drawn.view(domains, layers, neurons).permute(1, 2, 0).contiguous()
-
-
-def module_of(site: str) -> str:
-    """The paper's name of the module a site belongs to; a site the paper does not have keeps its own name."""
-    return MODULES.get(site, site)
-
-
-def in_order(sites: Any) -> list[str]:
-    """Sites in the order of the paper's tables, others after them by name."""
-    known = list(MODULES)
-    return sorted(sites, key=lambda site: (known.index(site) if site in MODULES else len(known), site))
-
-
-def sites_of(sites: Any, chosen: str | None) -> list[str]:
-    """The sites meant by a site, a module of the paper, or None (all); `KeyError` names the choices."""
-    found = [site for site in in_order(sites) if chosen is None or chosen in (site, module_of(site))]
-    if not found:
-        choices = dict.fromkeys([*in_order(sites), *map(module_of, in_order(sites))])
-        raise UnknownName(f"no site or module {chosen!r}; choose from {', '.join(choices)}.")
-    return found

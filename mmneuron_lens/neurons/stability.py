@@ -15,8 +15,9 @@ from torch import Tensor
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.selection import in_order, module_of
 from mmneuron_lens.neurons.controls import filled_cells, probability_of_cells
-from mmneuron_lens.neurons.selection import in_order, module_of, select, select_module
+from mmneuron_lens.neurons.selection import select, select_module
 
 
 @dataclass(frozen=True)

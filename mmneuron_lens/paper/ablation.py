@@ -9,9 +9,10 @@ from typing import Any
 import polars as pl
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE
-from mmneuron_lens.batching.batches import file_name
+from mmneuron_lens.artifacts.deviations import MEASURES
+from mmneuron_lens.artifacts.files import file_name
 from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
-from mmneuron_lens.experiments.deviate import BY_LAYER, MEASURES, deviation_rows
+from mmneuron_lens.experiments.deviate import BY_LAYER, deviation_rows
 from mmneuron_lens.paper import paper_numbers as printed
 from mmneuron_lens.paper.model_run import ModelRun, domains_of, sources_of, stacked
 from mmneuron_lens.report import tables

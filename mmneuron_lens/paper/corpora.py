@@ -7,8 +7,9 @@ from typing import Any
 
 import polars as pl
 
-from mmneuron_lens.batching.batches import file_name
-from mmneuron_lens.experiments.embed import Embeddings, component_rows
+from mmneuron_lens.artifacts.embeddings import Embeddings
+from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.experiments.embed import component_rows
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, without_domains
 from mmneuron_lens.report.embedding_figure import embedding_figure
 from mmneuron_lens.report.page import Grid, Picture

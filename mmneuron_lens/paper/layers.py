@@ -9,7 +9,8 @@ import polars as pl
 import torch
 from markupsafe import Markup
 
-from mmneuron_lens.experiments.read import LensTrace, entropy_rows
+from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.experiments.read import entropy_rows
 from mmneuron_lens.paper import paper_numbers as printed
 from mmneuron_lens.paper.model_run import ModelRun, domains_of, sources_of, stacked, without_domains
 from mmneuron_lens.report import heat
@@ -67,8 +68,8 @@ def _case(trace: LensTrace) -> Markup:
     image = trace.position("image", 1 if trace.kinds.count("image") > 1 else 0)
     last = trace.last("text")
     parts = (
-        heat.table(trace.heat(image), f"{trace.labels[image]}: next token expected {trace.best(image)!r}"),
-        heat.table(trace.heat(last), f"last text token: right answer {' / '.join(trace.expected)!r}"),
+        heat.table(heat.heat_of(trace, image), f"{trace.labels[image]}: next token expected {trace.best(image)!r}"),
+        heat.table(heat.heat_of(trace, last), f"last text token: right answer {' / '.join(trace.expected)!r}"),
     )
     question = f"<b>{escape(domain_name(trace.domain))}</b> {escape(trace.question)} Answer: "
     question += f"{escape(' / '.join(trace.expected))}; the model’s most likely next token: {escape(trace.best(last))}."

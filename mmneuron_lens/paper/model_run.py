@@ -13,14 +13,15 @@ import polars as pl
 
 from mmneuron_lens.artifacts.answers import Answer, exact_match, load_answers
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.deviations import Deviations
+from mmneuron_lens.artifacts.entropies import Entropies
+from mmneuron_lens.artifacts.files import file_name
 from mmneuron_lens.artifacts.format import content_hash
-from mmneuron_lens.batching.batches import file_name
+from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.evaluation.accuracy import Marking
 from mmneuron_lens.evaluation.claims import Evidence
 from mmneuron_lens.evaluation.official_scores import Marks, marks_file
-from mmneuron_lens.experiments.deviate import Deviations
-from mmneuron_lens.experiments.read import Entropies, LensTrace
-from mmneuron_lens.neurons.selection import Selection
 from mmneuron_lens.report.paper_page import Source
 from mmneuron_lens.runs.stages import answers_file, selection_file
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
-from mmneuron_lens.batching.batches import file_name
-from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap
-from mmneuron_lens.neurons.selection import Selection
+from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
+from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.paper import paper_numbers as printed
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
 from mmneuron_lens.report import tables

@@ -12,7 +12,7 @@ import polars as pl
 from rich.table import Table
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM, Answer
-from mmneuron_lens.batching.batches import file_name
+from mmneuron_lens.artifacts.files import file_name
 from mmneuron_lens.evaluation.accuracy import against_random, scores
 from mmneuron_lens.experiments.identify import Identified
 from mmneuron_lens.report import figures, page, tables

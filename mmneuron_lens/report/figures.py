@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.neurons.selection import module_of
+from mmneuron_lens.artifacts.selection import module_of
 from mmneuron_lens.report.tables import domain_name
 
 Theme = Literal["light", "dark"]

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
+from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.report.figures import Theme, themed
 
 BLUE = (8, 69, 148)
@@ -24,6 +25,12 @@ class Heat:
     rows: tuple[str, ...]
     words: tuple[tuple[str, ...], ...]
     probabilities: tuple[tuple[float, ...], ...]
+
+
+def heat_of(trace: LensTrace, position: int, even: bool = False) -> Heat:
+    """A position of a question as in Figure 6: a row a layer, a column a rank. even: layers 2, 4, ... only."""
+    rows = trace.rows(position, even)
+    return Heat(*(tuple(row[part] for row in rows) for part in range(3)))
 
 
 def colour(probability: float) -> str:

@@ -15,9 +15,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from interventions.errors import InvalidValue
+from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
-from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap
-from mmneuron_lens.neurons.selection import Selection, module_of
+from mmneuron_lens.artifacts.selection import Selection, module_of
 from mmneuron_lens.report import figures, tables
 
 

@@ -11,9 +11,9 @@ import polars as pl
 from rich.table import Table
 
 from interventions.errors import InvalidValue
+from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
-from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap
-from mmneuron_lens.neurons.selection import Selection, in_order, module_of, sites_of
+from mmneuron_lens.artifacts.selection import Selection, in_order, module_of, sites_of
 from mmneuron_lens.neurons.silent import silent_neurons
 
 DOMAIN_NAMES = {

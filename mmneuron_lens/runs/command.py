@@ -32,7 +32,7 @@ def print_stability(run: Path, fraction: float, percentile: float) -> None:
     """
     from rich.console import Console
 
-    from mmneuron_lens.batching.batches import file_name
+    from mmneuron_lens.artifacts.files import file_name
     from mmneuron_lens.neurons.stability import as_table, stability
     from mmneuron_lens.runs.stages import counted
 

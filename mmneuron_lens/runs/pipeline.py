@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mmneuron_lens.artifacts.answers import ALL
+from mmneuron_lens.artifacts.files import file_name
 from mmneuron_lens.artifacts.format import content_hash, provenance, write_artifact
-from mmneuron_lens.batching.batches import Progress, file_name, model_facts, model_name
+from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.batching.batches import Progress, model_facts, model_name
 from mmneuron_lens.corpora.folder import some_of
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.ablate import Off, mean_activations, modules_of, questions_digest
@@ -16,7 +18,6 @@ from mmneuron_lens.experiments.deviate import deviate
 from mmneuron_lens.experiments.embed import embed_images
 from mmneuron_lens.experiments.read import read_entropy, trace_sample
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.neurons.selection import Selection
 from mmneuron_lens.runs.done import Say, Stages
 from mmneuron_lens.runs.plan import Plan
 from mmneuron_lens.runs.questions import Questions

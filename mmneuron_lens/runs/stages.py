@@ -19,13 +19,14 @@ from interventions.sites import unknown
 from mmneuron_lens.architectures.loading import embedded_folder
 from mmneuron_lens.artifacts.answers import AnswerLog, key_of, load_answers, save_answers
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.files import file_name
 from mmneuron_lens.artifacts.format import content_hash
-from mmneuron_lens.batching.batches import Progress, file_name, model_facts, model_name, quietly
+from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.batching.batches import Progress, model_facts, model_name, quietly
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.ablate import Off, ablate, generation_settings, questions_digest
 from mmneuron_lens.experiments.identify import Identified, count_domain, find
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.neurons.selection import Selection
 from mmneuron_lens.paper.summary import Results
 from mmneuron_lens.runs.checkpoint import SECONDS, Checkpoint
 from mmneuron_lens.runs.merging import WHOLE, Shard, shard_file, unfinished

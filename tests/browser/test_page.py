@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_paper import LITTLE, MODEL
 
-from mmneuron_lens.experiments.read import LensTrace
+from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.paper import run as whole
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")

@@ -1,0 +1,45 @@
+"""What every artifact can do: be written with what it was made from, and be read again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from mmneuron_lens.artifacts.format import read_artifact, write_artifact
+
+KEY = "key"
+"""Metadata: the facts that a run knows the value by; see `runs.store`."""
+
+
+class Artifact(ABC):
+    """A value with a file format: tensors, and metadata that JSON holds."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and the metadata."""
+
+    @classmethod
+    @abstractmethod
+    def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Self:
+        """The value again from what `packed` gave."""
+
+    def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
+        """Writes the artifact to a file, atomically; raises as `write_artifact`.
+
+        - key: facts that say what the value is, for a run's store.
+        """
+        tensors, metadata = self.packed()
+        write_artifact(path, self.kind, tensors, metadata if key is None else {**metadata, KEY: dict(key)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads what `save` wrote; raises as `read_artifact`."""
+        tensors, metadata = read_artifact(path, cls.kind)
+        metadata.pop(KEY, None)
+        return cls.unpacked(tensors, metadata)

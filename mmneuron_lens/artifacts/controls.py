@@ -1,0 +1,81 @@
+"""What the number of selected neurons proves: a null of permuted domain labels, and agreement between two halves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.selection import in_order, sites_of
+
+
+@dataclass(frozen=True)
+class FalseDiscovery(Artifact):
+    """`selected[site]`: neurons selected; `null[site]`: how many each permutation puts under the same cut-off."""
+
+    kind: ClassVar[str] = "false-discovery"
+
+    model: str
+    selected: dict[str, int]
+    null: dict[str, tuple[int, ...]]
+    provenance: dict[str, Any]
+
+    def count(self, site: str | None = None) -> int:
+        """Neurons selected at a site, in a module of the paper, or everywhere (None)."""
+        return sum(self.selected[name] for name in sites_of(self.selected, site))
+
+    def null_mean(self, site: str | None = None) -> float:
+        """The mean over permutations of the neurons that chance puts under the observed cut-off."""
+        sums = [sum(draws) for draws in zip(*(self.null[name] for name in sites_of(self.null, site)), strict=True)]
+        return sum(sums) / len(sums)
+
+    def rate(self, site: str | None = None) -> float:
+        """False discovery rate: null mean / selected. May exceed 1; NaN when nothing was selected."""
+        return self.null_mean(site) / self.count(site) if self.count(site) else float("nan")
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        document = {"model": self.model, "selected": self.selected, "provenance": self.provenance}
+        return {site: torch.tensor(draws) for site, draws in self.null.items()}, document
+
+    @classmethod
+    def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> FalseDiscovery:
+        return cls(**metadata, null={site: tuple(tensors[site].tolist()) for site in in_order(tensors)})
+
+
+@dataclass(frozen=True)
+class HalvesOverlap(Artifact):
+    """Per site and split: `shared[site]` neurons that both halves select, `either[site]` that at least one does."""
+
+    kind: ClassVar[str] = "halves-overlap"
+
+    model: str
+    shared: dict[str, tuple[int, ...]]
+    either: dict[str, tuple[int, ...]]
+    provenance: dict[str, Any]
+
+    def jaccard(self, site: str | None = None) -> tuple[float, ...]:
+        """Shared / either for each split, of a site, a module of the paper, or all sites (None); NaN for 0 / 0."""
+        names = sites_of(self.shared, site)
+        shared = [sum(split) for split in zip(*(self.shared[name] for name in names), strict=True)]
+        either = [sum(split) for split in zip(*(self.either[name] for name in names), strict=True)]
+        return tuple(part / whole if whole else float("nan") for part, whole in zip(shared, either, strict=True))
+
+    def mean(self, site: str | None = None) -> float:
+        """The mean Jaccard overlap over the splits."""
+        values = self.jaccard(site)
+        return sum(values) / len(values)
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"shared/{site}": torch.tensor(values) for site, values in self.shared.items()}
+        tensors |= {f"either/{site}": torch.tensor(values) for site, values in self.either.items()}
+        return tensors, {"model": self.model, "provenance": self.provenance}
+
+    @classmethod
+    def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> HalvesOverlap:
+        sites = in_order({name.split("/", 1)[1] for name in tensors})
+        shared = {site: tuple(tensors[f"shared/{site}"].tolist()) for site in sites}
+        either = {site: tuple(tensors[f"either/{site}"].tolist()) for site in sites}
+        return cls(metadata["model"], shared, either, metadata["provenance"])

@@ -1,0 +1,59 @@
+"""How far the last hidden state of every question moves when neurons are off (Table 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interventions.errors import UnknownName
+from mmneuron_lens.artifacts.artifact import Artifact
+
+MEASURES = ("after norm", "before norm", "last position")
+"""Where the hidden state is compared; the paper's is the first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Deviations(Artifact):
+    """The deviation of every question of one domain under every condition.
+
+    - `values[measure]`: float64 [condition, sample], shares of the undisturbed norm (0.1 is the paper's 10 %).
+    - `conditions`: (module, condition) in order; condition is "domain", "random 1", "random by layer 1", ...
+    """
+
+    kind: ClassVar[str] = "deviations"
+
+    model: str
+    domain: str
+    conditions: tuple[tuple[str, str], ...]
+    samples: tuple[str, ...]
+    values: dict[str, Tensor]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, module: str, condition: str, measure: str = MEASURES[0]) -> Float[Tensor, " sample"]:
+        """Every question's deviation with the neurons of a module off; the mean over draws for "random".
+
+        Raises `KeyError` naming the choices.
+        """
+        found = [
+            self.values[measure][number]
+            for number, (place, name) in enumerate(self.conditions)
+            if place == module and (name == condition or name.rpartition(" ")[0] == condition)
+        ]
+        if not found:
+            choices = ", ".join(f"{place}/{name}" for place, name in self.conditions)
+            raise UnknownName(f"no deviation of {module}/{condition}; choose from {choices}.")
+        return torch.stack(found).mean(0)
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        names = ("model", "domain", "conditions", "samples", "parameters", "provenance")
+        return self.values, {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Deviations:
+        own = {"conditions": tuple(map(tuple, metadata["conditions"])), "samples": tuple(metadata["samples"])}
+        return cls(**{**metadata, **own}, values=tensors)

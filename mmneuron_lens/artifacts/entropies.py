@@ -1,0 +1,48 @@
+"""Entropy of the next-token distribution by layer and kind of token (Figure 7, Table 9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from mmneuron_lens.artifacts.artifact import Artifact
+
+
+@dataclass(frozen=True, eq=False)
+class Entropies(Artifact):
+    """Entropy of the next-token distribution in one domain, by layer and kind of token, in 16 buckets of images.
+
+    - `entropy`: float64 [bucket, layer, kind], summed over tokens, in nats; layer 0 is the embedding.
+    - `confidence`, `below`: float64 and int64 [bucket, kind] at the output: the sum of the most likely next token's
+      probability, and how many tokens have it under `CONFIDENT`. `tokens`: int64 [bucket, kind].
+    """
+
+    kind: ClassVar[str] = "entropies"
+
+    model: str
+    domain: str
+    kinds: tuple[str, ...]
+    entropy: Tensor
+    confidence: Tensor
+    below: Tensor
+    tokens: Tensor
+    parameters: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def mean(self, buckets: Tensor | None = None) -> Float64[Tensor, "layer kind"]:
+        """Token-weighted mean entropy, in nats; of these buckets (with repetition), if given. NaN without tokens."""
+        chosen = torch.arange(len(self.tokens)) if buckets is None else buckets
+        return self.entropy[chosen].sum(0) / self.tokens[chosen].sum(0)
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {name: getattr(self, name) for name in ("entropy", "confidence", "below", "tokens")}
+        own = ("model", "domain", "kinds", "parameters", "provenance")
+        return tensors, {name: getattr(self, name) for name in own}
+
+    @classmethod
+    def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Entropies:
+        return cls(**{**metadata, "kinds": tuple(metadata["kinds"]), **tensors})

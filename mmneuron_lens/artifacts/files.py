@@ -1,0 +1,78 @@
+"""Files: written whole or not at all, under names that every file system tells apart."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from interventions.errors import StorageFailed
+
+LONGEST = 100
+"""Characters of a file name, its ending apart."""
+
+# Names that Windows keeps for devices, whatever their ending.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
+
+
+def file_name(name: str) -> str:
+    """A name of a model or domain as a file name: readable, safe everywhere, and another one for every other name.
+
+    Lower-case letters, digits, `.`, `_` and `-` stay, and `/` becomes `+`: `embedded+llava-next`. Where anything else
+    had to be changed (capitals too, since some file systems do not tell them apart), a digest of the name follows:
+    `qwen+qwen2.5-vl~8c1f2a90d3`.
+    """
+    plain = re.sub(r"[^a-z0-9._+-]", "_", name.lower().replace("+", "_").replace("/", "+"))
+    plain = re.sub(r"^[.]|[.]$", "_", plain)[:LONGEST] or "_"
+    kept = name.replace("/", "+")
+    if plain == kept and "+" not in name and plain.partition(".")[0] not in _DEVICES:
+        return plain
+    return f"{plain}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
+
+
+def write_atomically(path: str | Path, content: bytes | str) -> None:
+    """Writes a file, and the folder it lies in, so that a reader, or a kill, finds the old content or the new.
+
+    - path: where the file will lie; its folder is made.
+    - content: bytes, or text that is written as UTF-8.
+
+    Raises `StorageFailed` naming the file when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    content = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def sweep(folder: str | Path) -> None:
+    """Removes what a kill in the middle of a write leaves in a folder; only its one writer may call this."""
+    for part in Path(folder).glob(".*.partial"):
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageFailed(
+            f"{path}: cannot be written ({error.strerror or error}); what was written before it is complete."
+        ) from error

@@ -1,0 +1,137 @@
+"""The domain-specific neurons of one model, by site, and what they become as a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import polars as pl
+from jaxtyping import Bool
+from torch import Tensor
+
+from interventions import SITES, Graph, per_layer, zero_neurons
+from interventions.errors import UnknownName
+from mmneuron_lens.artifacts.artifact import Artifact
+
+MODULES = {
+    "vision.mlp.act": "Vision Encoder",
+    "projector.act": "MLP Projector",
+    "qformer.query.act": "Q-Former",
+    "qformer.text.act": "Q-Former",
+    "llm.mlp.act": "LLM",
+}
+"""The paper's name of the module each site belongs to, in the order of its tables."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection(Artifact):
+    """The domain-specific neurons of one model, by site.
+
+    - `masks[site]`: bool [layer, neuron, domain]; `entropy[site]`: float64 [layer, neuron], nats;
+      `probability[site]`: float64 [layer, neuron, domain]; `tokens[site]`: int64 [domain].
+    - `threshold[site]`, `requested[site]`: what the rule came to.
+    - `parameters`: method, fraction, percentile, kinds by site. `provenance`: what the domains share, and "domains".
+    """
+
+    kind: ClassVar[str] = "selection"
+
+    model: str
+    domains: tuple[str, ...]
+    masks: dict[str, Tensor]
+    entropy: dict[str, Tensor]
+    probability: dict[str, Tensor]
+    tokens: dict[str, Tensor]
+    threshold: dict[str, float]
+    requested: dict[str, int]
+    parameters: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def selected(self, site: str) -> int:
+        """How many neurons of the site were selected, each once however many domains it belongs to."""
+        return int(self.masks[site].any(dim=-1).sum())
+
+    def shortfall(self, site: str) -> int:
+        """How many neurons fewer than requested survived the threshold."""
+        return self.requested[site] - self.selected(site)
+
+    def neurons(self, domain: str, site: str | None = None) -> dict[str, Bool[Tensor, "layer neuron"]]:
+        """The neurons of a domain, by site: of one site, of one module of the paper, or of all (None).
+
+        Raises `KeyError` naming the choices for an unknown domain or site.
+        """
+        if domain not in self.domains:
+            raise UnknownName(f"no domain {domain!r} in this selection; choose from {', '.join(self.domains)}.")
+        index = self.domains.index(domain)
+        return {name: self.masks[name][..., index] for name in sites_of(self.masks, site)}
+
+    def off(self, domain: str, site: str | None = None) -> Graph:
+        """A graph that holds a domain's neurons at zero, at every position and step, for `lens.run(graph | ...)`.
+
+        - domain: one of `domains`.
+        - site: a site or a module of the paper; all of them unless given.
+
+        Raises `UnknownName` with the choices.
+        """
+        return neurons_off(self.neurons(domain, site), self.layerless)
+
+    @property
+    def layerless(self) -> tuple[str, ...]:
+        """The sites whose one row is the whole module, not a layer of several."""
+        return tuple(site for site in self.masks if not SITES[site].per_layer)
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        names = ("masks", "entropy", "probability", "tokens")
+        tensors = {f"{name}/{site}": value for name in names for site, value in getattr(self, name).items()}
+        names = ("model", "domains", "threshold", "requested", "parameters", "provenance")
+        return tensors, {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Selection:
+        by_site: dict[str, dict[str, Tensor]] = {"masks": {}, "entropy": {}, "probability": {}, "tokens": {}}
+        for site in in_order(metadata["requested"]):
+            for name, values in by_site.items():
+                values[site] = tensors[f"{name}/{site}"]
+        return cls(**{**metadata, "domains": tuple(metadata["domains"]), **by_site})
+
+    def to_frame(self) -> pl.DataFrame:
+        """A row per site and domain: model, module, site, domain, neurons (of the domain), selected, requested."""
+        return pl.DataFrame(
+            [
+                {"model": self.model, "module": module_of(site), "site": site, "domain": domain}
+                | {"neurons": int(mask[..., number].sum()), "selected": self.selected(site)}
+                | {"requested": self.requested[site]}
+                for site, mask in self.masks.items()
+                for number, domain in enumerate(self.domains)
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        return self.to_frame()._repr_html_()
+
+
+def neurons_off(masks: Mapping[str, Tensor], layerless: Collection[str] = ()) -> Graph:
+    """A graph that holds these neurons at zero. masks: bool [layer, neuron] by site, one row where `layerless`."""
+    bound = {site: mask[0] if site in layerless else mask for site, mask in masks.items()}
+    return Graph((zero_neurons.at(list(bound)).bind(neurons=per_layer(bound)),))
+
+
+def module_of(site: str) -> str:
+    """The paper's name of the module a site belongs to; a site the paper does not have keeps its own name."""
+    return MODULES.get(site, site)
+
+
+def in_order(sites: Iterable[str]) -> list[str]:
+    """Sites in the order of the paper's tables, others after them by name."""
+    known = list(MODULES)
+    return sorted(sites, key=lambda site: (known.index(site) if site in MODULES else len(known), site))
+
+
+def sites_of(sites: Iterable[str], chosen: str | None) -> list[str]:
+    """The sites meant by a site, a module of the paper, or None (all); `KeyError` names the choices."""
+    sites = in_order(sites)
+    found = [site for site in sites if chosen is None or chosen in (site, module_of(site))]
+    if not found:
+        choices = dict.fromkeys([*sites, *map(module_of, sites)])
+        raise UnknownName(f"no site or module {chosen!r}; choose from {', '.join(choices)}.")
+    return found
