@@ -1,8 +1,27 @@
-"""Domain-specific neurons of vision-language models: found, switched off, and read (MMNeuron, arXiv 2406.11193)."""
+"""Domain-specific neurons of vision-language models: found, switched off, and read (MMNeuron, arXiv 2406.11193).
+
+    import mmneuron_lens as mm
+
+    lens, corpus = mm.Lens("embedded/llava-next"), mm.load_corpus("drawn", images=30)
+    found = mm.identify(lens, corpus)
+    batch = lens.encode([corpus[0].images[0]], [corpus[0].question])
+    lens.run(found.selection.off("medical") | mm.count_active, batch)
+    mm.ablate(lens, found.selection, corpus).to_frame()
+    mm.deviate(lens, found.selection, corpus).to_frame()
+    mm.read_layers(lens, corpus[0])
+
+A model and graphs on it: `Lens`, `Batch`, `Result`, `count_active`, `zero_neurons`; more in `interventions`.
+Questions: `load_corpus`, `Corpus`, `Sample`.
+The main job: `identify`, `ablate`, `deviate`, `read_layers`, `read_entropy`; `merge_runs` of several machines.
+What comes of it: `Identified`, `Counts`, `Selection`, `Ablation`, `Deviations`, `Entropies`, `LensTrace`.
+What a user can mend: `MMNeuronError`.
+"""
 
 from __future__ import annotations
 
 import sys as _sys
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
 
 # nnsight gives every object a `save`, which beartype cannot hash while it is being imported: beartype comes first, or
 # `save` is taken off for that moment.
@@ -18,15 +37,84 @@ if "nnsight" in _sys.modules and "beartype" not in _sys.modules:
 else:
     import beartype as _beartype  # noqa: F401
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    # For editors and type checkers; at run time each name is imported when it is first used.
+    from interventions import count_active, zero_neurons
+    from interventions.errors import MMNeuronError
+    from mmneuron_lens.artifacts.counts import Counts
+    from mmneuron_lens.artifacts.deviations import Deviations
+    from mmneuron_lens.artifacts.entropies import Entropies
+    from mmneuron_lens.artifacts.lens_trace import LensTrace
+    from mmneuron_lens.artifacts.selection import Selection
+    from mmneuron_lens.corpora.corpus import Corpus
+    from mmneuron_lens.corpora.load import load_corpus
+    from mmneuron_lens.corpora.sample import Sample
+    from mmneuron_lens.evaluation.ablation import Ablation
+    from mmneuron_lens.lens import Lens
+    from mmneuron_lens.runs.api import ablate, deviate, identify, read_entropy, read_layers
+    from mmneuron_lens.runs.identify import Identified
+    from mmneuron_lens.runs.merging import merge_runs
+    from mmneuron_lens.runtime.batch import Batch
+    from mmneuron_lens.runtime.result import Result
 
-__all__ = ["Lens", "__version__"]
+__version__ = "0.2.0"
+
+__all__ = [
+    "Ablation",
+    "Batch",
+    "Corpus",
+    "Counts",
+    "Deviations",
+    "Entropies",
+    "Identified",
+    "Lens",
+    "LensTrace",
+    "MMNeuronError",
+    "Result",
+    "Sample",
+    "Selection",
+    "ablate",
+    "count_active",
+    "deviate",
+    "identify",
+    "load_corpus",
+    "merge_runs",
+    "read_entropy",
+    "read_layers",
+    "zero_neurons",
+]
+
+_HOMES = {
+    "Ablation": "mmneuron_lens.evaluation.ablation",
+    "Batch": "mmneuron_lens.runtime.batch",
+    "Corpus": "mmneuron_lens.corpora.corpus",
+    "Counts": "mmneuron_lens.artifacts.counts",
+    "Deviations": "mmneuron_lens.artifacts.deviations",
+    "Entropies": "mmneuron_lens.artifacts.entropies",
+    "Identified": "mmneuron_lens.runs.identify",
+    "Lens": "mmneuron_lens.lens",
+    "LensTrace": "mmneuron_lens.artifacts.lens_trace",
+    "MMNeuronError": "interventions.errors",
+    "Result": "mmneuron_lens.runtime.result",
+    "Sample": "mmneuron_lens.corpora.sample",
+    "Selection": "mmneuron_lens.artifacts.selection",
+    "ablate": "mmneuron_lens.runs.api",
+    "count_active": "interventions",
+    "deviate": "mmneuron_lens.runs.api",
+    "identify": "mmneuron_lens.runs.api",
+    "load_corpus": "mmneuron_lens.corpora.load",
+    "merge_runs": "mmneuron_lens.runs.merging",
+    "read_entropy": "mmneuron_lens.runs.api",
+    "read_layers": "mmneuron_lens.runs.api",
+    "zero_neurons": "interventions",
+}
 
 
 def __getattr__(name: str) -> object:
-    # Lazy, so that importing the package does not load nnsight and transformers.
-    if name == "Lens":
-        from mmneuron_lens.lens import Lens
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}.")
+    return getattr(_import_module(_HOMES[name]), name)
 
-        return Lens
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,4 +1,4 @@
-"""The command `mmneuron`: demo, count, select, show, paper, report.
+"""The command `mmneuron`: demo, count, select, ablate, show, paper, report, merge, corpora, ndif, jobs.
 
 Exit codes: 0 done, 1 the input has a problem, 2 wrong usage.
 torch and the rest are imported when a command runs, so that `--help` is quick.
@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmneuron_lens.commands import Commands, plan_file
 from mmneuron_lens.corpora.command import corpora_app
 from mmneuron_lens.ndif.command import ndif_app
-from mmneuron_lens.runs.command import merge
-from mmneuron_lens.runtime.command import jobs_app
+from mmneuron_lens.runs.jobs_command import jobs_app
 
 if TYPE_CHECKING:
     from mmneuron_lens.corpora.folder import Problems
+    from mmneuron_lens.runs.store import Store
 
 app = typer.Typer(
+    cls=Commands,
     name="mmneuron",
     help="Find the domain-specific neurons of a vision-language model, switch them off, and look at them.",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
 )
+app.add_typer(corpora_app, name="corpora")
+app.add_typer(ndif_app, name="ndif")
+app.add_typer(jobs_app, name="jobs")
 
 # Idle threads of torch sleep instead of spinning: on a busy machine spinning ones cost ten times the time. Read by
 # OpenMP when torch is loaded, so it is set here, before.
@@ -42,9 +46,33 @@ WIDTH = 100
 
 Run = Annotated[Path, typer.Argument(help="The folder that `mmneuron count` or `mmneuron demo` wrote.")]
 Out = Annotated[Path, typer.Option(help="The folder to write to.")]
+ModelName = Annotated[
+    str, typer.Option("--model", help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id.")
+]
+Corpus = Annotated[Path, typer.Option(help="A folder of images with a questions.jsonl.")]
+Domains = Annotated[list[str] | None, typer.Option(help="Only this domain; repeat it for several.")]
+Images = Annotated[int | None, typer.Option(min=1, help="Only the first so many images of each domain.")]
+QuestionsPerImage = Annotated[
+    int | None, typer.Option(min=1, help="Only so many questions of each image, drawn with a fixed seed.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Remote = Annotated[
     str | None,
     typer.Option(metavar="URL", help="Run the model on the NDIF server at this URL; `ndif`: where you logged in."),
+]
+OffHow = Annotated[str, typer.Option("--off", help="How neurons are switched off: zero, mean, or scale.")]
+Factor = Annotated[float, typer.Option(help="What `--off scale` multiplies them by.")]
+Seed = Annotated[int, typer.Option(help="Of every draw.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Make again, in its place, what lies there and was made otherwise.")
+]
+Plan = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan", callback=plan_file, is_eager=True, help="A TOML file with any of these options, without the dashes."
+    ),
 ]
 
 
@@ -52,93 +80,86 @@ Remote = Annotated[
 def demo(
     out: Out = Path("runs/demo"),
     model: Annotated[
-        Literal["embedded", "smol"], typer.Option(help="The two embedded models, or one with a real language model.")
+        str, typer.Option(help="embedded: the two small models; smol: one with a real language model.")
     ] = "embedded",
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")] = 32,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")
-    ] = None,
+    batch_size: BatchSize = 32,
+    dtype: Dtype = None,
     remote: Remote = None,
+    replace: Replace = False,
 ) -> None:
     """Find domain-specific neurons on a drawn corpus: in the embedded models, about two minutes and no network.
 
     `--model smol` is LLaVA-NeXT from DINOv2-small and SmolLM2-135M: its parts, 183 MB, are fetched once and checked;
     after that it needs no network either. It is larger and takes longer.
     """
-    with _in_one_line():
-        if model == "smol":
-            from mmneuron_lens.embedded.smol.demo import smol_demo as run
-        else:
-            from mmneuron_lens.paper.demo import demo as run
-        _quiet_loading()
-        settings = {"remote": _host(remote), "dtype": dtype}
-        _print_tables(out, run(out, batch_size=batch_size, settings=settings, progress=_bar, say=_say))
+    from mmneuron_lens.paper.demo import demo, models_of
+
+    _quiet_loading()
+    settings = {"remote": _host(remote), "dtype": dtype}
+    store = _store(out, replace)
+    _print_tables(
+        out, demo(store, models=models_of(model), batch_size=batch_size, settings=settings, progress=_bar, say=_say)
+    )
 
 
 @app.command(
     epilog="Example: [bold]mmneuron count --model embedded/llava-next --corpus runs/demo/corpus --out runs/mine[/bold]"
 )
 def count(
-    model: Annotated[
-        str, typer.Option(help="embedded/llava-next, embedded/instructblip, embedded/smol, a folder, or a hub id.")
-    ],
-    corpus: Annotated[Path, typer.Option(help="A folder of images with a questions.jsonl.")],
+    model: ModelName,
+    corpus: Corpus,
     out: Out,
-    domain: Annotated[
-        list[str] | None, typer.Option(help="Only this domain; repeat it for several. May be one of your own.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")] = 32,
-    images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images of each domain.")] = None,
-    questions_per_image: Annotated[
-        int | None, typer.Option(min=1, help="Only so many questions of each image, drawn with a fixed seed.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    domain: Domains = None,
+    batch_size: BatchSize = 32,
+    images: Images = None,
+    questions_per_image: QuestionsPerImage = None,
+    dtype: Dtype = None,
+    device: Device = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Ask every question by itself; do not share an image's forward.")
     ] = False,
+    frames: Annotated[
+        str, typer.Option(help="Of several images a question: fit, as many as fit; strip, all of them as one.")
+    ] = "fit",
     shard: Annotated[
         str,
         typer.Option(
-            help="Only this part of the batches, for mmneuron merge: 2/4 is the second; or process, a launcher's."
+            help="Only this part of the work, for mmneuron merge: 2/4 is the second; or process, a launcher's."
         ),
     ] = "1/1",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images ahead of the model.")] = 0,
     remote: Remote = None,
+    replace: Replace = False,
+    plan: Plan = None,
 ) -> None:
     """Count how often each neuron is active, domain by domain.
 
     Writes counts/MODEL/DOMAIN.safetensors. A row of questions.jsonl is one object with domain, image (or images),
     question and answer; bad rows are named, counted and skipped.
     """
-    with _in_one_line():
-        from mmneuron_lens.corpora.folder import CorpusError, by_domain, read_folder, some_of
-        from mmneuron_lens.corpora.sample import DOMAINS
-        from mmneuron_lens.runs.merging import Shard
-        from mmneuron_lens.runs.stages import count_stage, open_lens
+    from mmneuron_lens.batching.gather import Part
+    from mmneuron_lens.corpora.frames import check_frames
+    from mmneuron_lens.lens import Lens
+    from mmneuron_lens.runs.count import count_stage
+    from mmneuron_lens.runs.folder import file_of
 
-        part = Shard.parse(shard)
-        samples, problems = read_folder(corpus, tuple(dict.fromkeys([*DOMAINS, *(domain or ())])))
-        chosen = by_domain(some_of(samples, images, questions_per_image))
-        absent = [name for name in domain or () if name not in chosen]
-        if absent:
-            raise CorpusError(f"{corpus} has no good row of {', '.join(absent)}; it has {', '.join(chosen)}.")
-        chosen = {name: some for name, some in chosen.items() if not domain or name in domain}
-        _quiet_loading()
-        lens = open_lens(model, remote=_host(remote), dtype=dtype, device=device)
-        name = corpus.resolve().name
-        try:
-            settings = {"batch_size": batch_size, "corpus": name, "exact": exact, "shard": part, "workers": workers}
-            # For `mmneuron jobs resume`.
-            settings |= {"again": sys.argv[1:]} if remote else {}
-            files = count_stage(lens, chosen, out, problems=problems, progress=_bar, **settings)
-        finally:
-            _print_problems(problems, out)
-        for file in files:
-            typer.echo(str(file))
-        _say(f"Next: mmneuron select {out}" if shard == "1/1" else f"Next: mmneuron merge {out} --out ...")
+    part, store, shown = Part.parse(shard), _store(out, replace), check_frames(frames)
+    asked = _corpus(corpus, domain, images, questions_per_image)
+    _quiet_loading()
+    lens = Lens(model, remote=_host(remote), dtype=dtype, device=device)
+    again = tuple(sys.argv[1:]) if remote else ()
+    try:
+        counts = count_stage(
+            lens, asked.by_domain(), store, part=part, workers=workers, again=again, batch_size=batch_size,
+            corpus=asked.name, exact=exact, frames=shown, problems=asked.problems, progress=_bar,
+        )  # fmt: skip
+    finally:
+        _print_problems(asked.problems, out)
+    for name, found in counts.items():
+        if found is not None:
+            typer.echo(str(file_of(out, "counts", lens.name, name)))
+    whole = all(found is not None for found in counts.values())
+    _say(f"Next: mmneuron select {out}" if whole else f"Next, with the other shards: mmneuron merge {out} --out ...")
 
 
 @app.command(epilog="Example: [bold]mmneuron select runs/mine --fraction 0.01 --kinds image[/bold]")
@@ -151,33 +172,83 @@ def select(
     stability: Annotated[
         bool, typer.Option("--stability", help="Also show how the selection changes with the number of tokens.")
     ] = False,
+    replace: Replace = False,
+    plan: Plan = None,
 ) -> None:
     """Select each model's domain-specific neurons from its counts; write tables, figures and a page."""
-    with _in_one_line():
-        from mmneuron_lens.paper.summary import publish
-        from mmneuron_lens.runs.stages import results_of, select_stage
+    from mmneuron_lens.paper.summary import publish_summary
+    from mmneuron_lens.runs.identify import select_stage
 
-        target = out or run
-        names = [name.strip() for name in kinds.split(",") if name.strip()]
-        found = select_stage(run, target, fraction=fraction, percentile=percentile, kinds=names, progress=_bar)
-        page = publish([results_of(target, one) for one in found], target)
-        _print_tables(target, page)
-        if stability:
-            from mmneuron_lens.runs.command import print_stability
+    target = out or run
+    names = [name.strip() for name in kinds.split(",") if name.strip()]
+    rule: dict[str, Any] = {"fraction": fraction, "percentile": percentile, "kinds": names}
+    found = select_stage(run, _store(target, replace), progress=_bar, **rule)
+    _print_tables(target, publish_summary(target, found))
+    if stability:
+        from mmneuron_lens.report.stability import print_stability
 
-            print_stability(run, fraction, percentile)
+        for file in print_stability([one.counts for one in found], target, fraction, percentile, _console()):
+            typer.echo(str(file))
+
+
+@app.command(epilog="Example: [bold]mmneuron ablate runs/mine --model embedded/llava-next --corpus my-images[/bold]")
+def ablate(
+    run: Annotated[Path, typer.Argument(help="The folder in which `mmneuron select` selected the model's neurons.")],
+    model: ModelName,
+    corpus: Corpus,
+    domain: Domains = None,
+    images: Images = None,
+    skip_images: Annotated[
+        int, typer.Option(min=0, help="Leave out the first so many images of each domain, which identified neurons.")
+    ] = 0,
+    questions_per_image: QuestionsPerImage = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(help="All (at once), LLM, Vision Encoder, MLP Projector, Q-Former; repeat it for several."),
+    ] = None,
+    random_draws: Annotated[int, typer.Option(min=0, help="Draws of as many random neurons.")] = 3,
+    match: Annotated[str, typer.Option(help="What random neurons match in number: module, or layer.")] = "module",
+    off: OffHow = "zero",
+    factor: Factor = 0.0,
+    cross: Annotated[bool, typer.Option(help="Also switch off the neurons of every other domain.")] = False,
+    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 16,
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    remote: Remote = None,
+    replace: Replace = False,
+    plan: Plan = None,
+) -> None:
+    """Answer your own corpus with a selection's neurons off, and with as many random ones off; write tables and a page."""
+    from mmneuron_lens.paper.ablate import ablate_run
+    from mmneuron_lens.paper.summary import publish_summary
+
+    asked = _corpus(corpus, domain, images, questions_per_image, skip_images)
+    _quiet_loading()
+    generation = {"num_beams": beams, "max_new_tokens": max_new_tokens}
+    settings = {"remote": _host(remote), "dtype": dtype, "device": device}
+    try:
+        found = ablate_run(
+            _store(run, replace), model, asked, settings, modules=tuple(module or ("All",)), random_draws=random_draws,
+            match=match, off=off, factor=factor, cross=cross, seed=seed, batch_size=batch_size, progress=_bar,
+            generation=generation,
+        )  # fmt: skip
+    finally:
+        _print_problems(asked.problems, run)
+    _print_tables(run, publish_summary(run, found))
 
 
 @app.command(epilog="Example: [bold]mmneuron show runs/demo[/bold]")
 def show(run: Run) -> None:
     """Print the tables of a run and say where its page is."""
-    with _in_one_line():
-        from mmneuron_lens.runs.stages import RunError
+    from mmneuron_lens.runs.folder import RunError
 
-        page = run / "index.html"
-        if not page.is_file():
-            raise RunError(f"{run} holds no tables yet; write them with `mmneuron select {run}`.")
-        _print_tables(run, page)
+    page = run / "index.html"
+    if not page.is_file():
+        raise RunError(f"{run} holds no tables yet; write them with `mmneuron select {run}`.")
+    _print_tables(run, page)
 
 
 @app.command(epilog="Example: [bold]mmneuron paper --embedded --out runs/paper[/bold]")
@@ -203,64 +274,77 @@ def paper(
     tokens: Annotated[
         int, typer.Option(min=1, help="LLaVA-NeXT tokens a domain that identify neurons (of published corpora).")
     ] = 20_000_000,
-    off: Annotated[str, typer.Option(help="How neurons are switched off: zero, mean, or scale.")] = "zero",
-    factor: Annotated[float, typer.Option(help="What `--off scale` multiplies them by.")] = 0.0,
+    off: OffHow = "zero",
+    factor: Factor = 0.0,
     cross: Annotated[bool, typer.Option(help="Also switch off the neurons of every other domain.")] = True,
     random_draws: Annotated[int, typer.Option(min=0, help="Draws of random neurons whose deviation is read.")] = 5,
     beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers.")] = 5,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")] = 32,
+    batch_size: BatchSize = 32,
     judge: Annotated[str | None, typer.Option(help="Folder or hub id of Lingo-Judge, which scores LingoQA.")] = None,
-    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
     remote: Remote = None,
+    replace: Replace = False,
+    plan: Plan = None,
 ) -> None:
     """Every table and figure of the paper, its claims tested, on one page. Stopped, it goes on where it was."""
-    with _in_one_line():
-        from dataclasses import replace
+    from dataclasses import replace as changed
 
-        from mmneuron_lens.paper import run as whole
+    from mmneuron_lens.paper.run import paper_command
+    from mmneuron_lens.runs.plan import Plan as Amounts
 
-        plan = whole.Plan(off=off, factor=factor, cross=cross, random_draws=random_draws, seed=seed)
-        plan = replace(plan, batch_size=batch_size, judge=judge, budget=tokens)
-        plan.generation.update(num_beams=beams, max_new_tokens=max_new_tokens)
-        plan = plan if images is None else replace(plan, identification_images=images)
-        _quiet_loading()
-        page = whole.paper_command(
-            out, plan, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus, questions=questions,
-            settings={"dtype": dtype, "device": device, "remote": _host(remote)}, progress=_bar, say=_say,
-        )  # fmt: skip
-        _print_tables(out, page)
+    amounts = Amounts(off=off, factor=factor, cross=cross, random_draws=random_draws, seed=seed)
+    amounts = changed(amounts, batch_size=batch_size, judge=judge, budget=tokens)
+    amounts.generation.update(num_beams=beams, max_new_tokens=max_new_tokens)
+    amounts = amounts if images is None else changed(amounts, identification_images=images)
+    _quiet_loading()
+    page = paper_command(
+        _store(out, replace), amounts, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus,
+        questions=questions, settings={"dtype": dtype, "device": device, "remote": _host(remote)},
+        again=tuple(sys.argv[1:]) if remote else (), progress=_bar,
+    )  # fmt: skip
+    _print_tables(out, page)
 
 
 @app.command(epilog="Example: [bold]mmneuron report runs/paper[/bold]")
 def report(run: Annotated[Path, typer.Argument(help="The folder that `mmneuron paper` wrote.")]) -> None:
     """Make the page, the tables (CSV, LaTeX) and the figures of a run of the paper again; runs no model."""
-    with _in_one_line():
-        from mmneuron_lens.paper.page import publish_paper
+    from mmneuron_lens.paper.page import publish_paper
 
-        typer.echo(f"Page: {publish_paper(run).resolve()}")
-
-
-app.command(epilog="Example: [bold]mmneuron merge runs/one runs/two --out runs/both[/bold]")(merge)
-app.add_typer(corpora_app, name="corpora")
-app.add_typer(ndif_app, name="ndif")
-app.add_typer(jobs_app, name="jobs")
+    typer.echo(f"Page: {publish_paper(run).resolve()}")
 
 
-@contextmanager
-def _in_one_line() -> Iterator[None]:
-    """A problem with the input is one line on stderr and exit code 1; a fault of this program stays a traceback."""
-    try:
-        yield
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        typer.echo(f"mmneuron: {' '.join(str(said).split())}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("mmneuron: stopped; what was written so far is complete files.", err=True)
-        raise typer.Exit(130) from None
+@app.command(epilog="Example: [bold]mmneuron merge runs/one runs/two --out runs/both[/bold]")
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `mmneuron count --shard i/n --out ...` wrote.")],
+    out: Annotated[Path, typer.Option(help="The folder to write the whole counts to.")],
+    replace: Replace = False,
+) -> None:
+    """Merge the shards of a count, from one folder or several, into the counts of one run, bit for bit."""
+    from mmneuron_lens.runs.merging import merge_runs
+
+    for file in merge_runs(runs, out, replace):
+        typer.echo(str(file))
+    _say(f"Next: mmneuron select {out}")
+
+
+def _corpus(
+    folder: Path, domains: list[str] | None, images: int | None, questions_per_image: int | None, skip_images: int = 0
+) -> Any:
+    from mmneuron_lens.corpora.load import load_corpus
+
+    # A path, so that no folder is taken for the name of a corpus.
+    corpus = load_corpus(folder)
+    corpus = corpus if not domains else corpus.only(domains)
+    return corpus.some(images, questions_per_image, skip_images)
+
+
+def _store(out: Path, replace: bool) -> Store:
+    from mmneuron_lens.runs.store import Store
+
+    return Store(out, replace=replace, say=_say)
 
 
 def _bar(items: Sequence[Any], name: str) -> Iterable[Any]:
@@ -274,9 +358,15 @@ def _say(text: str) -> None:
 
 
 def _host(remote: str | None) -> bool | str:
-    """What `lens.run` takes; nnsight's line for every job is left to a notebook."""
+    """What `Lens` takes; nnsight's line for every job is left to a notebook."""
     if remote is None:
         return False
+    if not remote.strip():
+        from interventions.errors import InvalidValue
+
+        raise InvalidValue(
+            "--remote is empty; give an NDIF server's URL, `ndif` for where you logged in, or leave it out."
+        )
     import nnsight
 
     nnsight.CONFIG.APP.REMOTE_LOGGING = False
@@ -291,25 +381,29 @@ def _quiet_loading() -> None:
 
 
 def _print_problems(problems: Problems, out: Path) -> None:
+    from mmneuron_lens.artifacts.files import write_atomically
+
     if not len(problems):
         return
     file = out / "problems.txt"
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"{problems}\n", encoding="utf-8")
+    write_atomically(file, f"{problems}\n")
     lines = str(problems).splitlines()
     more = len(problems) - PROBLEMS_SHOWN
     shown = lines[: PROBLEMS_SHOWN + 1] + ([f"and {more} more"] if more > 0 else [])
     typer.echo("\n".join([*shown, f"All of them: {file}"]), err=True)
 
 
-def _print_tables(out: Path, page: Path) -> None:
+def _console() -> Any:
     from rich.console import Console
 
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def _print_tables(out: Path, page: Path) -> None:
     from mmneuron_lens.paper.summary import printed
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = _console()
     for table in printed(out):
         console.print(table)
         console.print()

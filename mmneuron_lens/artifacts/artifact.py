@@ -40,6 +40,11 @@ class Artifact(ABC):
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads what `save` wrote; raises as `read_artifact`."""
+        return cls.load_with_key(path)[0]
+
+    @classmethod
+    def load_with_key(cls, path: str | Path) -> tuple[Self, dict[str, Any] | None]:
+        """The artifact and the key that it was saved with, if any."""
         tensors, metadata = read_artifact(path, cls.kind)
-        metadata.pop(KEY, None)
-        return cls.unpacked(tensors, metadata)
+        key = metadata.pop(KEY, None)
+        return cls.unpacked(tensors, metadata), key

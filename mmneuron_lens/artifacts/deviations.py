@@ -10,10 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interventions.errors import UnknownName
+from mmneuron_lens.artifacts.answers import RANDOM
 from mmneuron_lens.artifacts.artifact import Artifact
 
 MEASURES = ("after norm", "before norm", "last position")
 """Where the hidden state is compared; the paper's is the first."""
+
+
+BY_LAYER = f"{RANDOM} by layer"
+"""Draws that match the number of neurons in every layer, not only in the module."""
 
 
 @dataclass(frozen=True, eq=False)

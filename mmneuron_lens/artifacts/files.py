@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -62,9 +63,10 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
             os.close(folder)
 
 
-def sweep(folder: str | Path) -> None:
-    """Removes what a kill in the middle of a write leaves in a folder; only its one writer may call this."""
-    for part in Path(folder).glob(".*.partial"):
+def sweep(path: str | Path) -> None:
+    """Removes what a kill in the middle of writing a file left beside it; only the file's one writer may call this."""
+    path = Path(path)
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         part.unlink(missing_ok=True)
 
 

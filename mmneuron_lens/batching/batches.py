@@ -1,41 +1,21 @@
-"""Asking: samples to batches of a model, in an order that is a pure function of corpus and flags."""
+"""Batches: samples in an order that is a pure function of corpus and settings, cut into steps of work."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.architectures import loading
 from mmneuron_lens.artifacts.counts import bucket_of
-from mmneuron_lens.batching.prefetch import Opener
-from mmneuron_lens.corpora import prompts
-from mmneuron_lens.corpora.folder import Problems, image_sizes, open_images
-from mmneuron_lens.corpora.prompts import ModelKind
+from mmneuron_lens.corpora.content import image_digest
+from mmneuron_lens.corpora.folder import Problems, image_sizes
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.lens import Lens
-from mmneuron_lens.runtime.batch import Batch
-from mmneuron_lens.runtime.packing import packed
-
-Prompt = Literal["identification", "evaluation"]
-Progress = Callable[[Sequence[Any], str], Iterable[Any]]
-"""Wraps the pieces of a piece of work, named, for instance in a progress bar; it must yield them all, in order."""
-
-HASHED_AT_MOST = 2**30
-"""Weights larger than this many bytes are named by their revision alone."""
-
-
-def quietly(items: Sequence[Any], name: str) -> Iterable[Any]:
-    """No progress shown."""
-    return items
 
 
 @dataclass(frozen=True)
 class Sized:
-    """A sample with what decides its place: the sha256 of its first image's file, its bucket, its pixels."""
+    """A sample with what decides its place: the sha256 of its first image's file, and its pixels (area, height)."""
 
     sample: Sample
     digest: str
@@ -44,6 +24,14 @@ class Sized:
     @property
     def bucket(self) -> int:
         return bucket_of(self.digest)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch of samples. Results are added up within a group: the bucket of the images, or 0 where none is kept."""
+
+    group: int
+    samples: tuple[Sample, ...]
 
 
 def sized(samples: Iterable[Sample], problems: Problems | None = None) -> list[Sized]:
@@ -57,30 +45,43 @@ def sized(samples: Iterable[Sample], problems: Problems | None = None) -> list[S
                 continue
             # Height first: rows of tiles decide more than columns about the length of a LLaVA-NeXT prompt.
             area, tallest = sum(width * height for width, height in sizes), max(height for _, height in sizes)
-            known[sample.images] = hashlib.sha256(sample.images[0].read_bytes()).hexdigest(), (area, tallest)
+            known[sample.images] = image_digest(sample.images[0]), (area, tallest)
         found.append(Sized(sample, *known[sample.images]))
     return found
 
 
-def batches(samples: Iterable[Sized], batch_size: int, buckets: bool = True) -> list[tuple[int, list[Sample]]]:
-    """Batches with their bucket, samples of like size together. No batch mixes buckets (unless `buckets` is False;
-    the bucket is then 0). Sorted by bucket, size, image and id, whatever the order given.
+def steps_of(samples: Iterable[Sized], batch_size: int, buckets: bool = True) -> list[Step]:
+    """Batches of at most `batch_size` samples, those of like size together.
 
-    Raises `ValueError` for a batch size below 1.
+    - buckets: no batch mixes buckets; without it all are in group 0.
+
+    Sorted by bucket, size, image and id, whatever the order given. Raises `InvalidValue` for a batch size below 1.
     """
-    if batch_size < 1:
-        raise InvalidValue(f"batch size is {batch_size}; it must be 1 or more.")
-
-    def place(one: Sized) -> tuple[Any, ...]:
-        return (one.bucket if buckets else 0, one.pixels, one.digest, one.sample.id)
-
+    _check(batch_size)
     made: list[tuple[int, list[Sample]]] = []
-    for one in sorted(samples, key=place):
-        bucket = place(one)[0]
-        if not made or made[-1][0] != bucket or len(made[-1][1]) == batch_size:
-            made.append((bucket, []))
+    for one in _ordered(samples, buckets):
+        group = one.bucket if buckets else 0
+        if not made or made[-1][0] != group or len(made[-1][1]) == batch_size:
+            made.append((group, []))
         made[-1][1].append(one.sample)
-    return made
+    return [Step(group, tuple(some)) for group, some in made]
+
+
+def steps_of_whole_images(samples: Iterable[Sized], batch_size: int, at_most: int, rows: bool) -> list[Step]:
+    """Like `steps_of`, but the questions of one image are not parted.
+
+    - at_most: questions of one image that share a row.
+    - rows: whether such questions share a row, so that one image's may be more than `batch_size`.
+    """
+    _check(batch_size)
+    made: list[tuple[int, list[Sample]]] = []
+    ordered = _ordered(samples, True)
+    for row in rows_of([one.sample for one in ordered], at_most if rows else min(at_most, batch_size)):
+        group = ordered[sum(len(some) for _, some in made)].bucket
+        if not made or made[-1][0] != group or len(made[-1][1]) + len(row) > batch_size:
+            made.append((group, []))
+        made[-1][1].extend(row)
+    return [Step(group, tuple(some)) for group, some in made]
 
 
 def rows_of(samples: Sequence[Sample], at_most: int) -> list[list[Sample]]:
@@ -93,108 +94,24 @@ def rows_of(samples: Sequence[Sample], at_most: int) -> list[list[Sample]]:
     return made
 
 
-def model_kind(lens: Lens) -> ModelKind:
-    """Which of the two published prompts a model is asked with: does `<image>` stand in its text?"""
-    return "llava-next" if lens.architecture.facts["images_in_text"] else "instructblip"
+def parted(samples: Sequence[Sample], kept: Sequence[Sample]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids of the samples that could be read, and of the others."""
+    seen = tuple(sample.id for sample in kept)
+    return seen, tuple(sample.id for sample in samples if sample.id not in set(seen))
 
 
-def prompt_of(lens: Lens, sample: Sample, prompt: Prompt) -> str:
-    """A sample's prompt, with one `<image>` line for each of its images where images stand in the text."""
-    kind = model_kind(lens)
-    if prompt == "identification":
-        text = prompts.identification(kind, sample.question)
-    elif prompt == "evaluation":
-        text = prompts.evaluation(kind, sample.question, sample.options, sample.domain)
-    else:
-        raise InvalidValue(f"unknown prompt {prompt!r}; choose from identification, evaluation.")
-    return text.replace("<image>\n", "<image>\n" * len(sample.images), 1) if kind == "llava-next" else text
+def one_domain(samples: Sequence[Sample], what: str) -> str:
+    """The domain that all samples are of. Raises `InvalidValue` for none or several; `what` says of which result."""
+    domains = sorted({sample.domain for sample in samples})
+    if len(domains) != 1:
+        raise InvalidValue(f"{what} are of one domain, and these {len(samples)} samples are of {domains or 'none'}.")
+    return domains[0]
 
 
-def encode(
-    lens: Lens,
-    samples: Sequence[Sample],
-    prompt: Prompt,
-    problems: Problems | None = None,
-    opened: Opener = open_images,
-) -> tuple[Batch | None, list[Sample]]:
-    """A batch of the samples whose images can be decoded, and these samples; the others are named in `problems`.
-
-    A model of one image a question is given the middle one of several, as the paper does with video frames.
-    `opened` decodes a sample's images, or has them decoded already.
-    """
-    pictures, files, kept = [], [], []
-    for sample in samples:
-        decoded = opened(sample, problems)
-        if decoded is not None:
-            shown = _shown(lens, len(decoded))
-            pictures.append(decoded[shown])
-            files.append(sample.images[shown])
-            kept.append(sample)
-    if not kept:
-        return None, []
-    batch = lens.encode(pictures, [prompt_of(lens, sample, prompt) for sample in kept])
-    # What would travel to a server is the files themselves, not the decoded pictures.
-    return replace(batch, given=(tuple(files), batch.given[1])), kept
+def _ordered(samples: Iterable[Sized], buckets: bool) -> list[Sized]:
+    return sorted(samples, key=lambda one: (one.bucket if buckets else 0, one.pixels, one.digest, one.sample.id))
 
 
-def _shown(lens: Lens, count: int) -> slice:
-    """Which of a sample's images a model is shown."""
-    return slice(count // 2, count // 2 + 1) if model_kind(lens) == "instructblip" else slice(None)
-
-
-def encode_packed(
-    lens: Lens,
-    samples: Sequence[Sample],
-    prompt: Prompt,
-    at_most: int,
-    problems: Problems | None = None,
-    opened: Opener = open_images,
-) -> tuple[Batch | None, list[Sample]]:
-    """As `encode`, with questions of the same images packed, at most so many in a row; for reads that sum."""
-    rows, files, kept = [], [], []
-    for some in rows_of(samples, at_most):
-        pictures = opened(some[0], problems)
-        if pictures is None:
-            # Each question of an image that cannot be read is a problem of its own.
-            for sample in some[1:]:
-                opened(sample, problems)
-            continue
-        shown = _shown(lens, len(pictures))
-        rows.append((pictures[shown], [prompt_of(lens, sample, prompt) for sample in some]))
-        files.append(some[0].images[shown])
-        kept += some
-    if not rows:
-        return None, []
-    batch = packed(lens, rows, cut=True)
-    return replace(batch, given=(tuple(files), batch.given[1])), kept
-
-
-def model_name(lens: Lens) -> str:
-    """The name a model has in artifacts and tables: `embedded/...`, a hub id, or the last part of a folder's path."""
-    return Path(lens.name).resolve().name if Path(lens.name).is_dir() else lens.name
-
-
-def _old_file_name(model: str) -> str:
-    """A model's name as a file name: `llava-next` for an embedded one, `owner--name` for a hub id."""
-    return model.removeprefix("embedded/").replace("/", "--")
-
-
-def model_facts(lens: Lens) -> dict[str, Any]:
-    """What identifies a model: its name, revision, dtype, kind of device, attention, and the sha256 of its weights.
-
-    The weights are hashed when they lie in a folder and are at most `HASHED_AT_MOST` bytes; otherwise None.
-    """
-    embedded = lens.name.startswith("embedded/")
-    folder = loading.embedded_folder(lens.name.removeprefix("embedded/")) if embedded else Path(lens.name)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    digest = None
-    if files and sum(file.stat().st_size for file in files) <= HASHED_AT_MOST:
-        digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
-    return {
-        "model id": model_name(lens),
-        "revision": lens.revision or getattr(lens.module.config, "_commit_hash", None),
-        "weights sha256": digest,
-        "dtype": str(lens.dtype).removeprefix("torch."),
-        "device": lens.served["device"] if lens.served else "server" if lens.remote else lens.device.type,
-        "attention": lens.attention,
-    }
+def _check(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InvalidValue(f"batch size is {batch_size}; it must be 1 or more.")

@@ -1,4 +1,4 @@
-"""Pace: how fast a count goes, told beside its progress."""
+"""Throughput: tokens a second and memory, shown beside the progress of a piece of work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 
-class Pace:
+class Throughput:
     """Pieces of work as a progress bar gives them; `tell` shows tokens a second and memory beside the bar.
 
     The bar itself knows the time left. Anything with tqdm's `set_postfix_str` is told, everything else is left alone.

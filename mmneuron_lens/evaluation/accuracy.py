@@ -1,24 +1,32 @@
-"""Scoring: answers to accuracies and paired intervals. Pure; needs no model."""
+"""Accuracy: answers to accuracies and paired intervals. Pure; needs no model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.answers import DOMAIN, NONE, RANDOM, Answer, Key, Match, exact_match, key_of
+from mmneuron_lens.artifacts.answers import DOMAIN, NONE, RANDOM, Answer, AnswerKey
 from mmneuron_lens.metrics.intervals import mean_interval
 
+Match = Callable[[str, Sequence[str]], bool]
+"""Whether an answer is right, given the accepted ones."""
+
 Right = dict[tuple[str, str, str, str], dict[str, float]]
-"""By (module, condition, domain of the neurons, domain of the questions): each question's mark in [0, 1], by id."""
+"""By (module, condition, domain of the neurons, domain of the questions): each question's score in [0, 1], by id."""
 
-Marking = Match | Mapping[Key, float]
-"""How answers are marked: by a function, or by marks in [0, 1] (official scores); an answer without one is left out."""
+Scoring = Match | Mapping[AnswerKey, float]
+"""How answers are scored: by a function, or by scores in [0, 1] (official ones); an answer without one is left out."""
 
 
-def scores(answers: Sequence[Answer], match: Marking = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+def exact_match(answer: str, accepted: Sequence[str]) -> bool:
+    """Equal to an accepted answer after lower-casing and stripping white space."""
+    return answer.strip().lower() in {one.strip().lower() for one in accepted}
+
+
+def scores(answers: Sequence[Answer], match: Scoring = exact_match, seed: int = 0) -> list[dict[str, Any]]:
     """The ablation table: model, module, condition, domain, accuracy, difference, low, high, questions.
 
     Accuracy is in per cent; difference, low and high are accuracy(condition) - accuracy("none") in percentage points
@@ -34,7 +42,7 @@ def scores(answers: Sequence[Answer], match: Marking = exact_match, seed: int = 
     return rows
 
 
-def against_random(answers: Sequence[Answer], match: Marking = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+def against_random(answers: Sequence[Answer], match: Scoring = exact_match, seed: int = 0) -> list[dict[str, Any]]:
     """How much more the domain's neurons cost than random ones.
 
     Columns: model, module, domain, difference, low, high, questions. The difference is accuracy("domain") minus the
@@ -61,7 +69,7 @@ def against_random(answers: Sequence[Answer], match: Marking = exact_match, seed
     return rows
 
 
-def cross_scores(answers: Sequence[Answer], match: Marking = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+def cross_scores(answers: Sequence[Answer], match: Scoring = exact_match, seed: int = 0) -> list[dict[str, Any]]:
     """Neurons of one domain off, questions of another: as `scores`, with a column neurons_of; own domains included."""
     rows = []
     for model, right in _by_model(answers, match):
@@ -72,21 +80,21 @@ def cross_scores(answers: Sequence[Answer], match: Marking = exact_match, seed: 
     return rows
 
 
-def right_by_condition(answers: Sequence[Answer], match: Marking = exact_match) -> Right:
-    """The mark of each answer of one model; `ValueError` for answers of several models."""
+def right_by_condition(answers: Sequence[Answer], match: Scoring = exact_match) -> Right:
+    """The score of each answer of one model; `ValueError` for answers of several models."""
     found = _by_model(answers, match)
     if len(found) != 1:
         raise InvalidValue(f"answers of one model wanted, these are of {[model for model, _ in found]}.")
     return found[0][1]
 
 
-def _by_model(answers: Sequence[Answer], match: Marking) -> list[tuple[str, Right]]:
+def _by_model(answers: Sequence[Answer], match: Scoring) -> list[tuple[str, Right]]:
     found: dict[str, Right] = {}
     for one in answers:
         key = one.module, one.condition, one.neurons_of, one.domain
-        mark = match(one.answer, one.answers) if callable(match) else match.get(key_of(one))
-        if mark is not None:
-            found.setdefault(one.model, {}).setdefault(key, {})[one.id] = float(mark)
+        score = match(one.answer, one.answers) if callable(match) else match.get(one.key)
+        if score is not None:
+            found.setdefault(one.model, {}).setdefault(key, {})[one.id] = float(score)
     return list(found.items())
 
 

@@ -10,29 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
 
-import numpy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions import Graph, keep, last_hidden_state
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
-from mmneuron_lens.artifacts.deviations import MEASURES, Deviations
+from mmneuron_lens.artifacts.answers import ALL, NONE, RANDOM
+from mmneuron_lens.artifacts.deviations import BY_LAYER, MEASURES, Deviations
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.batches import Progress, Prompt, batches, encode, model_facts, quietly, sized
+from mmneuron_lens.batching.batches import Step, one_domain, parted, sized, steps_of
+from mmneuron_lens.batching.encoding import encode
+from mmneuron_lens.batching.gather import Keeper, Memory, Piece, by_group, concatenate, gather
+from mmneuron_lens.batching.prefetch import Opener
+from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.experiments.ablate import Condition, Off, conditions_of, modules_of
+from mmneuron_lens.experiments.conditions import Condition, Off, conditions_of, modules_of
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.metrics.intervals import mean_interval
 from mmneuron_lens.runtime.batch import Batch
-
-BY_LAYER = f"{RANDOM} by layer"
-"""Draws that match the number of neurons in every layer, not only in the module."""
 
 
 def frobenius_ratio(
@@ -47,15 +46,14 @@ def frobenius_ratio(
 
 
 def deviation_conditions(
-    lens: Lens, selection: Selection, domain: str, random_draws: int = 5, seed: int = 0, off: Off | None = None
+    selection: Selection, domain: str, random_draws: int = 5, seed: int = 0, off: Off | None = None
 ) -> list[Condition]:
     """Each module's neurons off and all of them, and beside each as many random ones, matched by module (the paper's
     "Random") and, for all modules together, by layer.
     """
-    shared: dict[str, Any] = {"random_draws": random_draws, "seed": seed, "off": off}
     modules = (*modules_of(selection), ALL)
-    made = conditions_of(lens, selection, domain, modules=modules, match="module", **shared)
-    stricter = conditions_of(lens, selection, domain, match="layer", **shared)
+    made = conditions_of(selection, domain, modules=modules, random_draws=random_draws, seed=seed, off=off)
+    stricter = conditions_of(selection, domain, match="layer", random_draws=random_draws, seed=seed, off=off)
     made += [
         replace(one, condition=one.condition.replace(RANDOM, BY_LAYER)) for one in stricter if RANDOM in one.condition
     ]
@@ -73,73 +71,46 @@ def deviate(
     batch_size: int = 32,
     prompt: Prompt = "evaluation",
     selection_id: str = "",
+    keeper: Keeper | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
 ) -> Deviations:
-    """The deviations of one domain's questions. One forward a batch and condition; one batch is held at a time.
+    """The deviations of one domain's questions: one forward a batch and condition; one batch is held at a time.
 
-    off: how neurons are switched, zero unless given. Raises `ValueError` for samples of several domains or none that
-    can be read, and as `conditions_of` does.
+    - off: how neurons are switched, zero unless given.
+    - keeper: where the batches that are done are kept; memory unless given.
+
+    Raises `InvalidValue` for samples of several domains or none that can be read, and as `conditions_of` does.
     """
-    domains = sorted({sample.domain for sample in samples})
-    if len(domains) != 1:
-        raise InvalidValue(
-            f"deviations are of one domain, and these {len(samples)} samples are of {domains or 'none'}."
-        )
-    conditions = deviation_conditions(lens, selection, domains[0], random_draws, seed, off)
-    made = batches(sized(samples, problems), batch_size, buckets=False)
-    found: dict[str, list[Tensor]] = {measure: [] for measure in MEASURES}
-    ids: list[str] = []
-    for _, some in progress(made, f"deviation of {domains[0]} under {len(conditions)} conditions"):
-        batch, kept = encode(lens, some, prompt, problems)
+    domain = one_domain(samples, "deviations")
+    conditions = deviation_conditions(selection, domain, random_draws, seed, off)
+
+    def run(step: Step, opened: Opener) -> Piece:
+        batch, kept = encode(lens, step.samples, prompt, problems, opened)
+        seen, left = parted(step.samples, kept)
         if batch is None:
-            continue
-        ids += [sample.id for sample in kept]
+            return Piece(step.group, {}, seen, left)
         undisturbed = _states(lens, batch, Graph())
         rows = [_compared(undisturbed, _states(lens, batch, one.graph), batch) for one in conditions]
-        for measure in MEASURES:
-            found[measure].append(torch.stack([row[measure] for row in rows]))
-    if not ids:
-        raise InvalidValue(f"no sample of {domains[0]} could be read; see the problems of its rows.")
-    order = sorted(range(len(ids)), key=ids.__getitem__)
+        return Piece(step.group, {name: torch.stack([row[name] for row in rows]) for name in MEASURES}, seen, left)
+
+    steps = steps_of(sized(samples, problems), batch_size, buckets=False)
+    title = f"deviation of {domain} under {len(conditions)} conditions"
+    held = gather(steps, run, concatenate, keeper=keeper or Memory(), title=title, progress=progress)
+    total = by_group(held, concatenate).get(0)
+    if total is None or not total.tensors:
+        raise InvalidValue(f"no sample of {domain} could be read; see the problems of its rows.")
+    order = sorted(range(len(total.seen)), key=total.seen.__getitem__)
     facts = {"prompt": prompt, "batch size": batch_size, "random draws": random_draws, "seed": seed}
     return Deviations(
         model=selection.model,
-        domain=domains[0],
+        domain=domain,
         conditions=tuple((one.module, one.condition) for one in conditions),
-        samples=tuple(ids[place] for place in order),
-        values={measure: torch.cat(parts, dim=1)[:, order] for measure, parts in found.items()},
+        samples=tuple(total.seen[place] for place in order),
+        values={measure: values[:, order] for measure, values in total.tensors.items()},
         parameters={**facts, "off": (off or Off()).described, "selection": selection_id},
-        provenance=provenance(**model_facts(lens)),
+        provenance=provenance(**lens.model.facts()),
     )
-
-
-def deviation_rows(
-    found: Sequence[Deviations], measure: Literal["after norm", "before norm", "last position"] = "after norm"
-) -> list[dict[str, Any]]:
-    """Table 3 as rows: model, module, condition, domain, deviation, low, high (per cent), samples, spread.
-
-    "random" and "random by layer" are means over their draws, `spread` the standard deviation between draws. The
-    interval is over questions.
-    """
-    rows = []
-    for one in found:
-        names = dict.fromkeys(
-            (module, name if name == DOMAIN else name.rpartition(" ")[0]) for module, name in one.conditions
-        )
-        for module, condition in names:
-            values = 100 * one.of(module, condition, measure).numpy()
-            low, high = mean_interval(values)
-            draws = [
-                float(100 * one.values[measure][number].mean())
-                for number, (place, name) in enumerate(one.conditions)
-                if place == module and name.rpartition(" ")[0] == condition
-            ]
-            spread = float(numpy.std(draws, ddof=1)) if len(draws) > 1 else None
-            row = {"model": one.model, "module": module, "condition": condition, "domain": one.domain}
-            row |= {"deviation": float(values.mean()), "low": low, "high": high, "samples": len(values)}
-            rows.append(row | {"spread": spread})
-    return rows
 
 
 def _states(lens: Lens, batch: Batch, graph: Graph) -> Mapping[str, Tensor]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,7 +14,11 @@ from interventions import keep
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.format import provenance
-from mmneuron_lens.batching.batches import Progress, batches, encode, model_facts, quietly, sized
+from mmneuron_lens.batching.batches import Step, parted, sized, steps_of
+from mmneuron_lens.batching.encoding import encode
+from mmneuron_lens.batching.gather import Keeper, Memory, Piece, concatenate, gather
+from mmneuron_lens.batching.prefetch import Opener
+from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
@@ -27,29 +30,41 @@ def embed_images(
     samples_by_domain: Mapping[str, Sequence[Sample]],
     *,
     batch_size: int = 32,
+    keeper: Keeper | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
 ) -> Embeddings:
     """The pooled embedding of every image, each once however many questions it has.
 
-    Of LLaVA-NeXT's tiles the overview, which is the whole image; of several images to a question, the first.
+    Of LLaVA-NeXT's tiles the overview, which is the whole image; of several images to a question, the first. Raises
+    `InvalidValue` when no image could be read.
     """
-    vectors: list[Tensor] = []
-    domains: list[str] = []
-    for domain, samples in samples_by_domain.items():
+    steps: list[Step] = []
+    for number, samples in enumerate(samples_by_domain.values()):
         once = {sample.images[0]: replace(sample, images=sample.images[:1]) for sample in reversed(samples)}
-        made = batches(sized(once.values(), problems), batch_size, buckets=False)
-        for _, some in progress(made, f"embedding {domain}"):
-            batch, kept = encode(lens, some, "identification", problems)
-            if batch is not None:
-                (pooled,) = lens.run(keep.at("vision.pooled"), batch)["keep", "vision.pooled"]
-                vectors.append(pooled[_overviews(batch)].float().cpu())
-                domains += [domain] * len(kept)
-    if not vectors:
+        made = steps_of(sized(once.values(), problems), batch_size, buckets=False)
+        steps += [Step(number, step.samples) for step in made]
+
+    def run(step: Step, opened: Opener) -> Piece:
+        batch, kept = encode(lens, step.samples, "identification", problems, opened)
+        seen, left = parted(step.samples, kept)
+        if batch is None:
+            return Piece(step.group, {}, seen, left)
+        (pooled,) = lens.run(keep.at("vision.pooled"), batch)["keep", "vision.pooled"]
+        return Piece(step.group, {"vectors": pooled[_overviews(batch)].float().cpu().T.contiguous()}, seen, left)
+
+    held = gather(steps, run, concatenate, keeper=keeper or Memory(), title="embedding images", progress=progress)
+    whole: dict[str, Tensor] = {}
+    domains: list[str] = []
+    for one in held:
+        if one.piece.tensors:
+            whole = concatenate(whole, one.piece.tensors) if whole else one.piece.tensors
+            domains += [list(samples_by_domain)[one.piece.group]] * len(one.piece.seen)
+    if not whole:
         raise InvalidValue("no image could be read; see the problems of the rows.")
-    found = torch.cat(vectors)
+    found = whole["vectors"].T.contiguous()
     facts = {"site": "vision.pooled", "batch size": batch_size, "images": len(found)}
-    return Embeddings(model_facts(lens)["model id"], found, tuple(domains), facts, provenance(**model_facts(lens)))
+    return Embeddings(lens.name, found, tuple(domains), facts, provenance(**lens.model.facts()))
 
 
 def _overviews(batch: Batch) -> list[int]:

@@ -1,115 +1,74 @@
-"""Shards of a count made on different machines, and the whole that they merge into."""
+"""Merging: counts of several runs, finished or in parts, brought together in one. Needs no model."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.counts import Counts, merge
+from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.batching.gather import Part, disjoint, missing
+from mmneuron_lens.experiments.count import counts_of
+from mmneuron_lens.runs.keys import Key, StoreConflict, differences
+from mmneuron_lens.runs.pieces import KeptPiece
+from mmneuron_lens.runs.store import Store
 
 
-@dataclass(frozen=True)
-class Shard:
-    """The `number`-th (from 1) of `of` shards of a count: every `of`-th batch, beginning with that one."""
+def merge_runs(runs: Sequence[str | Path], out: str | Path, replace: bool = False) -> list[Path]:
+    """The counts of several runs as one run's, byte for byte, in whatever order; returns their files.
 
-    number: int = 1
-    of: int = 1
+    - runs: folders with counts, or with parts of counts that `--shard` wrote; a part that lies in two is taken once.
+    - out: the folder to write to. replace: as of `Store`.
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.of:
-            raise InvalidValue(f"shard {self} does not exist; choose from 1/{self.of} to {self.of}/{self.of}.")
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-    def part(self, batches: Sequence[Any]) -> Sequence[Any]:
-        """The batches of this shard: a pure function of all batches."""
-        return batches[self.number - 1 :: self.of]
-
-    @classmethod
-    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> Shard:
-        """A shard from `"2/4"`, or from the RANK and WORLD_SIZE that `accelerate launch` sets (`"process"`).
-
-        Raises `ValueError` with an example for anything else.
-        """
-        if text == "process":
-            if "RANK" not in environment or "WORLD_SIZE" not in environment:
-                raise InvalidValue("shard 'process' needs RANK and WORLD_SIZE; start it with `accelerate launch`.")
-            return cls(int(environment["RANK"]) + 1, int(environment["WORLD_SIZE"]))
-        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
-        if found is None:
-            raise InvalidValue(f"shard {text!r} is not a number of a total; write 1/4, 2/4, ..., or process.")
-        return cls(int(found[1]), int(found[2]))
-
-
-WHOLE = Shard()
-
-
-def merge_shards(counts: Sequence[Counts]) -> Counts:
-    """All shards of one count as the whole: equal to one run bit for bit, in any order.
-
-    Raises `ValueError` naming every difference when they are not of one count (`merge`), a shard that comes twice,
-    or the shards that are missing.
+    Raises `InvalidValue` when a run holds nothing, when parts differ in anything they were made from, or when some are
+    missing; nothing is written then.
     """
-    if not counts:
-        raise InvalidValue("no shards to merge; give the counts of every shard.")
-    total = merge(counts[0], *counts[1:])
-    shards = [Shard.parse(text) for text in total.provenance.get("shards", [str(WHOLE)])]
-    sizes = sorted({shard.of for shard in shards})
-    if len(sizes) > 1:
-        raise InvalidValue(f"cannot merge shards of {total.domain}: some are of {sizes[0]}, some of {sizes[1]} shards.")
-    there = {shard.number for shard in shards}
-    missing = [f"{number}/{sizes[0]}" for number in range(1, sizes[0] + 1) if number not in there]
-    if missing:
-        raise InvalidValue(
-            f"cannot merge shards of {total.domain}: {', '.join(missing)} of {sizes[0]} missing; count them with "
-            f"--shard {missing[0]}, or give the folder they are in."
-        )
-    if not total.samples:
-        raise InvalidValue(f"no sample of {total.domain} could be read; see the problems of its rows.")
-    return replace(total, provenance={name: value for name, value in total.provenance.items() if name != "shards"})
+    wholes: dict[str, list[Path]] = {}
+    parts: dict[str, list[Path]] = {}
+    for run in map(Path, runs):
+        files, pieces = (sorted((run / "counts").glob(f"*/{name}.safetensors")) for name in ("*", "*.pieces/*"))
+        if not files and not pieces:
+            raise InvalidValue(f"{run} holds no counts; write some with `mmneuron count --shard 1/4 --out {run}`.")
+        for file in files:
+            wholes.setdefault(file.relative_to(run).as_posix(), []).append(file)
+        for file in pieces:
+            value = file.parent.relative_to(run).as_posix().removesuffix(".pieces") + ".safetensors"
+            parts.setdefault(value, []).append(file)
+    made = {path: _whole(path, wholes.get(path, []), parts.get(path, [])) for path in sorted({*wholes, *parts})}
+    store = Store(out, replace=replace)
+    for key, counts in made.values():
+        store.get_or_make(key, lambda _, counts=counts: counts, Counts)
+    return [store.path(key) for key, _ in made.values()]
 
 
-def shard_file(out: str | Path, model: str, domain: str, shard: Shard) -> Path:
-    """Where the finished counts of a shard lie in a run; model and domain as file names."""
-    return Path(out) / "shards" / model / f"{domain}.{shard.number}-of-{shard.of}.safetensors"
+def _whole(path: str, files: list[Path], parts: list[Path]) -> tuple[Key, Counts]:
+    """What the files and pieces of one domain come to."""
+    counts = {file: Counts.load_with_key(file) for file in files}
+    pieces = {file: KeptPiece.load_with_key(file) for file in parts}
+    keys: list[tuple[Path, dict[str, Any]]] = [
+        (file, key or {}) for file, (_, key) in (*counts.items(), *pieces.items())
+    ]
+    (first, facts), *others = keys
+    for file, key in others:
+        if differing := differences(facts, key):
+            what = "; ".join(differing)
+            raise StoreConflict(f"cannot merge {first} and {file}: {what}. Count both in the same way.")
+    if counts:
+        return Key(path, facts), counts[first][0]
+    kept = [piece for piece, _ in pieces.values()]
+    _refuse_missing(path, kept)
+    return Key(path, facts), counts_of(disjoint([one.held for one in kept]), facts)
 
 
-def unfinished(path: Path) -> Path:
-    """Where the counts of a shard lie while it is counted."""
-    return path.with_name(path.name.replace(".safetensors", ".unfinished.safetensors"))
-
-
-def merge_runs(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """Merges the shards in one or more runs' folders, writes `counts/<model>/<domain>.safetensors`, returns the files.
-
-    A shard that lies in two runs is merged once when both files are the same. Raises `ValueError` as `merge_shards`
-    does, before anything is written, and when a run holds no finished shard.
-    """
-    groups: dict[tuple[str, str], list[Path]] = {}
-    for run in runs:
-        found = sorted((Path(run) / "shards").glob("*/*-of-*.safetensors"))
-        found = [path for path in found if not path.name.endswith(".unfinished.safetensors")]
-        if not found:
-            raise InvalidValue(
-                f"{run} holds no finished shard; write one with `mmneuron count --shard 1/4 --out {run}`."
-            )
-        for path in found:
-            groups.setdefault((path.parent.name, path.name.rsplit(".", 2)[0]), []).append(path)
-    whole = {}
-    for key, paths in groups.items():
-        different = {path.read_bytes(): path for path in reversed(paths)}
-        try:
-            whole[key] = merge_shards([Counts.load(path) for path in reversed(different.values())])
-        except ValueError as error:
-            raise InvalidValue(f"{key[0]}, {key[1]}: {error} Files: {', '.join(map(str, paths))}") from None
-    files = []
-    for (model, domain), counts in whole.items():
-        files.append(Path(out) / "counts" / model / f"{domain}.safetensors")
-        counts.save(files[-1])
-    return files
+def _refuse_missing(path: str, kept: Sequence[KeptPiece]) -> None:
+    steps = kept[0].held.piece.facts["steps"]
+    absent = set(missing(range(steps), disjoint([one.held for one in kept])))
+    if not absent:
+        return
+    of = max(Part.parse(one.part).of for one in kept)
+    lost = [f"{number}/{of}" for number in range(1, of + 1) if absent & set(Part(number, of).steps(steps))]
+    raise InvalidValue(
+        f"cannot merge {path}: {len(absent)} of {steps} steps are missing, of shards {', '.join(lost)}; count them with "
+        f"--shard {lost[0]}, or give the folder they are in."
+    )

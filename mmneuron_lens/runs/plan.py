@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmneuron_lens.experiments.ablate import PAPER_GENERATION, Off
+from mmneuron_lens.experiments.ablate import PAPER_GENERATION
+from mmneuron_lens.experiments.conditions import Off
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Plan:
     judge: str | None = None
     generation: dict[str, Any] = field(default_factory=lambda: dict(PAPER_GENERATION))
 
+    @property
+    def new_tokens(self) -> int:
+        """Tokens that an answer may have."""
+        return int(self.generation.get("max_new_tokens", 512))
+
     def __post_init__(self) -> None:
         # Raises for an unknown way before anything runs.
-        Off(self.off, self.factor, means={})  # type: ignore[arg-type]
+        Off(self.off, self.factor, means={})  # pyright: ignore[reportArgumentType]

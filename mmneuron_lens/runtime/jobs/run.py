@@ -1,96 +1,81 @@
-"""Run: a graph over shards on a server, each shard once, into a folder that remembers."""
+"""Run: a graph over many jobs on a server, each result kept as it arrives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from interventions import Graph
-from interventions.errors import InvalidType, InvalidValue
+from interventions.errors import InvalidValue
+from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
-from mmneuron_lens.runtime.jobs.identity import digest
+from mmneuron_lens.runtime.jobs.records import Records
 from mmneuron_lens.runtime.jobs.server import NdifServer, Server
-from mmneuron_lens.runtime.jobs.store import JobStore, default_folder
-from mmneuron_lens.runtime.jobs.watch import Clock, Limits, Watch
+from mmneuron_lens.runtime.jobs.watch import Clock, Items, Limits, Watch
 from mmneuron_lens.runtime.remote import travelling
 from mmneuron_lens.runtime.run import job_of, needs_source
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
 
-if TYPE_CHECKING:
-    from mmneuron_lens.lens import Lens
+Make = Callable[[], tuple[Sequence[Batch], dict[str, Any]]]
+"""A job's batches, and JSON facts to keep beside its result; called only when the job is submitted."""
+
+Kept = Callable[[str, dict[tuple[str, str], Any], dict[str, Any]], None]
+"""Keeps a job's results by (name, site), as `lens.run` gives them for its batches, with its facts."""
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A part of a corpus. content: what is in it, as plain values; with model and graph it decides the shard's key.
-
-    make: its batches, and JSON facts to keep beside the result; called only when the shard is submitted.
-    """
-
-    content: Any
-    make: Callable[[], tuple[Sequence[Batch], dict[str, Any]]]
-
-
-def run_shards(
-    lens: Lens,
+def run_jobs(
+    model: Model,
     graph: Graph,
-    shards: Sequence[Shard],
+    jobs: Mapping[str, Make],
+    keep: Kept,
     *,
     remote: bool | str,
-    jobs: str | Path | None = None,
+    records: Records,
     title: str = "",
     again: Sequence[str] = (),
     limits: Limits | None = None,
     clock: Clock | None = None,
     server: Server | None = None,
     progress: Callable[[Sequence[Any], str], Any] | None = None,
-    **generation: Any,
-) -> list[tuple[dict[tuple[str, str], Any], dict[str, Any]]]:
-    """Per shard, in order, what `lens.run` gives for its batches (results by (name, site)) and the facts of `make`.
+) -> None:
+    """Sends every job, and keeps each result as it arrives; through lost connections, restarts and this process' end.
 
-    Every shard is a job; a shard whose result is in the folder is not sent again, whoever computed it. jobs: the folder
-    that holds one folder per run (by default `default_folder()`). again: the command line that runs this, for
-    `mmneuron jobs resume`. Raises `JobFailed` with the message of a job that raised, `JobsUnfinished` when time runs
-    out, `JobsBusy` when another process is at these jobs, and before anything is sent what `lens.check` raises.
+    - jobs: by name, in the order in which they are sent; only those whose results are not there yet.
+    - keep: on disk before it returns.
+    - records: what an earlier process sent is asked about, and sent again only when it is known to be lost.
+    - again: the command line that runs this, for `mmneuron jobs resume`.
+
+    Raises `JobFailed` with the message of a job that raised, `JobsUnfinished` when time runs out, and before anything
+    is sent what `lens.check` raises.
     """
-    graph = graph if isinstance(graph, Graph) else Graph((graph,))
-    checked = compile_graph(graph, lens.architecture, typed=True, attention=lens.attention)
+    checked = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
     if needs_source(checked):
         raise InvalidValue("A graph that rewires needs paired batches; run it with lens.run(..., sources=[...]).")
-    plans, entry = travelling(graph, lens)
-    overs = results_over(graph, lens.architecture)
-    job = {**job_of(lens, generation, False), "overs": overs}
-    server = server or NdifServer(lens, remote, plans, entry, job)
-    identity = digest(lens.nnsight.to_model_key(), plans, entry, job)
-    keys = [digest(identity, shard.content) for shard in shards]
-    if len(set(keys)) != len(keys):
-        raise InvalidValue("two shards have the same content and would count twice; give each shard its own samples.")
-    store = JobStore(Path(jobs or default_folder()) / digest(keys)[:16])
-    with store.alone():
-        model = lens.nnsight.to_model_key()
-        if not any(store.record(key).attempts or store.is_done(key) for key in keys):
-            server.check()
-        store.describe(title=title, host=server.host, model=model, shards=keys, again=list(again))
-        items = {key: _items(lens, checked, shard) for key, shard in zip(keys, shards, strict=True)}
-        arriving = Watch(store, server, limits or Limits(), clock or Clock()).gather(items)
-        for _ in arriving if progress is None else progress(_Arriving(arriving, len(keys)), title):
-            pass
-        found = [store.result(key) for key in keys]
-    return [(fold.finish(returned["values"], overs), facts) for returned, facts in found]
+    plans, entry = travelling(graph, model)
+    overs = results_over(graph, model.architecture)
+    server = server or NdifServer(model, remote, plans, entry, {**job_of(model, {}, False), "overs": overs})
+    if jobs and not any(records.record(name).attempts for name in jobs):
+        server.check()
+    records.describe(title, server.host, model.nnsight.to_model_key(), list(jobs), again)
 
+    def items(make: Make) -> Items:
+        def made() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+            batches, facts = make()
+            for batch in batches:
+                check_plans(checked, batch, model.architecture, model.module, model.dtype)
+            return [{**batch.travelling(), "source": None} for batch in batches], facts
 
-def _items(lens: Lens, plans: list[Any], shard: Shard) -> Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]]:
-    def make() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        batches, facts = shard.make()
-        for batch in batches:
-            check_plans(plans, batch, lens.architecture, lens.module, lens.dtype)
-        return [{**batch.travelling(), "source": None} for batch in batches], facts
+        return made
 
-    return make
+    def kept(name: str, returned: dict[str, Any], facts: dict[str, Any]) -> None:
+        keep(name, fold.finish(returned["values"], overs), facts)
+
+    watch = Watch(records, server, limits or Limits(), clock or Clock(), kept)
+    arriving = watch.gather({name: items(make) for name, make in jobs.items()})
+    for _ in arriving if progress is None else progress(_Arriving(arriving, len(jobs)), title):
+        pass
 
 
 class _Arriving(Sequence[Any]):
@@ -106,4 +91,4 @@ class _Arriving(Sequence[Any]):
         return self.arriving
 
     def __getitem__(self, index: Any) -> Any:
-        raise InvalidType("arrivals are walked, not indexed")
+        raise TypeError("arrivals are walked, not indexed")

@@ -1,0 +1,50 @@
+"""Each benchmark's official score of every answer, kept beside the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmneuron_lens.artifacts.answers import AnswerKey
+from mmneuron_lens.artifacts.artifact import KEY
+from mmneuron_lens.artifacts.format import read_lines, write_lines
+
+_COLUMNS = ("module", "condition", "neurons_of", "domain", "id")
+
+
+@dataclass(frozen=True)
+class OfficialScores:
+    """Scores of one model's answers.
+
+    - values: a score in [0, 1] for every answer that can be scored.
+    - metrics: the score's name by domain.
+    - notes: what could not be scored, and why.
+    """
+
+    values: dict[AnswerKey, float]
+    metrics: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    kind = "official scores"
+
+    def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
+        """Writes JSON lines; the same scores give the same bytes. Raises as `write_lines`."""
+        rows = [{**dict(zip(_COLUMNS, of, strict=True)), "score": value} for of, value in self.values.items()]
+        metadata = {"metrics": self.metrics, "notes": self.notes} | ({} if key is None else {KEY: dict(key)})
+        write_lines(path, self.kind, rows, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> OfficialScores:
+        """Reads what `save` wrote; raises as `read_lines`."""
+        return cls.load_with_key(path)[0]
+
+    @classmethod
+    def load_with_key(cls, path: str | Path) -> tuple[OfficialScores, dict[str, Any] | None]:
+        """The scores and the key that they were saved with, if any."""
+        rows, metadata = read_lines(path, cls.kind)
+        values: dict[AnswerKey, float] = {}
+        for row in rows:
+            values[row["module"], row["condition"], row["neurons_of"], row["domain"], row["id"]] = row["score"]
+        return cls(values, metadata["metrics"], tuple(metadata["notes"])), metadata.get(KEY)

@@ -1,0 +1,206 @@
+"""Gather: steps of work, each done once, and their results folded within a group; kept on the way, so none is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from interventions.errors import InvalidValue
+from mmneuron_lens.batching.batches import Step
+from mmneuron_lens.batching.prefetch import Opener, decoded_ahead
+from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.batching.throughput import Throughput
+
+SECONDS = 60.0
+"""How old what is not kept yet may become: what a kill costs."""
+
+Fold = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one or more consecutive steps of one group came to.
+
+    - group: of the steps.
+    - tensors: folded over the steps; empty where no sample could be read.
+    - seen: ids of the samples in it; left: of those that could not be read.
+    - facts: JSON that is the same for every piece of one result.
+    - tokens: positions computed, for the throughput that is shown; not kept.
+    """
+
+    group: int
+    tensors: dict[str, Tensor]
+    seen: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Held:
+    """A piece of the steps `first` to `last` - 1."""
+
+    first: int
+    last: int
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class Part:
+    """The `number`-th (from 1) of `of` parts of the steps: neighbours, and as many in each part as can be."""
+
+    number: int = 1
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.of:
+            raise InvalidValue(f"shard {self} does not exist; choose from 1/{self.of} to {self.of}/{self.of}.")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def steps(self, count: int) -> range:
+        """The places of this part's steps among `count`."""
+        return range(count * (self.number - 1) // self.of, count * self.number // self.of)
+
+    @classmethod
+    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> Part:
+        """A part from `"2/4"`, or from the RANK and WORLD_SIZE that `accelerate launch` sets (`"process"`).
+
+        Raises `InvalidValue` with an example for anything else.
+        """
+        if text == "process":
+            if "RANK" not in environment or "WORLD_SIZE" not in environment:
+                raise InvalidValue("shard 'process' needs RANK and WORLD_SIZE; start it with `accelerate launch`.")
+            return cls(int(environment["RANK"]) + 1, int(environment["WORLD_SIZE"]))
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+        if found is None:
+            raise InvalidValue(f"shard {text!r} is not a number of a total; write 1/4, 2/4, ..., or process.")
+        return cls(int(found[1]), int(found[2]))
+
+
+WHOLE = Part()
+
+
+class Keeper(Protocol):
+    """Where pieces are kept while the rest is made."""
+
+    def held(self) -> list[Held]:
+        """Every piece that is there, in any order; they may overlap."""
+        ...
+
+    def keep(self, held: Held) -> None:
+        """Keeps a piece; those of steps that are all in it are not needed any more."""
+        ...
+
+
+class Memory:
+    """Pieces of this process alone."""
+
+    def __init__(self) -> None:
+        self._held: list[Held] = []
+
+    def held(self) -> list[Held]:
+        return list(self._held)
+
+    def keep(self, held: Held) -> None:
+        self._held = [one for one in self._held if not (held.first <= one.first and one.last <= held.last)] + [held]
+
+
+def gather(
+    steps: Sequence[Step],
+    run: Callable[[Step, Opener], Piece],
+    fold: Fold,
+    *,
+    keeper: Keeper,
+    part: Part = WHOLE,
+    workers: int = 0,
+    title: str = "",
+    progress: Progress = quietly,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Held]:
+    """Runs the steps of a part that no piece holds; returns disjoint pieces of all steps that are done, in order.
+
+    - run: what one step comes to; the opener has its images decoded.
+    - fold: two results of one group as one. Steps are folded from left to right, so that a run that was stopped gives
+      the same bits as one that was not.
+    - keeper: is given what was done at least every `SECONDS`, and when this ends in whatever way.
+    - workers: processes that decode images ahead.
+    """
+    found = disjoint(keeper.held())
+    todo = missing(part.steps(len(steps)), found)
+    shown = Throughput(progress([steps[place] for place in todo], title), clock)
+    openers = decoded_ahead([steps[place].samples for place in todo], workers)
+    growing: Held | None = None
+    try:
+        for place, _, opener in zip(todo, shown, openers, strict=True):
+            if growing is None or growing.last != place or growing.piece.group != steps[place].group:
+                _keep(keeper, growing)
+                growing = next((one for one in found if one.last == place), None)
+                growing = growing if growing and growing.piece.group == steps[place].group else None
+            piece = run(steps[place], opener)
+            growing = Held(
+                growing.first if growing else place,
+                place + 1,
+                joined(growing.piece, piece, fold) if growing else piece,
+            )
+            shown.tell(piece.tokens)
+            if shown.due(SECONDS):
+                _keep(keeper, growing)
+    finally:
+        _keep(keeper, growing)
+    return disjoint(keeper.held())
+
+
+def joined(first: Piece, second: Piece, fold: Fold) -> Piece:
+    """Two pieces of one group as one, in this order."""
+    both = first.tensors and second.tensors
+    tensors = fold(first.tensors, second.tensors) if both else first.tensors or second.tensors
+    seen, left = first.seen + second.seen, first.left + second.left
+    return Piece(first.group, tensors, seen, left, first.facts or second.facts)
+
+
+def by_group(found: Sequence[Held], fold: Fold) -> dict[int, Piece]:
+    """Disjoint pieces folded in order, group by group."""
+    groups: dict[int, Piece] = {}
+    for one in found:
+        known = groups.get(one.piece.group)
+        groups[one.piece.group] = one.piece if known is None else joined(known, one.piece, fold)
+    return groups
+
+
+def add(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums by name."""
+    return {name: first[name] + second[name] for name in first}
+
+
+def concatenate(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Joined by name along the last axis."""
+    return {name: torch.cat([first[name], second[name]], dim=-1) for name in first}
+
+
+def disjoint(held: Sequence[Held]) -> list[Held]:
+    """Pieces of which no two hold the same step, in order; the longer ones first where they overlap."""
+    chosen: list[Held] = []
+    for one in sorted(held, key=lambda one: (one.first, -one.last)):
+        if not chosen or one.first >= chosen[-1].last:
+            chosen.append(one)
+    return chosen
+
+
+def missing(wanted: range, held: Sequence[Held]) -> list[int]:
+    """The wanted places that are in no piece."""
+    there = {place for one in held for place in range(one.first, one.last)}
+    return [place for place in wanted if place not in there]
+
+
+def _keep(keeper: Keeper, growing: Held | None) -> None:
+    if growing is not None:
+        keeper.keep(growing)

@@ -1,0 +1,35 @@
+"""Prompting: the text that a sample's question becomes for a model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from interventions.errors import InvalidValue
+from mmneuron_lens.corpora import prompts
+from mmneuron_lens.corpora.prompts import ModelKind
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.lens import Lens
+
+Prompt = Literal["identification", "evaluation"]
+"""Which of the paper's two prompts (Table 5)."""
+
+
+def model_kind(lens: Lens) -> ModelKind:
+    """Which of the two published prompts a model is asked with: does `<image>` stand in its text?"""
+    return "llava-next" if lens.architecture.facts["images_in_text"] else "instructblip"
+
+
+def prompt_of(lens: Lens, sample: Sample, prompt: Prompt, images: int | None = None) -> str:
+    """A sample's prompt, with one `<image>` line for each image where images stand in the text.
+
+    - images: how many the model is shown; all of the sample's unless given.
+    """
+    kind = model_kind(lens)
+    if prompt == "identification":
+        text = prompts.identification(kind, sample.question)
+    elif prompt == "evaluation":
+        text = prompts.evaluation(kind, sample.question, sample.options, sample.domain)
+    else:
+        raise InvalidValue(f"unknown prompt {prompt!r}; choose from identification, evaluation.")
+    count = len(sample.images) if images is None else images
+    return text.replace("<image>\n", "<image>\n" * count, 1) if kind == "llava-next" else text

@@ -1,0 +1,44 @@
+"""Ablation: what answers with neurons off come to, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from mmneuron_lens.artifacts.answers import Answer
+from mmneuron_lens.artifacts.official_scores import OfficialScores
+from mmneuron_lens.evaluation.accuracy import Scoring, against_random, cross_scores, exact_match, scores
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """The answers of one model with its neurons off, and their official scores where the corpus has one."""
+
+    answers: Sequence[Answer]
+    official: OfficialScores | None = None
+
+    @property
+    def scoring(self) -> Scoring:
+        """How answers are scored: by official scores, or by exact match."""
+        return exact_match if self.official is None else self.official.values
+
+    def to_frame(self) -> pl.DataFrame:
+        """A row per module, condition and domain: model, module, condition, domain, accuracy, difference, low, high,
+        questions. Accuracy in per cent; the difference to nothing off in points, with its 95 % interval.
+        """
+        return pl.DataFrame(scores(self.answers, self.scoring), infer_schema_length=None)
+
+    def against_random(self) -> pl.DataFrame:
+        """How much more the domain's neurons cost than as many random ones: model, module, domain, difference, low, high,
+        questions, in points, paired by question.
+        """
+        return pl.DataFrame(against_random(self.answers, self.scoring), infer_schema_length=None)
+
+    def cross(self) -> pl.DataFrame:
+        """Neurons of one domain off, questions of another: as `to_frame`, with a column neurons_of."""
+        return pl.DataFrame(cross_scores(self.answers, self.scoring), infer_schema_length=None)
+
+    def _repr_html_(self) -> str:
+        return self.to_frame()._repr_html_()

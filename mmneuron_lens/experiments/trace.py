@@ -1,0 +1,104 @@
+"""Trace: what every position of one question decodes to at every layer, by the logit lens (Figures 6 and 10 to 13)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from interventions import logit_lens
+from interventions.errors import OutOfRange
+from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.batching.encoding import encode, shown
+from mmneuron_lens.batching.prompting import Prompt, prompt_of
+from mmneuron_lens.corpora.folder import open_images
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.experiments.entropy import READ_AT
+from mmneuron_lens.lens import Lens
+from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.patches import boxes_of
+
+SHOWN_PIXELS = 384
+"""The longer side, at most, of the image that a trace keeps to be looked at."""
+
+
+def trace_sample(
+    lens: Lens,
+    sample: Sample,
+    *,
+    prompt: Prompt = "evaluation",
+    top_k: int = 5,
+    positions: Sequence[int] | None = None,
+) -> LensTrace:
+    """What every position of a question decodes to at every layer, or only `positions` (columns of the prompt).
+
+    Negative positions count from the end. Raises `ValueError` for an image that cannot be read, `IndexError` for a
+    position that the prompt does not have.
+    """
+    batch, _ = encode(lens, [sample], prompt)
+    assert batch is not None
+    length = batch.inputs["input_ids"].shape[1]
+    chosen = list(range(length)) if positions is None else list(positions)
+    wrong = [place for place in chosen if not -length <= place < length]
+    if wrong:
+        raise OutOfRange(f"positions {wrong} are not in this prompt of {length} tokens.")
+    chosen = sorted({place % length for place in chosen})
+    out = lens.run(logit_lens.at(READ_AT, positions=chosen).bind(top_k=top_k), batch)
+    embedded, layers = (out["logit_lens", site][0] for site in READ_AT)
+    read = {name: torch.cat([embedded[name][None], layers[name]])[:, 0].cpu() for name in embedded}
+    words = {
+        token: _word(lens, int(token)) for token in sorted({str(one) for one in read["tokens"].flatten().tolist()})
+    }
+    return LensTrace(
+        model=lens.name,
+        domain=sample.domain,
+        id=sample.id,
+        question=sample.question,
+        prompt=prompt_of(lens, sample, prompt),
+        expected=sample.answers,
+        layers=("embedding", *map(str, range(1, len(read["tokens"])))),
+        labels=tuple(_labels(lens, batch)[place] for place in chosen),
+        kinds=tuple(batch.kind[0][place] for place in chosen),
+        tokens=read["tokens"],
+        probabilities=read["probabilities"].float(),
+        entropy=read["entropy"].float(),
+        boxes=boxes_of(batch)[chosen],
+        pictures=tuple(_small(picture) for picture in _seen(lens, sample)),
+        words=words,
+        parameters={"prompt": prompt, "top k": top_k, "positions": "all" if positions is None else chosen},
+        provenance=provenance(**lens.model.facts()),
+    )
+
+
+def _word(lens: Lens, token: int) -> str:
+    """A token as it reads. One of space alone is drawn; one that is no whole character has its vocabulary's name."""
+    tokenizer = lens.processor.tokenizer
+    text = tokenizer.decode([token])
+    if not text.strip():
+        text = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+    readable = text.strip().isprintable() and "\ufffd" not in text
+    return text.strip() if text and readable else str(tokenizer.convert_ids_to_tokens([token])[0])
+
+
+def _labels(lens: Lens, batch: Batch) -> list[str]:
+    ids = batch.inputs["input_ids"][0].tolist()
+    return [
+        name if kind == "image" else _word(lens, token)
+        for name, kind, token in zip(batch.tokens[0], batch.kind[0], ids, strict=True)
+    ]
+
+
+def _seen(lens: Lens, sample: Sample) -> list[Image.Image]:
+    """The images that the model is given."""
+    decoded = open_images(sample) or []
+    return shown(lens, sample, decoded)[0] if decoded else []
+
+
+def _small(picture: Image.Image) -> Tensor:
+    shown = picture.copy()
+    shown.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
+    return torch.from_numpy(numpy.array(shown))

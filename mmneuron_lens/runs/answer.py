@@ -1,0 +1,121 @@
+"""Answers in a run: questions answered with neurons off, their official scores, and the means that may hold neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmneuron_lens.artifacts.answers import Answers
+from mmneuron_lens.artifacts.means import Means
+from mmneuron_lens.artifacts.official_scores import OfficialScores
+from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.corpora.content import content_digest
+from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.evaluation.official_scores import score_answers
+from mmneuron_lens.experiments.ablate import ablate, generation_settings
+from mmneuron_lens.experiments.conditions import Off
+from mmneuron_lens.experiments.means import mean_activations
+from mmneuron_lens.lens import Lens
+from mmneuron_lens.runs.folder import key_of
+from mmneuron_lens.runs.rows import rows_of
+from mmneuron_lens.runs.store import Store
+
+ASKED = ("modules", "random_draws", "seed", "match", "cross", "controls", "prompt")
+"""Settings of `ablate` that say which questions are asked under which conditions; others are of `generate`."""
+
+
+def answer_stage(
+    lens: Lens,
+    selection: Selection,
+    samples_by_domain: Mapping[str, Sequence[Sample]],
+    store: Store,
+    *,
+    selection_id: str = "",
+    off: Off | None = None,
+    batch_size: int = 32,
+    problems: Problems | None = None,
+    progress: Progress = quietly,
+    **settings: Any,
+) -> Answers:
+    """The answers to every question under every condition; one that is there, whatever it was given for, is not given
+    again.
+
+    - selection_id: the `content_hash` of the saved selection.
+    - settings: those of `ablate`.
+    """
+    asked = {name: settings[name] for name in ASKED if name in settings}
+    generation = {name: value for name, value in settings.items() if name not in ASKED}
+    facts = {
+        **lens.model.facts(),
+        "selection": selection_id,
+        "questions": {domain: content_digest(samples) for domain, samples in samples_by_domain.items()},
+        "off": (off or Off()).described,
+        "conditions": asked,
+        "generation": generation_settings(generation),
+    }
+    key = key_of("answers", selection.model, facts=facts, suffix=".jsonl")
+
+    def make(keeper: Any) -> Answers:
+        found = ablate(
+            lens, selection, samples_by_domain, off=off, rows=rows_of(keeper), batch_size=batch_size,
+            selection_id=selection_id, problems=problems, progress=progress, **settings,
+        )  # fmt: skip
+        return Answers(tuple(found), facts)
+
+    return store.get_or_make(key, make, Answers, what=f"{lens.name}: answering with neurons off")
+
+
+def score_stage(
+    answers: Answers,
+    samples_by_domain: Mapping[str, Sequence[Sample]],
+    corpora: Mapping[str, str],
+    store: Store,
+    *,
+    model: str,
+    answers_id: str,
+    judge: str | None = None,
+) -> OfficialScores:
+    """The official scores of a model's answers.
+
+    - corpora: by domain, those that have one.
+    - answers_id: the `content_hash` of the saved answers.
+    - judge: folder or hub id of Lingo-Judge.
+    """
+
+    def make(keeper: Any) -> OfficialScores:
+        from mmneuron_lens.metrics import LingoJudge
+
+        loaded = None if judge is None else LingoJudge.load(judge)
+        return score_answers(answers, samples_by_domain, corpora, loaded)
+
+    facts = {"answers": answers_id, "corpora": dict(corpora), "judge": judge}
+    key = key_of("official_scores", model, facts=facts, suffix=".jsonl")
+    return store.get_or_make(key, make, OfficialScores, what=f"{model}: scoring answers")
+
+
+def off_stage(
+    lens: Lens,
+    how: str,
+    factor: float,
+    samples_by_domain: Mapping[str, Sequence[Sample]],
+    store: Store,
+    *,
+    batch_size: int = 32,
+    problems: Problems | None = None,
+    progress: Progress = quietly,
+) -> Off:
+    """How neurons are switched off; for "mean", with the means over these questions."""
+    if how != "mean":
+        return Off(how, factor)  # pyright: ignore[reportArgumentType]
+    shared: dict[str, Any] = {"batch_size": batch_size, "problems": problems, "progress": progress}
+    questions = {domain: content_digest(samples) for domain, samples in samples_by_domain.items()}
+    key = key_of("means", lens.name, facts={**lens.model.facts(), "questions": questions, "batch size": batch_size})
+    means = store.get_or_make(
+        key,
+        lambda keeper: mean_activations(lens, samples_by_domain, keeper=keeper, **shared),
+        Means,
+        what=f"{lens.name}: averaging activations",
+    )
+    return Off("mean", means=means.values)

@@ -1,0 +1,192 @@
+"""The main job in calls: on a lens and a corpus, kept in a run's folder where one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmneuron_lens.artifacts.deviations import Deviations
+from mmneuron_lens.artifacts.entropies import Entropies
+from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.batching.gather import Keeper
+from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.batching.prompting import Prompt
+from mmneuron_lens.corpora.content import content_digest
+from mmneuron_lens.corpora.corpus import Corpus
+from mmneuron_lens.corpora.frames import Frames
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.evaluation.ablation import Ablation
+from mmneuron_lens.evaluation.deviation import DeviationTable
+from mmneuron_lens.experiments.conditions import Match, Off
+from mmneuron_lens.experiments.deviate import deviate as deviate_domain
+from mmneuron_lens.experiments.entropy import read_entropy as read_domain
+from mmneuron_lens.experiments.trace import trace_sample
+from mmneuron_lens.lens import Lens
+from mmneuron_lens.runs.answer import answer_stage, score_stage
+from mmneuron_lens.runs.count import count_stage
+from mmneuron_lens.runs.folder import file_of, key_of
+from mmneuron_lens.runs.identify import WIDER, Identified, find
+from mmneuron_lens.runs.store import Store
+
+
+def identify(
+    lens: Lens,
+    corpus: Corpus,
+    *,
+    fraction: float = 0.01,
+    percentile: float = 0.95,
+    kinds: Mapping[str, tuple[str, ...]] | None = None,
+    permutations: int = 20,
+    seed: int = 0,
+    batch_size: int = 32,
+    prompt: Prompt = "identification",
+    frames: Frames = "fit",
+    exact: bool = False,
+    workers: int = 0,
+    out: str | Path | None = None,
+    replace: bool = False,
+    jobs: Mapping[str, Any] | None = None,
+    progress: Progress = quietly,
+) -> Identified:
+    """Counts every domain of a corpus, selects its domain-specific neurons, and says what the selection proves.
+
+    - fraction, percentile, kinds: the rule (section 3.2): the share of each module's neurons, the threshold on
+      probabilities, and per site the kinds of token that count.
+    - permutations, seed: of the false discovery rate.
+    - batch_size, prompt, frames, exact: how questions are asked; see `experiments.count.plan_count`.
+    - workers: processes that decode images ahead.
+    - out: a run's folder, in which a call that was stopped goes on, as `mmneuron count` and `select` do; nothing is
+      kept without it. replace: what lies there and was made otherwise is made again.
+    - jobs: for a lens that runs on a server, settings of `batching.remote.Jobs`.
+
+    Returns `.counts`, `.selection`, `.wider` (at 5 %) and `.controls`. Raises `InvalidValue` for fewer than two
+    domains, `StoreConflict` for a folder that holds something else.
+    """
+    store = Store(out, replace=replace)
+    counts = count_stage(
+        lens, corpus.by_domain(), store, corpus=corpus.name, batch_size=batch_size, prompt=prompt, frames=frames,
+        exact=exact, workers=workers, jobs=jobs, problems=corpus.problems, progress=progress,
+    )  # fmt: skip
+    made = {domain: one for domain, one in counts.items() if one is not None}
+    cited = {} if out is None else {name: content_hash(file_of(out, "counts", lens.name, name)) for name in made}
+    rule: dict[str, Any] = {"fraction": fraction, "percentile": percentile, "kinds": dict(kinds or {}), "wider": WIDER}
+    chance = {"permutations": permutations, "seed": seed}
+    return find(list(made.values()), store=store, cited=cited, progress=progress, **rule, **chance)
+
+
+def ablate(
+    lens: Lens,
+    selection: Selection,
+    corpus: Corpus,
+    *,
+    modules: Sequence[str] = ("All",),
+    random_draws: int = 3,
+    seed: int = 0,
+    match: Match = "module",
+    off: Off | None = None,
+    cross: bool = False,
+    batch_size: int = 32,
+    prompt: Prompt = "evaluation",
+    out: str | Path | None = None,
+    replace: bool = False,
+    progress: Progress = quietly,
+    **generation: Any,
+) -> Ablation:
+    """Answers a corpus' questions with nothing off, with each domain's neurons off, and with as many random ones off.
+
+    - modules: "All" at once, or modules of the paper ("LLM", "Vision Encoder", ...), each by itself.
+    - random_draws, seed, match: draws of random neurons, never a selected one, as many in each module or layer.
+    - off: how they are switched; held at zero unless given.
+    - cross: ask each domain's questions with the neurons of every other domain off, too.
+    - out, replace: as of `identify`.
+    - generation: settings of `generate`, over greedy decoding of at most 16 new tokens.
+
+    Raises `UnknownName` for a domain that the selection does not have.
+    """
+    store, asked = Store(out, replace=replace), corpus.by_domain()
+    file = None if out is None else file_of(out, "selection", selection.model)
+    cited = content_hash(file) if file is not None and file.is_file() else ""
+    answers = answer_stage(
+        lens, selection, asked, store, selection_id=cited, modules=modules, random_draws=random_draws, seed=seed,
+        match=match, off=off, cross=cross, batch_size=batch_size, prompt=prompt, problems=corpus.problems,
+        progress=progress, **generation,
+    )  # fmt: skip
+    if not corpus.official:
+        return Ablation(answers)
+    path = None if out is None else file_of(out, "answers", selection.model, suffix=".jsonl")
+    answers_id = "" if path is None else content_hash(path)
+    return Ablation(
+        answers, score_stage(answers, asked, corpus.official, store, model=selection.model, answers_id=answers_id)
+    )
+
+
+def deviate(
+    lens: Lens,
+    selection: Selection,
+    corpus: Corpus,
+    *,
+    random_draws: int = 5,
+    seed: int = 0,
+    off: Off | None = None,
+    batch_size: int = 32,
+    out: str | Path | None = None,
+    replace: bool = False,
+    progress: Progress = quietly,
+) -> DeviationTable:
+    """How far the last hidden state of a corpus' questions moves with neurons off (Table 3), domain by domain.
+
+    - random_draws, seed: draws of as many random neurons.
+    - off: how they are switched; held at zero unless given.
+    - out, replace: as of `identify`.
+    """
+    store = Store(out, replace=replace)
+    how = {"draws": random_draws, "seed": seed, "off": (off or Off()).described, "batch size": batch_size}
+    found = []
+    for domain, samples in corpus.by_domain().items():
+        facts = {**lens.model.facts(), **how, "questions": content_digest(samples)}
+
+        def make(keeper: Keeper, samples: Sequence[Sample] = samples) -> Deviations:
+            return deviate_domain(
+                lens, selection, samples, random_draws=random_draws, seed=seed, off=off, batch_size=batch_size,
+                keeper=keeper, problems=corpus.problems, progress=progress,
+            )  # fmt: skip
+
+        found.append(store.get_or_make(key_of("deviations", lens.name, domain, facts=facts), make, Deviations))
+    return DeviationTable(found)
+
+
+def read_layers(
+    lens: Lens,
+    sample: Sample,
+    *,
+    prompt: Prompt = "evaluation",
+    top_k: int = 5,
+    positions: Sequence[int] | None = None,
+) -> LensTrace:
+    """What every position of a question decodes to at every layer, by the logit lens (Figure 6).
+
+    - top_k: tokens at each position and layer.
+    - positions: columns of the prompt, negative ones from its end; all of them unless given.
+
+    Raises `InvalidValue` for an image that cannot be read, `OutOfRange` for a position that the prompt does not have.
+    """
+    return trace_sample(lens, sample, prompt=prompt, top_k=top_k, positions=positions)
+
+
+def read_entropy(
+    lens: Lens,
+    corpus: Corpus,
+    *,
+    batch_size: int = 32,
+    prompt: Prompt = "identification",
+    progress: Progress = quietly,
+) -> dict[str, Entropies]:
+    """The entropy of the next-token distribution by layer and kind of token (Figure 7), by domain, in nats."""
+    shared: dict[str, Any] = {"batch_size": batch_size, "prompt": prompt, "problems": corpus.problems}
+    return {
+        domain: read_domain(lens, samples, progress=progress, **shared)
+        for domain, samples in corpus.by_domain().items()
+    }

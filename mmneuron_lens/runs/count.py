@@ -1,0 +1,74 @@
+"""Counts in a run: every domain's, here, in parts by several processes, or on a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Part, missing
+from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.batching.remote import Jobs
+from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.experiments.count import CountPlan, count_steps, counts_of, plan_count
+from mmneuron_lens.lens import Lens
+from mmneuron_lens.runs.folder import key_of
+from mmneuron_lens.runs.keys import Key
+from mmneuron_lens.runs.pieces import Pieces
+from mmneuron_lens.runs.store import Store
+from mmneuron_lens.runtime.jobs.records import Records
+
+
+def count_stage(
+    lens: Lens,
+    samples_by_domain: Mapping[str, Sequence[Sample]],
+    store: Store,
+    *,
+    part: Part = WHOLE,
+    workers: int = 0,
+    again: Sequence[str] = (),
+    jobs: Mapping[str, Any] | None = None,
+    problems: Problems | None = None,
+    progress: Progress = quietly,
+    **planned: Any,
+) -> dict[str, Counts | None]:
+    """The counts of every domain, each made unless it is there.
+
+    - part: this process makes only these steps; the domain's counts are None until a last process has made the last.
+    - workers: processes that decode images ahead.
+    - again: the command line that runs this, for `mmneuron jobs resume`.
+    - jobs: settings of `Jobs`, where the lens runs on a server.
+    - planned: settings of `plan_count`.
+    """
+    made: dict[str, Counts | None] = {}
+    for domain, samples in samples_by_domain.items():
+        plan = plan_count(lens, samples, problems=problems, **planned)
+        key = counts_key(plan)
+
+        def steps(keeper: Keeper, part: Part = WHOLE, plan: CountPlan = plan) -> list[Held]:
+            records = Records(keeper.jobs if isinstance(keeper, Pieces) else None)
+            sent = Jobs(lens.remote, records, tuple(again), **(jobs or {})) if lens.remote else None
+            shared = {"problems": problems, "progress": progress, "jobs": sent}
+            return count_steps(lens, plan, keeper=keeper, part=part, workers=workers, **shared)
+
+        def whole(keeper: Keeper, plan: CountPlan = plan) -> Counts:
+            return counts_of(steps(keeper, plan=plan), plan.facts)
+
+        if part != WHOLE:
+            with store.writing(key, part):
+                if store.has(key, Counts):
+                    made[domain] = store.get_or_make(key, whole, Counts, wait=True)
+                    continue
+                held = steps(store.pieces(key, part), part)
+            made[domain] = None
+            if missing(range(len(plan.steps)), held) and not store.has(key, Counts):
+                continue
+        title = f"{lens.name}: counting active neurons, {domain}"
+        made[domain] = store.get_or_make(key, whole, Counts, what=title, wait=part != WHOLE)
+    return made
+
+
+def counts_key(plan: CountPlan) -> Key:
+    """The key of a domain's counts."""
+    return key_of("counts", plan.facts["model id"], plan.domain, facts=plan.facts)

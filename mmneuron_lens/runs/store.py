@@ -1,0 +1,139 @@
+"""A store: a folder in which the value of each key is made once, and never replaced by that of another key."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, Self, TypeVar
+
+from filelock import FileLock, Timeout
+
+from interventions.errors import InvalidValue
+from mmneuron_lens.artifacts.files import sweep
+from mmneuron_lens.artifacts.format import dumps
+from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Part
+from mmneuron_lens.runs.keys import Key, StoreConflict, differences, refusal
+from mmneuron_lens.runs.pieces import Pieces
+
+Say = Callable[[str], Any]
+"""Tells the user what goes on, a line at a time."""
+
+LOCKS = ".locks"
+
+
+class StoreBusy(InvalidValue):
+    """Another process makes the same value now."""
+
+
+class Codec(Protocol):
+    """A class whose values can be written with their key, and read with it; every artifact is one."""
+
+    def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None: ...
+
+    @classmethod
+    def load_with_key(cls, path: str | Path) -> tuple[Self, dict[str, Any] | None]: ...
+
+
+T = TypeVar("T", bound=Codec)
+
+
+class Store:
+    """A run's folder; without one, values are made and kept by nobody."""
+
+    def __init__(self, folder: str | Path | None, *, replace: bool = False, say: Say = lambda text: None) -> None:
+        """
+        - folder: made when something is written; None keeps nothing.
+        - replace: a value with another key is made again in its place instead of being refused.
+        - say: is told what is made and what is there already.
+        """
+        self.folder = None if folder is None else Path(folder)
+        self.replace, self.say = replace, say
+
+    def path(self, key: Key) -> Path:
+        """Where the value of a key lies. Raises `InvalidValue` without a folder, or for a path that leaves it."""
+        if self.folder is None:
+            raise InvalidValue(f"{key.path}: this store keeps nothing; give it a folder.")
+        place = PurePosixPath(key.path)
+        if place.is_absolute() or ".." in place.parts:
+            raise InvalidValue(f"{key.path!r} leaves the run's folder; give a path inside it.")
+        return self.folder / place
+
+    def get_or_make(
+        self, key: Key, make: Callable[[Keeper], T], codec: type[T], *, what: str = "", wait: bool = False
+    ) -> T:
+        """The value of a key: read if it is there, else made and written.
+
+        - make: is given a keeper for the pieces of what takes long; what an earlier process kept there is there.
+        - what: a line for the user; "already done: ..." when there is nothing to make.
+        - wait: until another process has made it, instead of raising `StoreBusy`.
+
+        Raises `StoreConflict` when the value of another key lies there, and no `replace` was asked for.
+        """
+        if self.folder is None:
+            self._say(what, what)
+            return make(Memory())
+        path = self.path(key)
+        with self.writing(key, wait=wait):
+            if path.is_file():
+                value, held = codec.load_with_key(path)
+                if held is not None and Key(key.path, held).digest == key.digest:
+                    self._say(f"already done: {what}", what)
+                    self.pieces(key).clear()
+                    return value
+                if not self.replace:
+                    raise StoreConflict(refusal(path, differences(held or {}, key.facts)))
+            self._say(what, what)
+            pieces = self.pieces(key)
+            value = make(pieces)
+            value.save(path, key.facts)
+            pieces.clear()
+            return value
+
+    def _say(self, text: str, what: str) -> None:
+        if what:
+            self.say(text)
+
+    def has(self, key: Key, codec: type[T]) -> bool:
+        """Whether the finished value of this very key is there."""
+        path = self.path(key)
+        return path.is_file() and dumps(codec.load_with_key(path)[1]) == dumps(dict(key.facts))
+
+    def pieces(self, key: Key, part: Part = WHOLE) -> Pieces:
+        """What is kept of a value while it is made. `part`: of a value that several processes make."""
+        return Pieces(self.path(key), key.facts, str(part), self.replace, self.say)
+
+    @contextmanager
+    def writing(self, key: Key, part: Part = WHOLE, wait: bool = False) -> Iterator[None]:
+        """Holds a value, or a part of it, for this process alone; the hold goes with the process, however it ends.
+
+        Raises `StoreBusy` naming the process that holds it, unless this may wait.
+        """
+        if self.folder is None:
+            raise InvalidValue(f"{key.path}: this store keeps nothing; give it a folder.")
+        name = key.path.replace("/", "+") + ("" if part == WHOLE else f".{part.number}-of-{part.of}")
+        file = self.folder / LOCKS / f"{name}.lock"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file, timeout=-1 if wait else 0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreBusy(
+                f"{self.path(key)} is being written by {_holder(file)}; wait for it, or give another --out."
+            ) from None
+        try:
+            file.with_suffix(".holder").write_text(f"process {os.getpid()} ({' '.join(sys.argv[:2])})")
+            sweep(self.path(key))
+            yield
+        finally:
+            file.with_suffix(".holder").unlink(missing_ok=True)
+            lock.release()
+
+
+def _holder(file: Path) -> str:
+    try:
+        return file.with_suffix(".holder").read_text() or "another process"
+    except OSError:
+        return "another process"
