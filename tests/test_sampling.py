@@ -18,15 +18,14 @@ from mmneuron_lens.corpora.published import read_corpora
 from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
 from mmneuron_lens.corpora.sampling import (
-    LLAVA_NEXT,
     SampleList,
-    TokenCount,
     balanced,
     draw_lists,
     evaluation_list,
     identification_list,
     save_lists,
 )
+from mmneuron_lens.corpora.token_count import LLAVA_NEXT, TokenCount
 from mmneuron_lens.wire.images import decode
 
 

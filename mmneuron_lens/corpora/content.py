@@ -31,7 +31,7 @@ def image_digest(path: str | Path) -> str:
 
 
 def sample_digest(sample: Sample) -> str:
-    """The sha256 of everything that a sample asks and accepts: each of its fields, and every image's digest in order."""
+    """The sha256 of what a sample asks and accepts: each of its fields, and every image's digest in order."""
     images = [image_digest(path) for path in sample.images]
     asked = [sample.id, sample.domain, sample.question, sample.options, sample.answers, sample.kind, images]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

@@ -18,7 +18,7 @@ from PIL import Image
 from interventions.errors import MissingPackage
 from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, vqav2
 from mmneuron_lens.corpora.folder import CorpusError
-from mmneuron_lens.corpora.records import Record, RecordProblems, good, text
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, text
 from mmneuron_lens.corpora.rows import BadRow, quote
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
 
@@ -48,7 +48,7 @@ def read_hub(
         raise CorpusError(f"unknown domain {domain!r}; choose from {', '.join(DOMAINS)}.")
     folder = Path(images)
     rows = _rows(str(source), split, config, revision)
-    records = (Record(Path(source), number, row) for number, row in enumerate(rows, start=1))
+    records = (RawRecord(Path(source), number, row) for number, row in enumerate(rows, start=1))
     if domain == "auto_driving":
         yield from lingoqa.gathered((_with_frames(record, folder) for record in records), problems)
         return
@@ -98,7 +98,7 @@ def _rows(source: str, split: str, config: str | None, revision: str | None) -> 
     yield from rows
 
 
-def _with_frames(record: Record, folder: Path) -> Record:
+def _with_frames(record: RawRecord, folder: Path) -> RawRecord:
     try:
         frames = record.value.get("images")
         if not isinstance(frames, list) or not frames:

@@ -13,19 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mmneuron_lens.corpora.lookup import Lookup
-from mmneuron_lens.corpora.records import (
-    Part,
-    Record,
-    RecordProblems,
-    check_split,
-    identity,
-    image_file,
-    name_of,
-    parquet_records,
-    text,
-)
+from mmneuron_lens.corpora.parts import Part, check_split
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, identity, image_file, name_of, text
 from mmneuron_lens.corpora.rows import BadRow, bare, good_text, quote
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.corpora.streams import parquet_records
 
 SPLITS = ("train", "val")
 PAGE = "https://github.com/wayveai/LingoQA"
@@ -54,7 +46,7 @@ def read(folder: Path, split: str, problems: RecordProblems) -> Iterator[Sample]
     yield from gathered(records_of(files), problems)
 
 
-def records_of(files: Iterable[Path]) -> Iterator[Record]:
+def records_of(files: Iterable[Path]) -> Iterator[RawRecord]:
     """Rows of several files, their `images` made paths of the frames' files."""
     for file in files:
         for record in parquet_records(file):
@@ -65,7 +57,7 @@ def records_of(files: Iterable[Path]) -> Iterator[Record]:
             yield record._replace(value=record.value | frames)
 
 
-def gathered(records: Iterable[Record], problems: RecordProblems) -> Iterator[Sample]:
+def gathered(records: Iterable[RawRecord], problems: RecordProblems) -> Iterator[Sample]:
     """One sample for all rows of a question_id. A row that repeats an id with another question is named and skipped."""
     with Lookup() as questions:
         for record in records:
@@ -84,7 +76,7 @@ def gathered(records: Iterable[Record], problems: RecordProblems) -> Iterator[Sa
             )
 
 
-def _gather(record: Record, questions: Lookup) -> None:
+def _gather(record: RawRecord, questions: Lookup) -> None:
     row: dict[str, Any] = record.value
     if "bad" in row:
         raise BadRow(row["bad"])

@@ -12,18 +12,18 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts import format as artifacts
 from mmneuron_lens.artifacts.format import ArtifactError, provenance
-from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.folder import Problems, image_sizes
-from mmneuron_lens.corpora.frames import Frames, Size, strip_size, that_fit
+from mmneuron_lens.corpora.published import read_corpora
+from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.wire.layout import anyres_length
+from mmneuron_lens.corpora.token_count import CountParameters, TokenCount
 
 Purpose = Literal["identification", "evaluation"]
 
@@ -34,66 +34,29 @@ BUDGET = 20_000_000
 QUESTIONS = 500
 """Questions a domain, for evaluation: as many as LingoQA's validation set has."""
 
-CONTEXT, ANSWER = 4096, 512
-"""LLaVA-NeXT's context in tokens, and the new tokens that must fit into it."""
-
-LLAVA_NEXT = {
-    "patches": 576,
-    "tile_size": 336,
-    "grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
-}
-"""What decides an image's length in llava-hf/llava-v1.6-vicuna-7b-hf (and 13b): its published configuration."""
-
-
-@dataclass(frozen=True)
-class TokenCount:
-    """How many positions of LLaVA-NeXT's language model a sample's identification prompt takes, BOS included.
-
-    Images count by their sizes in pixels, through the checkpoint's tiles (`facts`: patches, tile_size and
-    grid_pinpoints, as in `lens.architecture.facts`); no pixel is decoded. `tokenizer` is the checkpoint's own.
-    """
-
-    tokenizer: Any
-    facts: Mapping[str, Any] = field(default_factory=lambda: LLAVA_NEXT)
-    frames: Frames = "fit"
-    room: int = CONTEXT - ANSWER
-
-    def __call__(self, sample: Sample, sizes: list[Size]) -> int:
-        """sizes: width and height of each of the sample's images."""
-        prompt = prompts.identification("llava-next", sample.question)
-        words = len(self.tokenizer(prompt.replace("<image>", "", 1))["input_ids"])
-        if len(sizes) > 1 and self.frames == "strip":
-            sizes = [strip_size(sizes)]
-        elif len(sizes) > 1:
-            sizes = [sizes[place] for place in that_fit(sizes, self.room - words, self.image)]
-        # A line break follows each placeholder; the first is among the words.
-        return words + sum(map(self.image, sizes)) + (len(sizes) - 1) * self._line_break
-
-    def image(self, size: Size) -> int:
-        """Positions of one image of this width and height."""
-        if not self.facts.get("grid_pinpoints"):
-            return self.facts["patches"]
-        return anyres_length([size[1], size[0]], self.facts)
-
-    @property
-    def _line_break(self) -> int:
-        return len(self.tokenizer("\n", add_special_tokens=False)["input_ids"])
-
-    def parameters(self) -> dict[str, Any]:
-        """What the count depends on, for an artifact."""
-        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
-        names = ("patches", "tile_size", "grid_pinpoints")
-        return {
-            **{name: self.facts.get(name) for name in names},
-            "frames": self.frames,
-            "room": self.room,
-            "vocabulary sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
-        }
+DrawParameters = TypedDict(
+    "DrawParameters",
+    {
+        "seed": int,
+        "short": int,
+        "budget": NotRequired[int],
+        "count": NotRequired[CountParameters],
+        "cut to": NotRequired[int],
+        "questions": NotRequired[int],
+    },
+)
+"""How a list was drawn. `short` says by how much the corpus misses the budget or the questions. Identification has
+budget, count and, where it is balanced, "cut to" (tokens); evaluation has questions."""
 
 
 @dataclass(frozen=True)
 class SampleList:
-    """Ids of the chosen samples of one corpus, in drawn order, with each one's LLaVA-NeXT tokens (where counted)."""
+    """The chosen samples of one corpus.
+
+    - ids: in drawn order.
+    - tokens: each one's LLaVA-NeXT tokens; empty where they are not counted.
+    - parameters: how they were drawn.
+    """
 
     domain: str
     corpus: str
@@ -101,7 +64,7 @@ class SampleList:
     purpose: Purpose
     ids: tuple[str, ...]
     tokens: tuple[int, ...]
-    parameters: Mapping[str, Any]
+    parameters: DrawParameters
 
     @property
     def total(self) -> int:
@@ -166,8 +129,15 @@ def identification_list(
     """Samples in drawn order until their tokens reach the budget; all of them where a corpus has fewer.
 
     Memory grows with the budget, not with the corpus: an image's header is read only where its sample may still be
-    chosen. A sample whose header cannot be read is named in `problems` and left out. Raises `ValueError` for a budget
-    below 1.
+    chosen.
+
+    - count: the tokens of a sample.
+    - domain, corpus, split: what the list is of; the domain decides the draw.
+    - budget: tokens.
+    - seed: of the draw.
+    - problems: where a sample whose image header cannot be read is named; it is left out.
+
+    Raises `InvalidValue` for a budget below 1.
     """
     if budget < 1:
         raise InvalidValue(f"budget is {budget} tokens; it must be 1 or more.")
@@ -187,7 +157,8 @@ def identification_list(
         while total - chosen[0][2] >= budget:
             total -= heapq.heappop(chosen)[2]
     chosen.sort(reverse=True)
-    parameters = {"seed": seed, "budget": budget, "short": max(0, budget - total), "count": count.parameters()}
+    short = max(0, budget - total)
+    parameters: DrawParameters = {"seed": seed, "budget": budget, "short": short, "count": count.parameters()}
     ids, tokens = tuple(one[1] for one in chosen), tuple(one[2] for one in chosen)
     return SampleList(domain, corpus, split, "identification", ids, tokens, parameters)
 
@@ -200,10 +171,8 @@ def balanced(lists: Mapping[str, SampleList]) -> dict[str, SampleList]:
         kept, total = 0, 0
         while kept < len(one.ids) and total < least:
             total, kept = total + one.tokens[kept], kept + 1
-        parameters = {**one.parameters, "cut to": least}
-        cut[domain] = SampleList(
-            one.domain, one.corpus, one.split, one.purpose, one.ids[:kept], one.tokens[:kept], parameters
-        )
+        parameters: DrawParameters = {**one.parameters, "cut to": least}
+        cut[domain] = replace(one, ids=one.ids[:kept], tokens=one.tokens[:kept], parameters=parameters)
     return cut
 
 
@@ -217,7 +186,13 @@ def evaluation_list(
     seed: int = 0,
     problems: Problems | None = None,
 ) -> SampleList:
-    """So many questions, in drawn order; all where a corpus has fewer. Tokens are not counted. As above otherwise."""
+    """So many questions, in drawn order; all where a corpus has fewer. Tokens are not counted.
+
+    - domain, corpus, split, seed, problems: as of `identification_list`.
+    - questions: how many.
+
+    Raises `InvalidValue` for fewer than 1.
+    """
     if questions < 1:
         raise InvalidValue(f"{questions} questions; give 1 or more.")
     chosen: list[tuple[int, str]] = []
@@ -228,7 +203,7 @@ def evaluation_list(
             continue
         (heapq.heappushpop if full else heapq.heappush)(chosen, (-place, sample.id))
     ids = tuple(one[1] for one in sorted(chosen, reverse=True))
-    parameters = {"seed": seed, "questions": questions, "short": questions - len(ids)}
+    parameters: DrawParameters = {"seed": seed, "questions": questions, "short": questions - len(ids)}
     return SampleList(domain, corpus, split, "evaluation", ids, (), parameters)
 
 
@@ -239,19 +214,23 @@ def draw_lists(
 
     Those of identification are balanced.
     """
-    from mmneuron_lens.corpora.published import read_corpora
-
-    drawn, found = {}, {}
+    drawn: dict[str, SampleList] = {}
+    found: dict[str, RecordProblems] = {}
     for domain, one in read_corpora(folder, "train").items():
-        samples = iter(one)
-        where: dict[str, Any] = {"domain": domain, "corpus": one.name, "split": one.split, "problems": one.problems}
-        drawn[domain], found[domain] = identification_list(samples, count, budget=budget, seed=seed, **where), one
-    for domain, one in balanced(drawn).items():
-        yield one, found[domain].problems
+        found[domain] = problems = RecordProblems(one.folder)
+        drawn[domain] = identification_list(
+            one.read(problems), count, domain=domain, corpus=one.name, split=one.split, budget=budget, seed=seed,
+            problems=problems,
+        )  # fmt: skip
+    for domain, cut in balanced(drawn).items():
+        yield cut, found[domain]
     for domain, one in read_corpora(folder, "evaluation").items():
-        samples = iter(one)
-        where = {"domain": domain, "corpus": one.name, "split": one.split, "problems": one.problems}
-        yield evaluation_list(samples, questions=questions, seed=seed, **where), one.problems
+        problems = RecordProblems(one.folder)
+        asked = evaluation_list(
+            one.read(problems), domain=domain, corpus=one.name, split=one.split, questions=questions, seed=seed,
+            problems=problems,
+        )  # fmt: skip
+        yield asked, problems
 
 
 def save_lists(lists: Iterable[SampleList], folder: str | Path) -> list[Path]:
