@@ -106,6 +106,16 @@ def test_a_strip_holds_all_frames_side_by_side():
     ]
 
 
+@pytest.mark.parametrize("sizes", [[(7, 5)], [(1, 900), (900, 1)], [(1920, 1080)] * 5, [(3, 7), (10, 3), (999, 998)]])
+def test_a_strip_has_the_size_that_its_tokens_are_counted_by(sizes):
+    assert frames.strip([Image.new("RGB", size) for size in sizes]).size == frames.strip_size(sizes)
+
+
+def test_a_strip_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no frame to show; give one or more"):
+        frames.strip([])
+
+
 def by_hand(samples, count, budget, seed=0):
     """A second writing: sort everything by its hash, then take until the budget is reached."""
 
