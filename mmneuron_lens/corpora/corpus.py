@@ -29,7 +29,7 @@ class Corpus(Sequence[Sample]):
     samples: tuple[Sample, ...]
     problems: Problems
     folder: Path
-    official: Mapping[str, str] = field(default_factory=dict)
+    official: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -52,9 +52,9 @@ class Problems:
 
     file: Path
     rows: int = 0
-    found: list[Problem] = field(default_factory=list)
-    lines: dict[str, int] = field(default_factory=dict)
-    named: set[int] = field(default_factory=set, repr=False)
+    found: list[Problem] = field(default_factory=list[Problem])
+    lines: dict[str, int] = field(default_factory=dict[str, int])
+    named: set[int] = field(default_factory=set[int], repr=False)
 
     def add(self, line: int, says: str) -> None:
         """Names a row; a row that is already named keeps its first reason."""
@@ -128,14 +128,10 @@ def open_images(sample: Sample, problems: Problems | None = None) -> list[Image.
 
 def image_sizes(sample: Sample, problems: Problems | None = None) -> list[tuple[int, int]] | None:
     """Width and height of each image from its header alone; None and a problem as in `open_images`."""
-    sizes = []
     try:
-        for path in sample.images:
-            with Image.open(path) as image:
-                sizes.append(image.size)
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        return _unreadable(sample, problems, ValueError(f"{path}: not an image that can be read ({error})."))
-    return sizes
+        return [_size(path) for path in sample.images]
+    except InvalidValue as error:
+        return _unreadable(sample, problems, error)
 
 
 def some_of(
@@ -172,6 +168,14 @@ def by_domain(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     for sample in samples:
         found.setdefault(sample.domain, []).append(sample)
     return {domain: found[domain] for domain in [*DOMAINS, *found] if domain in found}
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidValue(f"{path}: not an image that can be read ({error}).") from error
 
 
 def _unreadable(sample: Sample, problems: Problems | None, error: Exception) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from mmneuron_lens.corpora.lookup import Lookup
 from mmneuron_lens.corpora.parts import Part, check_split
@@ -33,6 +33,16 @@ IMAGES = tuple(
     for part, split in (("scenery", "train"), ("action", "train"), ("evaluation", "val"))
 )
 PARTS = (*FILES["train"], *FILES["val"], *IMAGES)
+
+
+class Asked(TypedDict):
+    """A question as its rows tell it, gathered; `record` is the number of the first of them."""
+
+    segment_id: str
+    question: str
+    images: list[str]
+    answers: list[str]
+    record: int
 
 
 def read(folder: Path, split: str, problems: RecordProblems) -> Iterator[Sample]:
@@ -81,14 +91,20 @@ def _gather(record: RawRecord, questions: Lookup) -> None:
     if "bad" in row:
         raise BadRow(row["bad"])
     key, answer = identity(row, "question_id"), text(row, "answer")
-    asked = {name: text(row, name) for name in ("segment_id", "question")} | {"images": row["images"]}
-    new = asked | {"answers": [answer], "record": record.number}
-    if questions.put(key, new):
+    asked: Asked = {
+        "segment_id": text(row, "segment_id"),
+        "question": text(row, "question"),
+        "images": row["images"],
+        "answers": [answer],
+        "record": record.number,
+    }
+    if questions.put(key, asked):
         return
-    known = questions.get(key)
-    if any(known[name] != asked[name] for name in asked):
+    known: Asked = questions.get(key)
+    if any(known[name] != asked[name] for name in ("segment_id", "question", "images")):
         raise BadRow(f"question_id {bare(key)} is another question in record {known['record']}; give each its own.")
-    questions.replace(key, known | {"answers": [*known["answers"], answer]})
+    known["answers"].append(answer)
+    questions.replace(key, known)
 
 
 def _frames(row: dict[str, Any]) -> list[str]:

@@ -11,9 +11,13 @@ from mmneuron_lens.corpora.folder import CorpusError
 
 @dataclass(frozen=True)
 class Part:
-    """A file or folder of a corpus as published: its possible names, what it holds, where to get it, for which splits.
+    """A file or folder of a corpus as published.
 
-    The first name that is there counts. `archive` is the file it comes packed in, "" if it comes as it is.
+    - names: its possible names; the first that is there counts.
+    - holds: what, in words.
+    - source: where to get it.
+    - splits: that need it.
+    - archive: the file it comes packed in, "" if it comes as it is.
     """
 
     names: tuple[str, ...]
@@ -23,6 +27,7 @@ class Part:
     archive: str = ""
 
     def find(self, folder: Path) -> Path | None:
+        """Where it lies in the corpus's folder, or None."""
         return next((folder / name for name in self.names if (folder / name).exists()), None)
 
     def missing(self, folder: Path) -> str:

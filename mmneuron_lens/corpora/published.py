@@ -20,9 +20,14 @@ from mmneuron_lens.corpora.sample import Sample
 
 @dataclass(frozen=True)
 class Published:
-    """A corpus of the paper: its subfolder, its name in tables, its splits, its reader and the parts it needs.
+    """A corpus of the paper.
 
-    `train` and `evaluation` are the splits that neurons are identified and models evaluated on.
+    - folder: its subfolder.
+    - name: in tables, and for its official score.
+    - splits: as published.
+    - read: its reader, of a folder and a split; what is skipped goes into the problems it is given.
+    - parts: what the paper's stages need of it in a folder.
+    - train, evaluation: the splits that neurons are identified and models evaluated on.
     """
 
     folder: str
