@@ -17,8 +17,8 @@ from mmneuron_lens.corpora import frames, prompts
 from mmneuron_lens.corpora.published import read_corpora
 from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
+from mmneuron_lens.corpora.sample_list import SampleList
 from mmneuron_lens.corpora.sampling import (
-    SampleList,
     balanced,
     draw_lists,
     evaluation_list,

@@ -35,7 +35,7 @@ IMAGES = tuple(
 PARTS = (*FILES["train"], *FILES["val"], *IMAGES)
 
 
-class Asked(TypedDict):
+class GatheredQuestion(TypedDict):
     """A question as its rows tell it, gathered; `record` is the number of the first of them."""
 
     segment_id: str
@@ -91,7 +91,7 @@ def _gather(record: RawRecord, questions: Lookup) -> None:
     if "bad" in row:
         raise BadRow(row["bad"])
     key, answer = identity(row, "question_id"), text(row, "answer")
-    asked: Asked = {
+    asked: GatheredQuestion = {
         "segment_id": text(row, "segment_id"),
         "question": text(row, "question"),
         "images": row["images"],
@@ -100,7 +100,7 @@ def _gather(record: RawRecord, questions: Lookup) -> None:
     }
     if questions.put(key, asked):
         return
-    known: Asked = questions.get(key)
+    known: GatheredQuestion = questions.get(key)
     if any(known[name] != asked[name] for name in ("segment_id", "question", "images")):
         raise BadRow(f"question_id {bare(key)} is another question in record {known['record']}; give each its own.")
     known["answers"].append(answer)
