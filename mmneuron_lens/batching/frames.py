@@ -13,7 +13,8 @@ from mmneuron_lens.corpora.frames import that_fit
 from mmneuron_lens.corpora.published import PUBLISHED, read_corpora
 from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.corpora.sampling import SampleList, draw_lists, save_lists
+from mmneuron_lens.corpora.sample_list import SampleList
+from mmneuron_lens.corpora.sampling import draw_lists, save_lists
 from mmneuron_lens.corpora.token_count import LLAVA_NEXT, TokenCount
 from mmneuron_lens.lens import Lens
 
