@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -119,5 +121,10 @@ def test_no_folder(tmp_path):
     with pytest.raises(CorpusError, match=r"nowhere is not a folder; give one with subfolders vqav2, rsvqa"):
         check_corpora(tmp_path / "nowhere")
     ran = CliRunner().invoke(corpora_app, ["check", str(tmp_path / "nowhere")])
-    assert ran.exit_code == 1
-    assert "mmneuron: " in ran.output
+    assert isinstance(ran.exception, CorpusError)
+
+
+def test_the_command_is_imported_without_torch():
+    code = "import sys, mmneuron_lens.corpora.command; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "False"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from published_formats import make
 
 from mmneuron_lens.corpora.folder import CorpusError
 from mmneuron_lens.corpora.hub import read_hub
+from mmneuron_lens.corpora.load import load_corpus
 from mmneuron_lens.corpora.published import PUBLISHED
 from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.corpora.sample import DOMAINS
@@ -128,3 +130,59 @@ def test_what_cannot_be_loaded_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"needs `datasets`: pip install 'mmneuron-lens\[corpora\]'"):
         next(read_hub("document", tmp_path, "val", tmp_path, problems))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_hub_data_set_is_a_corpus_with_its_official_score(folder, tmp_path, monkeypatch, domain):
+    monkeypatch.setenv("MMNEURON_CACHE", str(tmp_path / "cache"))
+    expected = published(folder, domain)
+    as_dataset(domain, as_rows(domain, expected)).save_to_disk(tmp_path / "copy")
+    source, split = f"hub:{tmp_path / 'copy'}", PUBLISHED[domain].evaluation
+    corpus = load_corpus(source, domain=domain, split=split)
+    assert [(one.id, *content(one)) for one in corpus] == [(one.id, *content(one)) for one in expected]
+    assert (corpus.name, corpus.official) == ("copy", {domain: PUBLISHED[domain].name})
+    assert {path.relative_to(tmp_path).parts[:2] for one in corpus for path in one.images} == {("cache", "images")}
+    assert corpus.folder == tmp_path / "cache" / "images"
+    again = load_corpus(source, domain=domain, split=split, images_folder=tmp_path / "own")
+    assert again.folder == tmp_path / "own"
+    assert [content(one) for one in again] == [content(one) for one in expected]
+
+
+def test_no_more_rows_come_than_are_asked_for(folder, tmp_path):
+    rows = as_rows("document", published(folder, "document"))
+    # Two questions an image; a row behind them is bad.
+    rows.append(dict(rows[0], question="", questionId="99"))
+    as_dataset("document", rows).save_to_disk(tmp_path / "copy")
+    source, settings = f"hub:{tmp_path / 'copy'}", {"domain": "document", "images_folder": tmp_path / "images"}
+    corpus = load_corpus(source, images=1, **settings)
+    assert [one.id for one in corpus] == [rows[0]["questionId"], rows[1]["questionId"]]
+    assert (corpus.problems.rows, len(corpus.problems)) == (3, 0)
+    whole = load_corpus(source, **settings)
+    assert (len(whole), len(whole.problems)) == (4, 1)
+    assert len(load_corpus(source, questions_per_image=1, **settings)) == 2
+
+
+def test_images_of_a_hub_data_set_are_written_whole_under_their_sha256(folder, tmp_path):
+    rows = as_rows("common", published(folder, "common"))
+    rows[0]["image"]["path"] = "a/b.jpg?download=1"
+    as_dataset("common", rows).save_to_disk(tmp_path / "copy")
+    corpus = load_corpus(f"hub:{tmp_path / 'copy'}", domain="common", images_folder=tmp_path / "images")
+    for sample in corpus:
+        (path,) = sample.images
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (path.stem, path.parent) == (digest, tmp_path / "images" / digest[:2])
+        assert path.suffix in ("", ".jpg")
+    files = {file for file in (tmp_path / "images").rglob("*") if file.is_file()}
+    assert files == {path for sample in corpus for path in sample.images}
+
+
+def test_a_hub_that_breaks_off_says_so(tmp_path, monkeypatch):
+    class Rows(list):
+        features = None
+
+        def __iter__(self):
+            raise ConnectionError("connection reset\nby peer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **settings: Rows())
+    with pytest.raises(CorpusError, match=r"'a/b', split 'train' cannot be loaded \(connection reset by peer\)"):
+        load_corpus("hub:a/b", domain="common", images_folder=tmp_path)

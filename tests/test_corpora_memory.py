@@ -11,7 +11,7 @@ from pathlib import Path
 import polars
 import pytest
 
-from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, records, rsvqa, vqav2
+from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, streams, vqav2
 from mmneuron_lens.corpora.records import RecordProblems
 
 FEW, MANY = 150, 1500
@@ -106,7 +106,7 @@ def peak(read, folder: Path, gather=lambda samples: sum(1 for _ in samples)) -> 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_ten_times_the_records_take_the_same_memory(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(records, "CHUNK", 100)
+    monkeypatch.setattr(streams, "CHUNK", 100)
     few, many = tmp_path / "few", tmp_path / "many"
     few.mkdir()
     many.mkdir()

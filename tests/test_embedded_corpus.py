@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 
 from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.sample import DOMAINS
+from mmneuron_lens.embedded.corpus import draw as drawing
 from mmneuron_lens.embedded.corpus import real
-from mmneuron_lens.embedded.corpus.draw import PAINTERS, SPLITS, draw, draw_real, write_folder
+from mmneuron_lens.embedded.corpus.draw import PAINTERS, SPLITS, draw, draw_real, drawn_folder, write_folder
 
 EMBEDDED = Path(real.__file__).parent.parent
 KINDS = {"yes/no", "count", "name", "place", "option"}
@@ -139,3 +140,68 @@ def test_what_is_unknown_is_named_with_the_choices() -> None:
         draw_real("auto_driving", 0)
     with pytest.raises(ValueError, match="unknown split 'test'"):
         write_folder("nowhere", "test")
+    with pytest.raises(ValueError, match="unknown domain 'street': choose one of common, remote_sensing"):
+        drawn_folder(1, ["common", "street"])
+    with pytest.raises(ValueError, match="no domain to draw: give some of common"):
+        drawn_folder(1, [])
+    with pytest.raises(ValueError, match="0 images of each domain cannot be drawn: give 1 to 100000"):
+        drawn_folder(0)
+    with pytest.raises(ValueError, match="seed is 10000: give 0 to 9999"):
+        write_folder("nowhere", seed=10_000)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MMNEURON_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "drawn"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_a_drawn_folder_is_what_is_written_and_is_drawn_once(cache, tmp_path, monkeypatch) -> None:
+    folder = drawn_folder(3, ["medical", "common"])
+    domains = ("common", "medical")
+    assert content(folder) == content(write_folder(tmp_path / "mine", images_per_domain=3, domains=domains))
+    assert folder.parent == cache
+    monkeypatch.setattr(drawing, "write_folder", lambda *given, **settings: pytest.fail("drawn again"))
+    assert drawn_folder(3, domains) == folder
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_other_arguments_have_another_folder_and_another_seed_other_scenes(cache) -> None:
+    kept = [drawn_folder(2, ["document"], seed) for seed in (0, 1)]
+    kept += [drawn_folder(1, ["document"]), drawn_folder(2, ["common"])]
+    assert len(set(kept)) == 4
+    assert sorted(kept) == sorted(cache.iterdir())
+    pictures = [file.read_bytes() for folder in kept[:2] for file in (folder / "images").iterdir()]
+    assert len(set(pictures)) == len(pictures) == 4
+
+
+def test_a_drawing_that_is_stopped_leaves_no_corpus(cache, monkeypatch) -> None:
+    drawn: list[int] = []
+
+    def stopped(domain: str, seed: int) -> drawing.Scene:
+        drawn.append(seed)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return draw(domain, seed)
+
+    monkeypatch.setattr(drawing, "draw", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        drawn_folder(4, ["common"])
+    assert list(cache.iterdir()) == []
+    assert len(content(drawn_folder(4, ["common"]))) == 5
+
+
+def test_two_that_draw_at_once_both_get_the_corpus(cache, monkeypatch) -> None:
+    def both(folder: Path, **settings) -> Path:
+        if not list(cache.glob("2-*")):
+            monkeypatch.setattr(drawing, "write_folder", write_folder)
+            other.append(drawn_folder(2, ["common"]))
+        return write_folder(folder, **settings)
+
+    other: list[Path] = []
+    monkeypatch.setattr(drawing, "write_folder", both)
+    assert [drawn_folder(2, ["common"])] == other == list(cache.iterdir())

@@ -23,7 +23,7 @@ from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.batches import encode
 from mmneuron_lens.batching.frames import with_frames_that_fit
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.corpora.sampling import SampleList
+from mmneuron_lens.corpora.sample_list import SampleList
 from mmneuron_lens.evaluation.claims import Evidence, claims, largest_share, silent_in_vision, turning_points
 from mmneuron_lens.evaluation.official_scores import Marks, mark_answers
 from mmneuron_lens.paper import page as sheet

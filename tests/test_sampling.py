@@ -17,16 +17,15 @@ from mmneuron_lens.corpora import frames, prompts
 from mmneuron_lens.corpora.published import read_corpora
 from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
+from mmneuron_lens.corpora.sample_list import SampleList
 from mmneuron_lens.corpora.sampling import (
-    LLAVA_NEXT,
-    SampleList,
-    TokenCount,
     balanced,
     draw_lists,
     evaluation_list,
     identification_list,
     save_lists,
 )
+from mmneuron_lens.corpora.token_count import LLAVA_NEXT, TokenCount
 from mmneuron_lens.wire.images import decode
 
 
@@ -105,6 +104,16 @@ def test_a_strip_holds_all_frames_side_by_side():
     assert [strip.getpixel((x, 1)) for x in (0, 7, 8, 15, 16, 21)] == [
         one.getpixel((0, 0)) for one in pictures for _ in range(2)
     ]
+
+
+@pytest.mark.parametrize("sizes", [[(7, 5)], [(1, 900), (900, 1)], [(1920, 1080)] * 5, [(3, 7), (10, 3), (999, 998)]])
+def test_a_strip_has_the_size_that_its_tokens_are_counted_by(sizes):
+    assert frames.strip([Image.new("RGB", size) for size in sizes]).size == frames.strip_size(sizes)
+
+
+def test_a_strip_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no frame to show; give one or more"):
+        frames.strip([])
 
 
 def by_hand(samples, count, budget, seed=0):

@@ -11,7 +11,7 @@ from mmneuron_lens.corpora.folder import image_sizes
 from mmneuron_lens.corpora.frames import that_fit
 from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.corpora.sampling import LLAVA_NEXT, TokenCount
+from mmneuron_lens.corpora.token_count import LLAVA_NEXT, TokenCount
 from mmneuron_lens.lens import Lens
 
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
 
 from mmneuron_lens.corpora.folder import CorpusError, image_sizes, open_images
-from mmneuron_lens.corpora.published import PUBLISHED, Corpus
-from mmneuron_lens.corpora.records import RecordProblems
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from mmneuron_lens.corpora.published import PUBLISHED, PublishedCorpus
+from mmneuron_lens.corpora.records import BadRecord, RecordProblems
 
 LOOKED_AT = 1000
 """Good records of a split that are looked at unless more are asked for."""
@@ -23,7 +22,9 @@ LOOKED_AT = 1000
 class Checked:
     """One corpus: its parts that are there, what to do about each that is not, and what its splits read as.
 
-    read: by split, good samples and `problems`; missing: one line each. A split whose parts are missing is not read.
+    - found: the parts that are there, by their paths in `folder`.
+    - missing: what to do about each that is not, in one line.
+    - read: by split, good samples and problems; a split whose parts are missing is not read.
     """
 
     domain: str
@@ -42,8 +43,10 @@ class Checked:
 def check_corpora(folder: str | Path, records: int | None = LOOKED_AT, decode: bool = False) -> list[Checked]:
     """Checks the five corpora of the paper in a folder.
 
-    records: good records a split to look at, None for all. decode: decode images wholly, not only their headers, which
-    alone finds truncated ones. Raises `CorpusError` when there is no such folder.
+    - records: good records of each split to look at; None for all.
+    - decode: decode images wholly, which alone finds truncated ones, not only their headers.
+
+    Raises `CorpusError` when there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -60,7 +63,7 @@ def _checked(domain: str, folder: Path, records: int | None, decode: bool) -> Ch
     read = {}
     for split in (one.train, one.evaluation):
         if not any(split in part.splits for part in missing):
-            read[split] = _look(Corpus(domain, place, split), records, decode)
+            read[split] = _look(PublishedCorpus(domain, place, split), records, decode)
     return Checked(
         domain,
         one.name,
@@ -71,23 +74,15 @@ def _checked(domain: str, folder: Path, records: int | None, decode: bool) -> Ch
     )
 
 
-def _look(corpus: Corpus, records: int | None, decode: bool) -> tuple[int, RecordProblems]:
-    samples, count = iter(corpus), 0
-    problems = corpus.problems
+def _look(corpus: PublishedCorpus, records: int | None, decode: bool) -> tuple[int, RecordProblems]:
+    count, problems = 0, RecordProblems(corpus.folder)
     try:
-        for sample in islice(samples, records):
+        for sample in islice(corpus.read(problems), records):
             readable = open_images(sample, problems) if decode else image_sizes(sample, problems)
             count += readable is not None
     except CorpusError as error:
-        problems.count += 1
-        problems.found.append(_whole_file(corpus, error))
+        problems.keep(BadRecord(corpus.folder, 0, str(error), corpus.split))
     return count, problems
-
-
-def _whole_file(corpus: Corpus, error: CorpusError):
-    from mmneuron_lens.corpora.records import BadRecord
-
-    return BadRecord(corpus.folder, 0, str(error), corpus.split)
 
 
 def exit_code(checked: Sequence[Checked]) -> int:
@@ -97,9 +92,6 @@ def exit_code(checked: Sequence[Checked]) -> int:
 
 def as_table(checked: Sequence[Checked]) -> Table:
     """One row a corpus: what is there, how its splits read, what is missing."""
-    from rich.markup import escape
-    from rich.table import Table
-
     table = Table("Corpus", "Domain", "Found", "Read", "Missing", show_lines=True)
     for one in checked:
         read = [f"{split}: {samples} good, {len(problems)} bad" for split, (samples, problems) in one.read.items()] or [

@@ -27,13 +27,8 @@ def check(
     from rich.console import Console
 
     from mmneuron_lens.corpora.check import as_table, check_corpora, exit_code, problem_lines
-    from mmneuron_lens.corpora.folder import CorpusError
 
-    try:
-        checked = check_corpora(folder, records or None, decode)
-    except CorpusError as error:
-        typer.echo(f"mmneuron: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(1) from None
+    checked = check_corpora(folder, records or None, decode)
     console = Console()
     console = console if console.is_terminal else Console(width=140)
     console.print(as_table(checked))

@@ -11,18 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmneuron_lens.corpora.records import (
-    Part,
-    RecordProblems,
-    check_split,
-    good,
-    identity,
-    image_file,
-    json_records,
-    text,
-)
+from mmneuron_lens.corpora.parts import Part, check_split
+from mmneuron_lens.corpora.records import RecordProblems, good, identity, image_file, text
 from mmneuron_lens.corpora.rows import BadRow, good_text, quote
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.corpora.streams import json_records
 
 SPLITS = ("train", "val", "test")
 PAGE = "https://rrc.cvc.uab.es/?ch=17&com=downloads"

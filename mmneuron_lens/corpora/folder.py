@@ -9,7 +9,7 @@ relative to the folder and stay inside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -44,15 +44,17 @@ class Problem:
 class Problems:
     """The rows of one corpus that are skipped, in the order they were found, each once.
 
-    `lines` is the line of every good row by its sample's id, so that an image which turns out to be truncated when it
-    is decoded is named with its line too.
+    - file: that they stand in.
+    - rows: all that were read, good ones too.
+    - lines: the line of every good row by its sample's id, so that an image which turns out to be truncated when it is
+      decoded is named with its line too.
     """
 
     file: Path
     rows: int = 0
-    found: list[Problem] = field(default_factory=list)
-    lines: dict[str, int] = field(default_factory=dict)
-    named: set[int] = field(default_factory=set, repr=False)
+    found: list[Problem] = field(default_factory=list[Problem])
+    lines: dict[str, int] = field(default_factory=dict[str, int])
+    named: set[int] = field(default_factory=set[int], repr=False)
 
     def add(self, line: int, says: str) -> None:
         """Names a row; a row that is already named keeps its first reason."""
@@ -67,7 +69,7 @@ class Problems:
     def __len__(self) -> int:
         return len(self.found)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Problem]:
         return iter(self.found)
 
     def __str__(self) -> str:
@@ -75,10 +77,13 @@ class Problems:
         return "\n".join([f"{counted}:", *map(str, self.found)]) if self.found else f"{counted}."
 
 
-def read_folder(folder: str | Path, domains: Sequence[str] = DOMAINS) -> tuple[list[Sample], Problems]:
+def read_folder(folder: str | Path, domains: Sequence[str] | None = DOMAINS) -> tuple[list[Sample], Problems]:
     """The good rows of a corpus as samples, in file order, and what is wrong with the others.
 
-    Images are looked for, but opened only when they are used (`open_images`). `domains` are the names a row may have.
+    Images are looked for, but opened only when they are used (`open_images`).
+
+    - domains: the names of domains that a row may have; None for any.
+
     Raises `CorpusError` when there is no such folder, no `questions.jsonl` in it, or not one good row.
     """
     folder = Path(folder)
@@ -86,8 +91,9 @@ def read_folder(folder: str | Path, domains: Sequence[str] = DOMAINS) -> tuple[l
     if not file.is_file():
         what = "has no questions.jsonl" if folder.is_dir() else "is not a folder"
         raise CorpusError(f"{folder} {what}; write one JSON object a line with domain, image, question and answer.")
-    problems, samples, seen = Problems(file), [], {}
-    reader = RowReader(folder.resolve(), tuple(domains))
+    problems = Problems(file)
+    samples: list[Sample] = []
+    reader = RowReader(folder.resolve(), None if domains is None else tuple(domains))
     with open(file, "rb") as lines:
         for number, raw in enumerate(lines, start=1):
             if not raw.strip():
@@ -95,12 +101,13 @@ def read_folder(folder: str | Path, domains: Sequence[str] = DOMAINS) -> tuple[l
             problems.rows += 1
             try:
                 sample = reader.sample(raw, number)
-                if sample.id in seen:
-                    raise BadRow(f"id {quote(sample.id)} is that of line {seen[sample.id]} too; give each its own.")
+                if sample.id in problems.lines:
+                    line = problems.lines[sample.id]
+                    raise BadRow(f"id {quote(sample.id)} is that of line {line} too; give each its own.")
             except BadRow as error:
                 problems.add(number, str(error))
                 continue
-            seen[sample.id] = problems.lines[sample.id] = number
+            problems.lines[sample.id] = number
             samples.append(sample)
     if not samples:
         first = f" The first: {problems.found[0]}" if problems.found else ""
@@ -111,7 +118,7 @@ def read_folder(folder: str | Path, domains: Sequence[str] = DOMAINS) -> tuple[l
 def open_images(sample: Sample, problems: Problems | None = None) -> list[Image.Image] | None:
     """The images of a sample as RGB, decoded; None when one cannot be, which is then named in `problems`.
 
-    Without `problems` an image that cannot be decoded raises `ValueError` naming its file.
+    Without `problems` an image that cannot be decoded raises `InvalidValue` naming its file.
     """
     try:
         return [images.decode(path) for path in sample.images]
@@ -121,14 +128,10 @@ def open_images(sample: Sample, problems: Problems | None = None) -> list[Image.
 
 def image_sizes(sample: Sample, problems: Problems | None = None) -> list[tuple[int, int]] | None:
     """Width and height of each image from its header alone; None and a problem as in `open_images`."""
-    sizes = []
     try:
-        for path in sample.images:
-            with Image.open(path) as image:
-                sizes.append(image.size)
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        return _unreadable(sample, problems, ValueError(f"{path}: not an image that can be read ({error})."))
-    return sizes
+        return [_size(path) for path in sample.images]
+    except InvalidValue as error:
+        return _unreadable(sample, problems, error)
 
 
 def some_of(
@@ -138,10 +141,13 @@ def some_of(
     skip_images: int = 0,
     seed: int = 0,
 ) -> list[Sample]:
-    """Part of a corpus: so many images of each domain, after skipping so many, and so many questions of each.
+    """Part of a corpus, domain by domain and image by image.
 
-    Images count in file order; the questions of an image are drawn with a seed that belongs to the image, so a larger
-    part holds the same questions of the images they share. Domain by domain, image by image. None takes all.
+    - images_per_domain: in file order; None for all.
+    - questions_per_image: drawn with a seed that belongs to the image, so that a larger part holds the same questions
+      of the images they share; None for all.
+    - skip_images: of each domain, before the first that is taken.
+    - seed: of the questions' draw.
     """
     places: dict[str, dict[tuple[Path, ...], list[Sample]]] = {}
     for sample in samples:
@@ -162,6 +168,14 @@ def by_domain(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     for sample in samples:
         found.setdefault(sample.domain, []).append(sample)
     return {domain: found[domain] for domain in [*DOMAINS, *found] if domain in found}
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidValue(f"{path}: not an image that can be read ({error}).") from error
 
 
 def _unreadable(sample: Sample, problems: Problems | None, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Frames of a driving segment: which of several images a model is given. Used when samples are encoded or counted."""
+"""Frames of a driving segment: which of several images a model is given, and as what."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from PIL import Image
 from interventions.errors import InvalidValue
 
 Frames = Literal["fit", "strip"]
-"""`fit`: as many evenly spaced frames as there is room for. `strip`: all of them side by side as one image."""
+"""`fit`: as many evenly spaced frames as there is room for. `strip`: all of them side by side as one image, as the
+paper's code does."""
+
+FRAMES: tuple[Frames, ...] = ("fit", "strip")
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -31,7 +34,12 @@ def evenly_spaced(chosen: int, count: int) -> tuple[int, ...]:
 
 
 def that_fit(sizes: Sequence[Size], room: int, tokens: Callable[[Size], int]) -> tuple[int, ...]:
-    """Places of as many evenly spaced frames as `room` tokens hold, of one where not even one fits."""
+    """Places of as many evenly spaced frames as there is room for, of one where not even one fits.
+
+    - sizes: of all frames.
+    - room: tokens that the chosen frames may take together.
+    - tokens: how many an image of a size takes.
+    """
     for chosen in range(len(sizes), 1, -1):
         places = evenly_spaced(chosen, len(sizes))
         if sum(tokens(sizes[place]) for place in places) <= room:
@@ -40,13 +48,18 @@ def that_fit(sizes: Sequence[Size], room: int, tokens: Callable[[Size], int]) ->
 
 
 def strip_size(sizes: Sequence[Size]) -> Size:
-    """The size of `strip` of images of these sizes."""
+    """The size of `strip` of images of these sizes; what its tokens are counted by. Raises `InvalidValue` for none."""
+    if not sizes:
+        raise InvalidValue("no frame to show; give one or more.")
     height = sizes[0][1]
     return sum(max(1, round(width * height / tall)) for width, tall in sizes), height
 
 
 def strip(pictures: Sequence[Image.Image]) -> Image.Image:
-    """RGB pictures side by side, from left to right, those of another height scaled to the first one's."""
+    """One RGB picture of all of them side by side, from left to right, those of another height scaled to the first's.
+
+    Raises `InvalidValue` for no picture.
+    """
     pasted, x = Image.new("RGB", strip_size([picture.size for picture in pictures])), 0
     for picture in pictures:
         size = strip_size([(1, pasted.height), picture.size])[0] - 1, pasted.height

@@ -16,9 +16,10 @@ from typing import Any
 from PIL import Image
 
 from interventions.errors import MissingPackage
+from mmneuron_lens.artifacts.format import write_atomically
 from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, vqav2
 from mmneuron_lens.corpora.folder import CorpusError
-from mmneuron_lens.corpora.records import Record, RecordProblems, good, text
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, text
 from mmneuron_lens.corpora.rows import BadRow, quote
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
 
@@ -38,17 +39,22 @@ def read_hub(
     config: str | None = None,
     revision: str | None = None,
 ) -> Iterator[Sample]:
-    """Samples of a data set, row by row; nothing but the images is kept, in the folder `images`.
+    """Samples of a data set, row by row; nothing but the images is kept.
 
-    domain: which corpus's columns to expect. source: a hub id (streamed, nothing downloaded ahead), a folder of files
-    that `load_dataset` takes, or one that `save_to_disk` wrote. Raises `ImportError` without `datasets`, `CorpusError`
-    for an unknown domain or a source that cannot be loaded.
+    - domain: whose published corpus's columns to expect.
+    - source: a hub id (streamed, nothing downloaded ahead), a folder of files that `load_dataset` takes, or one that
+      `save_to_disk` wrote.
+    - split, config, revision: of the data set.
+    - images: the folder that images are written to, each once.
+    - problems: where rows that cannot be read are named.
+
+    Raises `MissingPackage` without `datasets`, `CorpusError` for an unknown domain or a source that cannot be loaded.
     """
     if domain not in DOMAINS:
         raise CorpusError(f"unknown domain {domain!r}; choose from {', '.join(DOMAINS)}.")
     folder = Path(images)
     rows = _rows(str(source), split, config, revision)
-    records = (Record(Path(source), number, row) for number, row in enumerate(rows, start=1))
+    records = (RawRecord(Path(source), number, row) for number, row in enumerate(rows, start=1))
     if domain == "auto_driving":
         yield from lingoqa.gathered((_with_frames(record, folder) for record in records), problems)
         return
@@ -73,12 +79,12 @@ def _sample(domain: str, row: dict[str, Any], images: tuple[Path, ...], split: s
 
 
 def _rows(source: str, split: str, config: str | None, revision: str | None) -> Iterator[dict[str, Any]]:
-    rows: Any
     try:
         import datasets
     except ImportError as error:
         raise MissingPackage("reading hub corpora needs `datasets`: pip install 'mmneuron-lens[corpora]'.") from error
     saved = Path(source)
+    rows: Any
     try:
         if (saved / "dataset_dict.json").is_file():
             rows = datasets.load_from_disk(source)[split]
@@ -86,19 +92,19 @@ def _rows(source: str, split: str, config: str | None, revision: str | None) -> 
             rows = datasets.load_from_disk(source)
         else:
             rows = datasets.load_dataset(source, config, split=split, revision=revision, streaming=True)
+        # Encoded bytes go to disk as they are: decoding and encoding again would change them.
+        for column, feature in (rows.features or {}).items():
+            if isinstance(feature, datasets.Image):
+                rows = rows.cast_column(column, datasets.Image(decode=False))
+            elif isinstance(getattr(feature, "feature", None), datasets.Image):
+                rows = rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
+        yield from rows
     except (OSError, ValueError, KeyError) as error:
         says = " ".join(str(error).split())[:200]
         raise CorpusError(f"data set {source!r}, split {split!r} cannot be loaded ({says}); check both.") from error
-    # Encoded bytes go to disk as they are: decoding and encoding again would change them.
-    for column, feature in (rows.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            rows = rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    yield from rows
 
 
-def _with_frames(record: Record, folder: Path) -> Record:
+def _with_frames(record: RawRecord, folder: Path) -> RawRecord:
     try:
         frames = record.value.get("images")
         if not isinstance(frames, list) or not frames:
@@ -122,10 +128,8 @@ def _image(value: Any, folder: Path) -> Path:
 
 def _written(content: bytes, suffix: str, folder: Path) -> Path:
     name = hashlib.sha256(content).hexdigest()
-    path = folder / name[:2] / f"{name}{suffix.lower()}"
+    ending = suffix.lower() if suffix[1:].isalnum() and suffix.isascii() else ""
+    path = folder / name[:2] / f"{name}{ending}"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_atomically(path, content)
     return path

@@ -10,22 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from mmneuron_lens.corpora.lookup import Lookup
-from mmneuron_lens.corpora.records import (
-    Part,
-    Record,
-    RecordProblems,
-    check_split,
-    identity,
-    image_file,
-    name_of,
-    parquet_records,
-    text,
-)
+from mmneuron_lens.corpora.parts import Part, check_split
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, identity, image_file, name_of, text
 from mmneuron_lens.corpora.rows import BadRow, bare, good_text, quote
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.corpora.streams import parquet_records
 
 SPLITS = ("train", "val")
 PAGE = "https://github.com/wayveai/LingoQA"
@@ -43,6 +35,16 @@ IMAGES = tuple(
 PARTS = (*FILES["train"], *FILES["val"], *IMAGES)
 
 
+class GatheredQuestion(TypedDict):
+    """A question as its rows tell it, gathered; `record` is the number of the first of them."""
+
+    segment_id: str
+    question: str
+    images: list[str]
+    answers: list[str]
+    record: int
+
+
 def read(folder: Path, split: str, problems: RecordProblems) -> Iterator[Sample]:
     """One sample a question, with its frames in order and all its reference answers, in order of first appearance.
 
@@ -54,7 +56,7 @@ def read(folder: Path, split: str, problems: RecordProblems) -> Iterator[Sample]
     yield from gathered(records_of(files), problems)
 
 
-def records_of(files: Iterable[Path]) -> Iterator[Record]:
+def records_of(files: Iterable[Path]) -> Iterator[RawRecord]:
     """Rows of several files, their `images` made paths of the frames' files."""
     for file in files:
         for record in parquet_records(file):
@@ -65,7 +67,7 @@ def records_of(files: Iterable[Path]) -> Iterator[Record]:
             yield record._replace(value=record.value | frames)
 
 
-def gathered(records: Iterable[Record], problems: RecordProblems) -> Iterator[Sample]:
+def gathered(records: Iterable[RawRecord], problems: RecordProblems) -> Iterator[Sample]:
     """One sample for all rows of a question_id. A row that repeats an id with another question is named and skipped."""
     with Lookup() as questions:
         for record in records:
@@ -84,19 +86,25 @@ def gathered(records: Iterable[Record], problems: RecordProblems) -> Iterator[Sa
             )
 
 
-def _gather(record: Record, questions: Lookup) -> None:
+def _gather(record: RawRecord, questions: Lookup) -> None:
     row: dict[str, Any] = record.value
     if "bad" in row:
         raise BadRow(row["bad"])
     key, answer = identity(row, "question_id"), text(row, "answer")
-    asked = {name: text(row, name) for name in ("segment_id", "question")} | {"images": row["images"]}
-    new = asked | {"answers": [answer], "record": record.number}
-    if questions.put(key, new):
+    asked: GatheredQuestion = {
+        "segment_id": text(row, "segment_id"),
+        "question": text(row, "question"),
+        "images": row["images"],
+        "answers": [answer],
+        "record": record.number,
+    }
+    if questions.put(key, asked):
         return
-    known = questions.get(key)
-    if any(known[name] != asked[name] for name in asked):
+    known: GatheredQuestion = questions.get(key)
+    if any(known[name] != asked[name] for name in ("segment_id", "question", "images")):
         raise BadRow(f"question_id {bare(key)} is another question in record {known['record']}; give each its own.")
-    questions.replace(key, known | {"answers": [*known["answers"], answer]})
+    known["answers"].append(answer)
+    questions.replace(key, known)
 
 
 def _frames(row: dict[str, Any]) -> list[str]:

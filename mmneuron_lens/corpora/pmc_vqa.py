@@ -14,19 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmneuron_lens.corpora.folder import CorpusError
-from mmneuron_lens.corpora.records import (
-    Part,
-    Record,
-    RecordProblems,
-    check_split,
-    csv_records,
-    good,
-    image_file,
-    text,
-)
+from mmneuron_lens.corpora.parts import Part, check_split
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, image_file, text
 from mmneuron_lens.corpora.rows import BadRow, quote
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.corpora.streams import csv_records
 
 SPLITS = ("train", "test", "test_clean")
 PAGE = "https://huggingface.co/datasets/xmcmic/PMC-VQA"
@@ -60,22 +52,18 @@ def version_in(folder: Path, split: str) -> int:
     return 2 if two and two.find(folder) and not (one and one.find(folder)) else 1
 
 
-def read(folder: Path, split: str, problems: RecordProblems, version: int | None = None) -> Iterator[Sample]:
+def read(folder: Path, split: str, problems: RecordProblems) -> Iterator[Sample]:
     """Samples in the order of the file; the answer is a letter, the options are texts without letters.
 
-    version: 1 or 2; None takes what is there, 1 if both are. A question's id is its file's name and its row, from 1,
-    in version 2 the file's own index. Raises `CorpusError` for a version, split or file that is not there.
+    Of two versions that are both there, the first is read. A question's id is its file's name and its row, from 1, in
+    version 2 the file's own index. Raises `CorpusError` for a split or file that is not there.
     """
     check_split("PMC-VQA", split, SPLITS, " (it was published without a validation split)" if split == "val" else "")
-    version = version_in(folder, split) if version is None else version
-    if version not in VERSIONS:
-        raise CorpusError(f"PMC-VQA has no version {version!r}; choose from 1, 2.")
-    if split not in VERSIONS[version]:
-        raise CorpusError(f"PMC-VQA version {version} has no split {split!r}; choose from train, test.")
+    version = version_in(folder, split)
     file = VERSIONS[version][split].require(folder)
     figures = IMAGES[version].require(folder)
 
-    def numbered() -> Iterator[Record]:
+    def numbered() -> Iterator[RawRecord]:
         for record in csv_records(file, problems):
             yield record._replace(value={"row": f"{file.stem}-{record.number}", **record.value})
 

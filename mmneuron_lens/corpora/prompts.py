@@ -38,9 +38,10 @@ def identification(model_kind: ModelKind, question: str) -> str:
 
 
 def evaluation(model_kind: ModelKind, question: str, options: Sequence[str] = (), domain: str = "") -> str:
-    """The evaluation prompt: in the options form when `options` (texts without letters) are given, else open-ended.
+    """The prompt that a question is answered under.
 
-    The role description is given to the domain "auto_driving" alone, and only in the open-ended form, as in Table 5.
+    - options: texts without letters; with them the prompt is in the options form, else open-ended.
+    - domain: "auto_driving" alone is given the role description, and only in the open-ended form, as in Table 5.
     """
     llava = _known(model_kind) == "llava-next"
     if options:

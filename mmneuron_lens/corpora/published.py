@@ -13,15 +13,21 @@ from pathlib import Path
 
 from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, vqav2
 from mmneuron_lens.corpora.folder import CorpusError
-from mmneuron_lens.corpora.records import Part, RecordProblems
+from mmneuron_lens.corpora.parts import Part
+from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.corpora.sample import Sample
 
 
 @dataclass(frozen=True)
 class Published:
-    """A corpus of the paper: its subfolder, its name in tables, its splits, its reader and the parts it needs.
+    """A corpus of the paper.
 
-    `train` and `evaluation` are the splits that neurons are identified and models evaluated on.
+    - folder: its subfolder.
+    - name: in tables, and for its official score.
+    - splits: as published.
+    - read: its reader, of a folder and a split; what is skipped goes into the problems it is given.
+    - parts: what the paper's stages need of it in a folder.
+    - train, evaluation: the splits that neurons are identified and models evaluated on.
     """
 
     folder: str
@@ -44,7 +50,7 @@ PUBLISHED = {
 
 
 @dataclass(eq=False)
-class Corpus:
+class PublishedCorpus:
     """One split of a corpus. Each iteration reads the files anew, record by record, and starts `problems` anew."""
 
     domain: str
@@ -62,17 +68,28 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Sample]:
         self.problems = RecordProblems(self.folder)
-        return PUBLISHED[self.domain].read(self.folder, self.split, self.problems)
+        return self.read(self.problems)
+
+    def read(self, problems: RecordProblems) -> Iterator[Sample]:
+        """The samples, one at a time; what is skipped is named in `problems`."""
+        return PUBLISHED[self.domain].read(self.folder, self.split, problems)
 
 
-def read_corpora(folder: str | Path, split: str) -> dict[str, Corpus]:
+def corpora_in(folder: str | Path) -> dict[str, Published]:
+    """The corpora that have a subfolder in a folder, by domain in the paper's order."""
+    return {domain: one for domain, one in PUBLISHED.items() if (Path(folder) / one.folder).is_dir()}
+
+
+def read_corpora(folder: str | Path, split: str) -> dict[str, PublishedCorpus]:
     """The corpora that lie in a folder, by domain in the paper's order; samples come when one is iterated.
 
-    split: "train", "evaluation" (each corpus's own: val, for PMC-VQA test), or a split as published, which then only
-    those corpora give that have it. Raises `CorpusError` when there is no such folder or no corpus with that split.
+    - split: "train", "evaluation" (each corpus's own: val, for PMC-VQA test), or a split as published, which then only
+      those corpora give that have it.
+
+    Raises `CorpusError` when there is no such folder or no corpus with that split.
     """
     folder = Path(folder)
-    there = {domain: one for domain, one in PUBLISHED.items() if (folder / one.folder).is_dir()}
+    there = corpora_in(folder)
     if not there:
         what = "holds no corpus" if folder.is_dir() else "is not a folder"
         expected = ", ".join(one.folder for one in PUBLISHED.values())
@@ -81,7 +98,7 @@ def read_corpora(folder: str | Path, split: str) -> dict[str, Corpus]:
     for domain, one in there.items():
         name = one.evaluation if split == "evaluation" else split
         if name in one.splits:
-            found[domain] = Corpus(domain, folder / one.folder, name)
+            found[domain] = PublishedCorpus(domain, folder / one.folder, name)
     if not found:
         choices = dict.fromkeys(["train", "evaluation", *(name for one in there.values() for name in one.splits)])
         raise CorpusError(f"no corpus in {folder} has a split {split!r}; choose from {', '.join(choices)}.")

@@ -20,10 +20,15 @@ class BadRow(InvalidValue):
 
 @dataclass
 class RowReader:
-    """Reads rows of one corpus: `folder` (resolved) holds its images, `domains` are the names a row may have."""
+    """Reads rows of one corpus.
+
+    - folder: holds its images; an absolute path without links.
+    - domains: the names of domains that a row may have; None for any.
+    - known: images that were found, by their names.
+    """
 
     folder: Path
-    domains: tuple[str, ...]
+    domains: tuple[str, ...] | None
     known: dict[str, Path] = field(default_factory=dict)
 
     def sample(self, raw: bytes, number: int) -> Sample:
@@ -33,12 +38,12 @@ class RowReader:
         missing += [] if "image" in row or "images" in row else ["image"]
         if missing:
             raise BadRow(f"no {', '.join(missing)} in {quote(row)}; a row needs domain, image, question and answer.")
-        if row["domain"] not in self.domains:
+        if self.domains is not None and row["domain"] not in self.domains:
             raise BadRow(f"unknown domain {quote(row['domain'])}; choose from {', '.join(self.domains)}.")
         options = self._options(row)
         return Sample(
             id=_identity(row, number),
-            domain=row["domain"],
+            domain=good_text("domain", row["domain"]),
             images=tuple(self._image(name) for name in _image_names(row)),
             question=good_text("question", row["question"]),
             answers=_answers(row["answer"], options),

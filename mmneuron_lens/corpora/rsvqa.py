@@ -15,20 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mmneuron_lens.corpora.lookup import Lookup
-from mmneuron_lens.corpora.records import (
-    Part,
-    Record,
-    RecordProblems,
-    check_split,
-    good,
-    identity,
-    image_file,
-    json_records,
-    name_of,
-    text,
-)
+from mmneuron_lens.corpora.parts import Part, check_split
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, identity, image_file, name_of, text
 from mmneuron_lens.corpora.rows import BadRow, bare, quote
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.corpora.streams import json_records
 
 SPLITS = ("train", "val", "test", "test_phili")
 PAGE = "https://rsvqa.sylvainlobry.com"
@@ -80,13 +71,13 @@ def sample_of(record: dict[str, Any], images: tuple[Path, ...]) -> Sample:
     )
 
 
-def _active(file: Path, key: str, problems: RecordProblems) -> Iterator[Record]:
+def _active(file: Path, key: str, problems: RecordProblems) -> Iterator[RawRecord]:
     for record in json_records(file, key, problems):
         if not (isinstance(record.value, dict) and record.value.get("active") is False):
             yield record
 
 
-def _keep(record: Record, found: Lookup, problems: RecordProblems, column: str = "") -> None:
+def _keep(record: RawRecord, found: Lookup, problems: RecordProblems, column: str = "") -> None:
     try:
         if not isinstance(record.value, dict):
             raise BadRow(f"{quote(record.value)} is no object with columns; download the file again.")

@@ -13,8 +13,12 @@ DOMAINS = ("common", "remote_sensing", "medical", "document", "auto_driving")
 class Sample:
     """A question, the images it is about, and its accepted answers.
 
-    `options` are the texts of a multi-option question, without their letters; the answer of such a
-    question is the letter. `kind` is the corpus's own question type ("count", "place", ...), or "".
+    - id: no other sample of its domain has it.
+    - domain: one of `DOMAINS`, or any other name.
+    - images: their files, in order.
+    - answers: any of them is right; none of a split that publishes none.
+    - options: the texts of a multi-option question, without their letters; its answer is the letter.
+    - kind: the corpus's own type of question ("count", "place", ...), or "".
     """
 
     id: str

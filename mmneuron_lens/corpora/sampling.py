@@ -1,4 +1,4 @@
-"""Sample lists: which questions of a corpus every model is asked, drawn once with a seed and kept as an artifact.
+"""Drawing sample lists: which questions of a corpus every model is asked, drawn once with a seed.
 
 Identification takes as many LLaVA-NeXT tokens from every domain ("around 20 million ... nearly the same"), evaluation
 as many questions as LingoQA's validation set has. A question's place in the draw is a hash of seed, purpose, domain and
@@ -10,146 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts import format as artifacts
-from mmneuron_lens.artifacts.format import ArtifactError, provenance
-from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.folder import Problems, image_sizes
-from mmneuron_lens.corpora.frames import Frames, Size, strip_size, that_fit
+from mmneuron_lens.corpora.published import read_corpora
+from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.wire.layout import anyres_length
+from mmneuron_lens.corpora.sample_list import DrawParameters, SampleList
+from mmneuron_lens.corpora.token_count import TokenCount
 
-Purpose = Literal["identification", "evaluation"]
-
-KIND = "sample list"
 BUDGET = 20_000_000
 """LLaVA-NeXT tokens a domain, for identification (section 4 of the paper)."""
 
 QUESTIONS = 500
 """Questions a domain, for evaluation: as many as LingoQA's validation set has."""
-
-CONTEXT, ANSWER = 4096, 512
-"""LLaVA-NeXT's context in tokens, and the new tokens that must fit into it."""
-
-LLAVA_NEXT = {
-    "patches": 576,
-    "tile_size": 336,
-    "grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
-}
-"""What decides an image's length in llava-hf/llava-v1.6-vicuna-7b-hf (and 13b): its published configuration."""
-
-
-@dataclass(frozen=True)
-class TokenCount:
-    """How many positions of LLaVA-NeXT's language model a sample's identification prompt takes, BOS included.
-
-    Images count by their sizes in pixels, through the checkpoint's tiles (`facts`: patches, tile_size and
-    grid_pinpoints, as in `lens.architecture.facts`); no pixel is decoded. `tokenizer` is the checkpoint's own.
-    """
-
-    tokenizer: Any
-    facts: Mapping[str, Any] = field(default_factory=lambda: LLAVA_NEXT)
-    frames: Frames = "fit"
-    room: int = CONTEXT - ANSWER
-
-    def __call__(self, sample: Sample, sizes: list[Size]) -> int:
-        """sizes: width and height of each of the sample's images."""
-        prompt = prompts.identification("llava-next", sample.question)
-        words = len(self.tokenizer(prompt.replace("<image>", "", 1))["input_ids"])
-        if len(sizes) > 1 and self.frames == "strip":
-            sizes = [strip_size(sizes)]
-        elif len(sizes) > 1:
-            sizes = [sizes[place] for place in that_fit(sizes, self.room - words, self.image)]
-        # A line break follows each placeholder; the first is among the words.
-        return words + sum(map(self.image, sizes)) + (len(sizes) - 1) * self._line_break
-
-    def image(self, size: Size) -> int:
-        """Positions of one image of this width and height."""
-        if not self.facts.get("grid_pinpoints"):
-            return self.facts["patches"]
-        return anyres_length([size[1], size[0]], self.facts)
-
-    @property
-    def _line_break(self) -> int:
-        return len(self.tokenizer("\n", add_special_tokens=False)["input_ids"])
-
-    def parameters(self) -> dict[str, Any]:
-        """What the count depends on, for an artifact."""
-        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
-        names = ("patches", "tile_size", "grid_pinpoints")
-        return {
-            **{name: self.facts.get(name) for name in names},
-            "frames": self.frames,
-            "room": self.room,
-            "vocabulary sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
-        }
-
-
-@dataclass(frozen=True)
-class SampleList:
-    """Ids of the chosen samples of one corpus, in drawn order, with each one's LLaVA-NeXT tokens (where counted)."""
-
-    domain: str
-    corpus: str
-    split: str
-    purpose: Purpose
-    ids: tuple[str, ...]
-    tokens: tuple[int, ...]
-    parameters: Mapping[str, Any]
-
-    @property
-    def total(self) -> int:
-        return sum(self.tokens)
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of the ids in their order."""
-        return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
-
-    def pick(self, samples: Iterable[Sample]) -> list[Sample]:
-        """The listed samples out of a corpus, in the list's order. Raises `ArtifactError` when some are not there."""
-        wanted = set(self.ids)
-        found = {sample.id: sample for sample in samples if sample.id in wanted}
-        absent = [one for one in self.ids if one not in found]
-        if absent:
-            raise ArtifactError(
-                f"{len(absent)} of {len(self.ids)} listed samples are not in {self.corpus} {self.split}, the first: "
-                f"{absent[0]}; give the corpus the list was drawn from, or draw it anew."
-            )
-        return [found[one] for one in self.ids]
-
-    def save(self, path: str | Path) -> None:
-        """Writes a JSON artifact; the same list gives the same bytes."""
-        document = {
-            "kind": KIND, "version": artifacts.VERSION, "domain": self.domain, "corpus": self.corpus,
-            "split": self.split, "purpose": self.purpose, "parameters": dict(self.parameters), "total": self.total,
-            "ids sha256": self.digest, "ids": self.ids, "tokens": self.tokens, "provenance": provenance(),
-        }  # fmt: skip
-        text = json.dumps(document, ensure_ascii=False, sort_keys=True, indent=1) + "\n"
-        artifacts.write_atomically(Path(path), text.encode())
-
-    @classmethod
-    def load(cls, path: str | Path) -> SampleList:
-        """Reads what `save` wrote. Raises `ArtifactError` when it is another thing, newer, or changed since."""
-        path = Path(path)
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ArtifactError(f"{path}: not JSON ({error}); draw the sample list anew.") from error
-        if not isinstance(document, dict):
-            raise ArtifactError(f"{path}: no object; draw the sample list anew.")
-        artifacts.check_document(path, document, KIND)
-        names = ("domain", "corpus", "split", "purpose", "parameters")
-        made = cls(**{name: document[name] for name in names}, ids=(*document["ids"],), tokens=(*document["tokens"],))
-        if made.digest != document["ids sha256"]:
-            raise ArtifactError(f"{path}: the ids do not have the sha256 beside them; draw the sample list anew.")
-        return made
 
 
 def identification_list(
@@ -166,8 +43,15 @@ def identification_list(
     """Samples in drawn order until their tokens reach the budget; all of them where a corpus has fewer.
 
     Memory grows with the budget, not with the corpus: an image's header is read only where its sample may still be
-    chosen. A sample whose header cannot be read is named in `problems` and left out. Raises `ValueError` for a budget
-    below 1.
+    chosen.
+
+    - count: the tokens of a sample.
+    - domain, corpus, split: what the list is of; the domain decides the draw.
+    - budget: tokens.
+    - seed: of the draw.
+    - problems: where a sample whose image header cannot be read is named; it is left out.
+
+    Raises `InvalidValue` for a budget below 1.
     """
     if budget < 1:
         raise InvalidValue(f"budget is {budget} tokens; it must be 1 or more.")
@@ -187,7 +71,8 @@ def identification_list(
         while total - chosen[0][2] >= budget:
             total -= heapq.heappop(chosen)[2]
     chosen.sort(reverse=True)
-    parameters = {"seed": seed, "budget": budget, "short": max(0, budget - total), "count": count.parameters()}
+    short = max(0, budget - total)
+    parameters: DrawParameters = {"seed": seed, "budget": budget, "short": short, "count": count.parameters()}
     ids, tokens = tuple(one[1] for one in chosen), tuple(one[2] for one in chosen)
     return SampleList(domain, corpus, split, "identification", ids, tokens, parameters)
 
@@ -200,10 +85,8 @@ def balanced(lists: Mapping[str, SampleList]) -> dict[str, SampleList]:
         kept, total = 0, 0
         while kept < len(one.ids) and total < least:
             total, kept = total + one.tokens[kept], kept + 1
-        parameters = {**one.parameters, "cut to": least}
-        cut[domain] = SampleList(
-            one.domain, one.corpus, one.split, one.purpose, one.ids[:kept], one.tokens[:kept], parameters
-        )
+        parameters: DrawParameters = {**one.parameters, "cut to": least}
+        cut[domain] = replace(one, ids=one.ids[:kept], tokens=one.tokens[:kept], parameters=parameters)
     return cut
 
 
@@ -217,7 +100,13 @@ def evaluation_list(
     seed: int = 0,
     problems: Problems | None = None,
 ) -> SampleList:
-    """So many questions, in drawn order; all where a corpus has fewer. Tokens are not counted. As above otherwise."""
+    """So many questions, in drawn order; all where a corpus has fewer. Tokens are not counted.
+
+    - domain, corpus, split, seed, problems: as of `identification_list`.
+    - questions: how many.
+
+    Raises `InvalidValue` for fewer than 1.
+    """
     if questions < 1:
         raise InvalidValue(f"{questions} questions; give 1 or more.")
     chosen: list[tuple[int, str]] = []
@@ -228,7 +117,7 @@ def evaluation_list(
             continue
         (heapq.heappushpop if full else heapq.heappush)(chosen, (-place, sample.id))
     ids = tuple(one[1] for one in sorted(chosen, reverse=True))
-    parameters = {"seed": seed, "questions": questions, "short": questions - len(ids)}
+    parameters: DrawParameters = {"seed": seed, "questions": questions, "short": questions - len(ids)}
     return SampleList(domain, corpus, split, "evaluation", ids, (), parameters)
 
 
@@ -239,19 +128,23 @@ def draw_lists(
 
     Those of identification are balanced.
     """
-    from mmneuron_lens.corpora.published import read_corpora
-
-    drawn, found = {}, {}
+    drawn: dict[str, SampleList] = {}
+    found: dict[str, RecordProblems] = {}
     for domain, one in read_corpora(folder, "train").items():
-        samples = iter(one)
-        where: dict[str, Any] = {"domain": domain, "corpus": one.name, "split": one.split, "problems": one.problems}
-        drawn[domain], found[domain] = identification_list(samples, count, budget=budget, seed=seed, **where), one
-    for domain, one in balanced(drawn).items():
-        yield one, found[domain].problems
+        found[domain] = problems = RecordProblems(one.folder)
+        drawn[domain] = identification_list(
+            one.read(problems), count, domain=domain, corpus=one.name, split=one.split, budget=budget, seed=seed,
+            problems=problems,
+        )  # fmt: skip
+    for domain, cut in balanced(drawn).items():
+        yield cut, found[domain]
     for domain, one in read_corpora(folder, "evaluation").items():
-        samples = iter(one)
-        where = {"domain": domain, "corpus": one.name, "split": one.split, "problems": one.problems}
-        yield evaluation_list(samples, questions=questions, seed=seed, **where), one.problems
+        problems = RecordProblems(one.folder)
+        asked = evaluation_list(
+            one.read(problems), domain=domain, corpus=one.name, split=one.split, questions=questions, seed=seed,
+            problems=problems,
+        )  # fmt: skip
+        yield asked, problems
 
 
 def save_lists(lists: Iterable[SampleList], folder: str | Path) -> list[Path]:

@@ -13,20 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mmneuron_lens.corpora.lookup import Lookup
-from mmneuron_lens.corpora.records import (
-    Part,
-    Record,
-    RecordProblems,
-    check_split,
-    good,
-    identity,
-    image_file,
-    json_records,
-    name_of,
-    text,
-)
+from mmneuron_lens.corpora.parts import Part, check_split
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, identity, image_file, name_of, text
 from mmneuron_lens.corpora.rows import BadRow, bare, good_text, quote
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.corpora.streams import json_records
 
 SPLITS = ("train", "val")
 PAGE = "https://visualqa.org/download.html"
@@ -92,7 +83,7 @@ def human_answers(record: dict[str, Any]) -> tuple[str, ...]:
     return tuple(good_text("answer", one.get("answer"), empty=True) for one in answers)
 
 
-def _keep_answers(record: Record, answers: Lookup, problems: RecordProblems) -> None:
+def _keep_answers(record: RawRecord, answers: Lookup, problems: RecordProblems) -> None:
     try:
         if not isinstance(record.value, dict):
             raise BadRow(f"{quote(record.value)} is no object with columns; download the file again.")

@@ -20,8 +20,10 @@ BOUNDARIES: tuple[Boundary, ...] = ("strict", "inclusive")
 def anls(prediction: str, answers: Sequence[str], tau: float = 0.5, boundary: Boundary = "strict") -> float:
     """The score in [0, 1] of one prediction.
 
-    boundary: what NL = tau scores: 0 ("strict", the definition and the package `anls`) or 1 - tau ("inclusive", as
-    lmms-eval). Lengths are those of the normalised texts in both.
+    - answers: the accepted ones; the best counts.
+    - tau: the distance from which on too little agrees.
+    - boundary: what NL = tau scores: 0 ("strict", the definition and the package `anls`) or 1 - tau ("inclusive", as
+      lmms-eval). Lengths are those of the normalised texts in both.
     """
     distance = min(
         Levenshtein.normalized_distance(_normalise(answer), _normalise(prediction), processor=None)

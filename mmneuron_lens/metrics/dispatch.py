@@ -32,13 +32,18 @@ def score(
     facts: Mapping[str, Any] | None = None,
     **parameters: Any,
 ) -> Scores:
-    """The corpus's official score of `answers`, texts by sample id, with intervals drawn from `seed`.
+    """The corpus's official score of answers, with intervals.
 
-    parameters: mode ("official" or "evalai") of VQAv2; mode ("letter" or "official") of PMC-VQA; tau and boundary of
-    DocVQA; judge of LingoQA; range_numbers of RSVQA. facts: the caller's part of the provenance, JSON values.
+    - corpus: one of `METRICS`, in any writing.
+    - samples: what was asked.
+    - answers: texts by sample id. A sample without an answer, without a usable reference or with a repeated id, and an
+      answer of no sample, are named in `skipped`.
+    - seed: of the intervals' resamples.
+    - facts: the caller's part of the provenance, JSON values.
+    - parameters: of VQAv2 mode ("official" or "evalai"), of PMC-VQA mode ("letter" or "official"), of DocVQA tau and
+      boundary, of LingoQA judge, of RSVQA range_numbers.
 
-    A sample without an answer, without a usable reference or with a repeated id, and an answer of no sample, are named
-    in `skipped`. Raises `MetricError` for an unknown corpus or parameter, or when nothing is left to score.
+    Raises `MetricError` for an unknown corpus or parameter, or when nothing is left to score.
     """
     name = _known(corpus)
     metric = METRICS[name]

@@ -38,7 +38,7 @@ class Estimate:
 
 
 def estimate(scores: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean of scores in [0, 1], one a question, in per cent. Raises `ValueError` when there is none."""
+    """The mean of scores in [0, 1], one a question, in per cent. Raises `InvalidValue` when there is none."""
     return mean_of_kinds([scores], seed)
 
 
@@ -78,10 +78,13 @@ def mean_interval(*groups: numpy.ndarray[Any, Any], seed: int = 0) -> tuple[floa
 def paired_difference(
     first: Mapping[str, float], second: Mapping[str, float], kinds: Mapping[str, str] | None = None, seed: int = 0
 ) -> Estimate:
-    """mean(first) - mean(second) in percentage points, for scores in [0, 1] by question id; pairs are kept together.
+    """mean(first) - mean(second) in percentage points; pairs are kept together.
 
-    With `kinds` (a question's kind by its id) it is the difference of two means of kinds, as RSVQA's AA.
-    Raises `ValueError` when the two do not hold the same questions, or a question has no kind.
+    - first, second: scores in [0, 1] by question id.
+    - kinds: a question's kind by its id; with them it is the difference of two means of kinds, as RSVQA's AA.
+    - seed: of the resamples.
+
+    Raises `InvalidValue` when the two do not hold the same questions, or a question has no kind.
     """
     if alone := sorted(first.keys() ^ second.keys()):
         raise InvalidValue(

@@ -19,10 +19,12 @@ class MetricError(InvalidValue):
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores in [0, 1] of the pairs, in order.
+    """What a benchmark says of pairs.
 
-    details: further columns of one value a question. shares: columns in [0, 1] whose mean is reported beside the score.
-    mean_of_kinds: the name under which the mean of the kinds' means is reported, "" when the benchmark has none.
+    - scores: in [0, 1], one a pair, in order.
+    - details: further columns of one value a pair.
+    - shares: columns in [0, 1] whose mean is reported beside the score.
+    - mean_of_kinds: the name under which the mean of the kinds' means is reported, "" when the benchmark has none.
     """
 
     scores: list[float]
@@ -33,7 +35,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Metric:
-    """A benchmark's score. `measure(pairs, **parameters)`; `refuse(sample)` says why a sample has none, or ""."""
+    """A benchmark's score.
+
+    - name: as in tables.
+    - measure: of pairs and the metric's own parameters, by keyword.
+    - refuse: why a sample cannot be scored, or "".
+    """
 
     name: str
     measure: Callable[..., Measured]

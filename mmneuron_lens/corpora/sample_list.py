@@ -1,0 +1,99 @@
+"""A sample list: which questions of a corpus every model is asked, as an artifact in JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NotRequired, TypedDict
+
+from mmneuron_lens.artifacts import format as artifacts
+from mmneuron_lens.artifacts.format import ArtifactError, provenance
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.corpora.token_count import CountParameters
+
+Purpose = Literal["identification", "evaluation"]
+
+KIND = "sample list"
+
+DrawParameters = TypedDict(
+    "DrawParameters",
+    {
+        "seed": int,
+        "short": int,
+        "budget": NotRequired[int],
+        "count": NotRequired[CountParameters],
+        "cut to": NotRequired[int],
+        "questions": NotRequired[int],
+    },
+)
+"""How a list was drawn. `short` says by how much the corpus misses the budget or the questions. Identification has
+budget, count and, where it is balanced, "cut to" (tokens); evaluation has questions."""
+
+
+@dataclass(frozen=True)
+class SampleList:
+    """The chosen samples of one corpus.
+
+    - ids: in drawn order.
+    - tokens: each one's LLaVA-NeXT tokens; empty where they are not counted.
+    - parameters: how they were drawn.
+    """
+
+    domain: str
+    corpus: str
+    split: str
+    purpose: Purpose
+    ids: tuple[str, ...]
+    tokens: tuple[int, ...]
+    parameters: DrawParameters
+
+    @property
+    def total(self) -> int:
+        return sum(self.tokens)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the ids in their order."""
+        return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+
+    def pick(self, samples: Iterable[Sample]) -> list[Sample]:
+        """The listed samples out of a corpus, in the list's order. Raises `ArtifactError` when some are not there."""
+        wanted = set(self.ids)
+        found = {sample.id: sample for sample in samples if sample.id in wanted}
+        absent = [one for one in self.ids if one not in found]
+        if absent:
+            raise ArtifactError(
+                f"{len(absent)} of {len(self.ids)} listed samples are not in {self.corpus} {self.split}, the first: "
+                f"{absent[0]}; give the corpus the list was drawn from, or draw it anew."
+            )
+        return [found[one] for one in self.ids]
+
+    def save(self, path: str | Path) -> None:
+        """Writes a JSON artifact; the same list gives the same bytes."""
+        document = {
+            "kind": KIND, "version": artifacts.VERSION, "domain": self.domain, "corpus": self.corpus,
+            "split": self.split, "purpose": self.purpose, "parameters": dict(self.parameters), "total": self.total,
+            "ids sha256": self.digest, "ids": self.ids, "tokens": self.tokens, "provenance": provenance(),
+        }  # fmt: skip
+        text = json.dumps(document, ensure_ascii=False, sort_keys=True, indent=1) + "\n"
+        artifacts.write_atomically(Path(path), text.encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> SampleList:
+        """Reads what `save` wrote. Raises `ArtifactError` when it is another thing, newer, or changed since."""
+        path = Path(path)
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ArtifactError(f"{path}: not JSON ({error}); draw the sample list anew.") from error
+        if not isinstance(document, dict):
+            raise ArtifactError(f"{path}: no object; draw the sample list anew.")
+        artifacts.check_document(path, document, KIND)
+        names = ("domain", "corpus", "split", "purpose", "parameters")
+        made = cls(**{name: document[name] for name in names}, ids=(*document["ids"],), tokens=(*document["tokens"],))
+        if made.digest != document["ids sha256"]:
+            raise ArtifactError(f"{path}: the ids do not have the sha256 beside them; draw the sample list anew.")
+        return made
