@@ -6,7 +6,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn.functional import pad
 
-from interventions.intervention import writes
+from interventions.graph import writes
 
 
 @writes("llm.attention.mask")

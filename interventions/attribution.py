@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from interventions.intervention import reads
+from interventions.graph import reads
 
 
 @reads("llm.embedding", "llm.attention.out", "llm.mlp.out", over="list")

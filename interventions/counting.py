@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.bindings import batch_field
-from interventions.intervention import reads
+from interventions.graph import reads
 
 # float32 holds integers exactly up to 2^24: 256 positions, each counted at most 65,535 times, stay below it.
 _CHUNK = 256
@@ -58,7 +58,7 @@ def _count(act: Float[Tensor, "*where neuron"], weights: Int[Tensor, "*where kin
     counts = torch.zeros(rows.shape[0], values.shape[1], dtype=torch.int64, device=act.device)
     # Compared straight into floats, without a mask to convert, and into one buffer that stays in the cache.
     buffer = torch.empty(min(_CHUNK, values.shape[0]), values.shape[1], device=act.device)
-    for some, some_rows in zip(values.split(_CHUNK), rows.split(_CHUNK, dim=1), strict=True):
+    for some, some_rows in zip(torch.split(values, _CHUNK), torch.split(rows, _CHUNK, dim=1), strict=True):
         active = torch.gt(some, 0, out=buffer[: some.shape[0]])
         counts += (some_rows @ active).long()
     return counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Shaped
 from torch import Tensor
 
-from interventions.intervention import rewires
+from interventions.graph import rewires
 
 
 @rewires("llm.residual")

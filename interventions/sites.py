@@ -84,6 +84,7 @@ def site_order(name: str) -> int:
 
 
 def is_glob(pattern: str) -> bool:
+    """Whether a pattern may mean several sites."""
     return any(character in pattern for character in "*?[")
 
 
@@ -96,6 +97,21 @@ def matching(pattern: str, names: tuple[str, ...]) -> tuple[str, ...]:
     if not found:
         raise UnknownName(unknown("site", pattern, names))
     return tuple(sorted(found, key=site_order))
+
+
+def named_sites(patterns: tuple[str, ...], available: tuple[str, ...]) -> tuple[str, ...]:
+    """The sites among `available` (one architecture's) that names and globs mean, in their order, each once.
+
+    Raises `KeyError` naming the choices for a name that is not available; globs may mean none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        found.update(
+            [name for name in matching(pattern, tuple(SITES)) if name in available]
+            if is_glob(pattern)
+            else matching(pattern, available)
+        )
+    return tuple(name for name in available if name in found)
 
 
 def unknown(what: str, value: str, choices: tuple[str, ...] | list[str]) -> str:

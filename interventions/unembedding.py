@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.bindings import batch_field, module
-from interventions.intervention import reads
+from interventions.graph import reads
 
 _UNEMBED = module("llm.norm", "llm.unembed")
 _CHUNK = 256

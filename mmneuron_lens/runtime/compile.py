@@ -13,7 +13,7 @@ from torch import Tensor
 from interventions import Graph, Intervention
 from interventions.bindings import BatchField, ModuleCall, PerLayer
 from interventions.errors import InvalidValue, OutOfRange, UnknownName
-from interventions.intervention import named_sites
+from interventions.graph import named_sites
 from interventions.sites import GROUP_KINDS, SITES
 from mmneuron_lens.architectures import Architecture, Place
 
