@@ -58,7 +58,7 @@ class Binding(ABC):
 
     @abstractmethod
     def pack(self, tensors: dict[str, Tensor]) -> Packed:
-        """As JSON; its tensors are added to `tensors` by digest. Raises `ValueError` for what JSON cannot hold."""
+        """As JSON; its tensors are added to `tensors` by digest. Raises `InvalidValue` for what JSON cannot hold."""
 
     @abstractmethod
     def identity(self) -> tuple[Hashable, ...]:
@@ -203,7 +203,7 @@ def binding(value: object) -> Binding:
 
 
 def unpack(packed: Packed, tensors: Mapping[str, Tensor]) -> Binding:
-    """The binding that `pack` made this of. Raises `ValueError` for a kind of a later version."""
+    """The binding that `pack` made this of. Raises `InvalidValue` for a kind of a later version."""
     match packed:
         case {"tensor": name}:
             return ConstantTensor(tensors[name])
@@ -260,8 +260,7 @@ def per_layer(values: Shaped[Tensor, "layer ..."] | Mapping[str, Tensor]) -> Per
     At a site without layers (`projector.act`) the tensor is passed whole. An intervention does nothing at sites that a
     mapping leaves out.
 
-    Args:
-        values: a tensor `[layer, ...]`, or one such tensor by site.
+    - values: a tensor `[layer, ...]`, or one such tensor by site.
     """
     return PerLayer(values if isinstance(values, Tensor) else dict(values))
 
@@ -269,9 +268,8 @@ def per_layer(values: Shaped[Tensor, "layer ..."] | Mapping[str, Tensor]) -> Per
 def batch_field(name: str) -> BatchField:
     """Bind a field of the batch.
 
-    Args:
-        name: `"weight"`, int64 `[*where]`: how often a position counts, 0 for padding; `"kind"`, bool `[*where, kind]`:
-            one-hot, in the order of `GROUP_KINDS`; or one of your own, added with `batch.with_fields(name=tensor)`.
+    - name: `"weight"`, int64 `[*where]`: how often a position counts, 0 for padding; `"kind"`, bool `[*where, kind]`:
+      one-hot, in the order of `GROUP_KINDS`; or one of your own, added with `batch.with_fields(name=tensor)`.
     """
     return BatchField(name)
 
@@ -279,11 +277,11 @@ def batch_field(name: str) -> BatchField:
 def module(*sites: str) -> ModuleCall:
     """Bind modules of the model as one callable: `module("llm.norm", "llm.unembed")` is the logit lens.
 
-    Args:
-        sites: names of sites without layers; their modules are applied in this order.
+    - sites: names of sites without layers; their modules are applied in this order.
 
     Raises:
-        TypeError: for no site at all.
+
+    - `InvalidType`: for no site at all.
     """
     if not sites:
         raise InvalidType('module() needs at least one site name, e.g. module("llm.norm", "llm.unembed").')

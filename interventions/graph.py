@@ -34,17 +34,16 @@ class Intervention:
     joined with `|`. Frozen: each of these returns a new one. Two are equal when all their fields are, bindings by
     content.
 
-    Attributes:
-        function: what it does to a value.
-        mode: `"reads"`, `"writes"` or `"rewires"`.
-        sites: names and globs of the sites where it acts.
-        over: how a read's batches become one; None for writes and rewires.
-        name: under which its results come back, `out[name, site]`; the function's own unless it was renamed.
-        bindings: arguments of the function by name.
-        layers: layers where it acts, negative ones from the end; None means all.
-        positions: a kind of position, indices, or a slice as plain data; None means all.
-        steps: forward passes in which it acts; None means all for a write and the prompt for a read.
-        all_beams: whether a read sees every beam's row.
+    - function: what it does to a value.
+    - mode: `"reads"`, `"writes"` or `"rewires"`.
+    - sites: names and globs of the sites where it acts.
+    - over: how a read's batches become one; None for writes and rewires.
+    - name: under which its results come back, `out[name, site]`; the function's own unless it was renamed.
+    - bindings: arguments of the function by name.
+    - layers: layers where it acts, negative ones from the end; None means all.
+    - positions: a kind of position, indices, or a slice as plain data; None means all.
+    - steps: forward passes in which it acts; None means all for a write and the prompt for a read.
+    - all_beams: whether a read sees every beam's row.
     """
 
     function: Callable[..., Any]
@@ -72,12 +71,12 @@ class Intervention:
     def bind(self, **bindings: object) -> Intervention:
         """Give arguments of the function, by name.
 
-        Args:
-            bindings: constants (tensors, numbers, text, lists of these), `per_layer(...)`, `batch_field(...)` or
-                `module(...)`.
+        - bindings: constants (tensors, numbers, text, lists of these), `per_layer(...)`, `batch_field(...)` or
+          `module(...)`.
 
         Raises:
-            TypeError: for a name that the function does not take.
+
+        - `InvalidType`: for a name that the function does not take.
         """
         names = self.parameters
         for name in bindings:
@@ -97,19 +96,19 @@ class Intervention:
     ) -> Intervention:
         """Narrow where it acts; what is left out stays as it is.
 
-        Args:
-            site: a site name, a glob (`"*.act"`), or several of them.
-            layers: indices, negative ones from the end.
-            positions: token indices of the padded batch (prompts are padded on the left, so -1 is the last
-                token of every row), a slice, or a kind (`"image"`, `"text"`, `"generated"`, `"cls"`, ...).
-            steps: `"prompt"`, `"generated"`, `"all"`, or indices of forward passes (0 is the prompt).
-                Unset, writes act on every step and reads on the prompt.
-            all_beams: a read sees every beam's row at every step, as a raw hook would.
+        - site: a site name, a glob (`"*.act"`), or several of them.
+        - layers: indices, negative ones from the end.
+        - positions: token indices of the padded batch (prompts are padded on the left, so -1 is the last
+          token of every row), a slice, or a kind (`"image"`, `"text"`, `"generated"`, `"cls"`, ...).
+        - steps: `"prompt"`, `"generated"`, `"all"`, or indices of forward passes (0 is the prompt).
+          Unset, writes act on every step and reads on the prompt.
+        - all_beams: a read sees every beam's row at every step, as a raw hook would.
 
         Raises:
-            KeyError: for a site that does not exist.
-            ValueError: for a kind of position or a word for steps that does not exist.
-            TypeError: for a slice of layers.
+
+        - `UnknownName`: for a site that does not exist.
+        - `InvalidValue`: for a kind of position or a word for steps that does not exist.
+        - `InvalidType`: for a slice of layers.
         """
         changed = self
         if site is not None:
@@ -202,12 +201,12 @@ class Graph:
     At one site they act left to right; between sites the model's own order decides. `|` is associative and
     `Graph()` is its identity.
 
-    Attributes:
-        interventions: in the order they were joined.
+    - interventions: in the order they were joined.
 
     Raises:
-        TypeError: for anything that is not an intervention.
-        ValueError: for two reads whose results would come back under one key.
+
+    - `InvalidType`: for anything that is not an intervention.
+    - `InvalidValue`: for two reads whose results would come back under one key.
     """
 
     interventions: tuple[Intervention, ...] = ()
@@ -237,7 +236,7 @@ class Graph:
         return iter(self.interventions)
 
     def check_bound(self) -> None:
-        """Raise `TypeError` for the first intervention with an argument that nothing is bound to."""
+        """Raise `InvalidType` for the first intervention with an argument that nothing is bound to."""
         for intervention in self.interventions:
             if intervention.missing:
                 names = ", ".join(f"{name}=..." for name in intervention.missing)
@@ -273,16 +272,16 @@ class Graph:
 def reads(*sites: str, over: Over, **bindings: object) -> Callable[[Callable[..., Any]], Intervention]:
     """Make a function of a site's value into a read: it returns a tensor, or a dict of tensors.
 
-    Args:
-        sites: names or globs of the sites where it reads, until `at` says otherwise.
-        over: how the batches' results become one. `"sum"` adds them. `"mean"` expects `(sum, weight)` from the
-            function and divides once at the end. `"list"` keeps a Python list with one item per batch.
-        bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
+    - sites: names or globs of the sites where it reads, until `at` says otherwise.
+    - over: how the batches' results become one. `"sum"` adds them. `"mean"` expects `(sum, weight)` from the
+      function and divides once at the end. `"list"` keeps a Python list with one item per batch.
+    - bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
 
     Raises:
-        ValueError: for another `over`.
-        KeyError: for a site that does not exist.
-        TypeError: for no site, or a function with `*arguments` or `**keywords`.
+
+    - `InvalidValue`: for another `over`.
+    - `UnknownName`: for a site that does not exist.
+    - `InvalidType`: for no site, or a function with `*arguments` or `**keywords`.
     """
     if over not in ("sum", "mean", "list"):
         raise InvalidValue(unknown("over", str(over), ["sum", "mean", "list"]))
@@ -292,13 +291,13 @@ def reads(*sites: str, over: Over, **bindings: object) -> Callable[[Callable[...
 def writes(*sites: str, **bindings: object) -> Callable[[Callable[..., Any]], Intervention]:
     """Make a function of a site's value into a write: it returns a new value of the same shape.
 
-    Args:
-        sites: names or globs of the sites where it writes, until `at` says otherwise.
-        bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
+    - sites: names or globs of the sites where it writes, until `at` says otherwise.
+    - bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
 
     Raises:
-        KeyError: for a site that does not exist.
-        TypeError: for no site, or a function with `*arguments` or `**keywords`.
+
+    - `UnknownName`: for a site that does not exist.
+    - `InvalidType`: for no site, or a function with `*arguments` or `**keywords`.
     """
     return _decorator("writes", sites, None, bindings)
 
@@ -309,13 +308,13 @@ def rewires(*sites: str, **bindings: object) -> Callable[[Callable[..., Any]], I
     `source` is the value which the same site and layer had on a paired source batch
     (`lens.run(graph, batches, sources=...)`), of the same shape.
 
-    Args:
-        sites: names or globs of the sites where it writes, until `at` says otherwise.
-        bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
+    - sites: names or globs of the sites where it writes, until `at` says otherwise.
+    - bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
 
     Raises:
-        KeyError: for a site that does not exist.
-        TypeError: for no site, or a function with `*arguments` or `**keywords`.
+
+    - `UnknownName`: for a site that does not exist.
+    - `InvalidType`: for no site, or a function with `*arguments` or `**keywords`.
     """
     return _decorator("rewires", sites, None, bindings)
 

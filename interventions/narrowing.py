@@ -14,29 +14,31 @@ Slice: TypeAlias = tuple[Literal["slice"], int | None, int | None, int | None]
 Positions: TypeAlias = str | tuple[int, ...] | Slice | None
 """A kind of position, indices, or a slice; None means all."""
 
-Steps: TypeAlias = str | tuple[int, ...]
-"""`"prompt"`, `"generated"`, `"all"`, or indices of forward passes (0 is the prompt)."""
+StepsWord: TypeAlias = Literal["prompt", "generated", "all"]
+
+Steps: TypeAlias = StepsWord | tuple[int, ...]
+"""A word, or indices of forward passes (0 is the prompt)."""
 
 POSITION_KINDS = tuple(dict.fromkeys(kind for kinds in GROUP_KINDS.values() for kind in kinds))
-STEPS = ("prompt", "generated", "all")
+STEPS: tuple[StepsWord, ...] = ("prompt", "generated", "all")
 
 
 def checked_sites(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """The same names and globs; raises `KeyError` with the choices for one that means no site."""
+    """The same names and globs; raises `UnknownName` with the choices for one that means no site."""
     for pattern in patterns:
         matching(pattern, tuple(SITES))
     return patterns
 
 
 def indices(what: str, value: int | Iterable[int] | slice) -> tuple[int, ...]:
-    """One index or several as a tuple; raises `TypeError` for a slice. what: the argument's name, for the message."""
+    """One index or several as a tuple; raises `InvalidType` for a slice. what: the argument's name, for the message."""
     if isinstance(value, slice):
         raise InvalidType(f"{what} takes indices, not a slice: write {what}=range({value.start or 0}, n).")
     return (value,) if isinstance(value, int) else tuple(int(index) for index in value)
 
 
 def checked_positions(value: int | str | slice | Iterable[int]) -> Positions:
-    """Raises `ValueError` with the choices for a kind of position that no site has."""
+    """Raises `InvalidValue` with the choices for a kind of position that no site has."""
     if isinstance(value, str):
         if value not in POSITION_KINDS:
             raise InvalidValue(unknown("kind of position", value, POSITION_KINDS))
@@ -47,7 +49,7 @@ def checked_positions(value: int | str | slice | Iterable[int]) -> Positions:
 
 
 def checked_steps(value: int | str | Iterable[int]) -> Steps:
-    """Raises `ValueError` with the choices for a word that is none of them."""
+    """Raises `InvalidValue` with the choices for a word that is none of them."""
     if isinstance(value, str):
         if value not in STEPS:
             raise InvalidValue(unknown("steps", value, STEPS))

@@ -47,16 +47,15 @@ class SavedGraph(TypedDict):
 def save_graph(graph: Graph, path: str | Path) -> Path:
     """Write a graph as JSON and, when it binds tensors, a file of the same name with the suffix `.safetensors`.
 
-    Args:
-        graph: what to save.
-        path: the JSON file; both files are replaced if they are there.
+    - graph: what to save.
+    - path: the JSON file; both files are replaced if they are there.
 
-    Returns:
-        The path of the JSON file.
+    Returns the path of the JSON file.
 
     Raises:
-        ValueError: for a function that cannot be found again by name (defined in a notebook, a lambda, nested), or a
-            bound value that JSON cannot hold.
+
+    - `InvalidValue`: for a function that cannot be found again by name (defined in a notebook, a lambda, nested), or a
+      bound value that JSON cannot hold.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
@@ -75,13 +74,13 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
 def load_graph(path: str | Path, packages: tuple[str, ...] = TRUSTED) -> Graph:
     """Read a saved graph. Loading imports the modules its functions live in, so only `packages` are allowed.
 
-    Args:
-        path: the JSON file that `save_graph` wrote.
-        packages: names of the top-level packages that may be imported.
+    - path: the JSON file that `save_graph` wrote.
+    - packages: names of the top-level packages that may be imported.
 
     Raises:
-        ValueError: naming the file, for another format, a newer version, a package that is not allowed, a function
-            that is gone, or a tensor whose content does not match its sha256.
+
+    - `InvalidValue`: naming the file, for another format, a newer version, a package that is not allowed, a function
+      that is gone, or a tensor whose content does not match its sha256.
     """
     path = Path(path)
     document = json.loads(path.read_text())
@@ -100,7 +99,7 @@ def load_graph(path: str | Path, packages: tuple[str, ...] = TRUSTED) -> Graph:
 
 
 def reference(intervention: Intervention) -> str:
-    """`package.module:function`, or `ValueError` with the cure where the function has no such name."""
+    """`package.module:function`, or `InvalidValue` with the cure where the function has no such name."""
     function = intervention.function
     module, name = function.__module__, function.__qualname__
     found = None

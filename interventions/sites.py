@@ -15,10 +15,14 @@ from interventions.errors import UnknownName
 
 @dataclass(frozen=True)
 class Site:
-    """One place: its name, the axes of its value (layers aside), whether there is one per layer.
+    """One place in the forward pass.
 
-    `group` is the field group whose `weight` and `kind` have this site's leading axes, or None where a
-    value has no positions (a pooled vector, an attention map).
+    - name: the same in every architecture
+    - axes: of its value, layers aside, as a jaxtyping dimension string
+    - per_layer: whether there is one in every layer
+    - group: the field group whose `weight` and `kind` have this site's leading axes, or None where a value has no
+      positions (a pooled vector, an attention map)
+    - says: what it is, in a few words
     """
 
     name: str
@@ -91,7 +95,7 @@ def is_glob(pattern: str) -> bool:
 def matching(pattern: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """The names that a site name or glob means, in forward order.
 
-    Raises `KeyError` naming the choices when nothing matches.
+    Raises `UnknownName` naming the choices when nothing matches.
     """
     found = tuple(name for name in names if fnmatchcase(name, pattern))
     if not found:
@@ -102,7 +106,7 @@ def matching(pattern: str, names: tuple[str, ...]) -> tuple[str, ...]:
 def named_sites(patterns: tuple[str, ...], available: tuple[str, ...]) -> tuple[str, ...]:
     """The sites among `available` (one architecture's) that names and globs mean, in their order, each once.
 
-    Raises `KeyError` naming the choices for a name that is not available; globs may mean none.
+    Raises `UnknownName` naming the choices for a name that is not available; globs may mean none.
     """
     found: set[str] = set()
     for pattern in patterns:

@@ -12,5 +12,10 @@ from interventions.graph import writes
 def add_vector(
     hidden: Float[Tensor, "*where hidden"], vector: Float[Tensor, " hidden"], scale: float = 1.0
 ) -> Float[Tensor, "*where hidden"]:
-    """Add `scale * vector` at every position."""
+    """Add a direction at every position.
+
+    - hidden: `[*where, hidden]`
+    - vector: `[hidden]`
+    - scale: how many times the vector is added
+    """
     return hidden + scale * vector.to(hidden)
