@@ -11,9 +11,9 @@ from interventions.counting import (
     mean_activation,
     sum_activations,
 )
-from interventions.graph import Graph
+from interventions.errors import MMNeuronError
+from interventions.graph import Graph, Intervention, reads, rewires, writes
 from interventions.hidden import keep, last_hidden_state, root_mean_square
-from interventions.intervention import Intervention, reads, rewires, writes
 from interventions.patching import patch_activations
 from interventions.saving import load_graph, save_graph
 from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
@@ -26,6 +26,7 @@ __all__ = [
     "SITES",
     "Graph",
     "Intervention",
+    "MMNeuronError",
     "Site",
     "add_vector",
     "batch_field",

@@ -6,7 +6,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn.functional import pad
 
-from interventions.intervention import writes
+from interventions.graph import writes
 
 
 @writes("llm.attention.mask")
@@ -18,8 +18,12 @@ def knock_out_attention(
 ) -> Bool[Tensor, "batch query key"]:
     """Forbid the marked queries to attend to the marked keys, in all heads. A position always sees itself.
 
-    queries, keys: positions of the prompt, one row per sample (each of its beams is treated alike). generated: whether
-    generated tokens are cut off from the marked keys too. Needs eager or sdpa attention.
+    - allowed: bool `[row, query, key]`, whether a query may attend to a key; a row per beam
+    - queries: bool `[row, prompt]`, positions of the prompt; a row per sample, whose beams are treated alike
+    - keys: bool `[row, prompt]`, likewise
+    - generated: whether generated tokens are cut off from the marked keys too
+
+    Needs eager or sdpa attention.
     """
     beams = allowed.shape[0] // queries.shape[0]
     length, new = allowed.shape[-1], allowed.shape[-1] - keys.shape[-1]

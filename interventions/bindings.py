@@ -1,17 +1,130 @@
-"""Bindings: arguments of an intervention that exist only when it runs."""
+"""Bindings: the arguments of an intervention, of which some exist only when it runs.
+
+Each shows itself in a few characters, packs itself for JSON, says what makes it the same as another, and hands itself
+to whoever runs the intervention.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias, TypedDict, TypeGuard, cast
 
+import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
-from interventions.errors import InvalidType
+from interventions.errors import InvalidType, InvalidValue
+
+Plain: TypeAlias = bool | int | float | str | None
+
+
+class Packed(TypedDict, total=False):
+    """A binding as JSON: one of these keys. Tensors are named by their digest."""
+
+    tensor: str
+    constant: Plain
+    constants: list[Plain]
+    per_layer: Packed
+    per_layer_of: dict[str, Packed]
+    batch_field: str
+    module: list[str]
+
+
+class Arguments(Protocol):
+    """What a runtime collects the arguments of one intervention at one site in."""
+
+    def constant(self, name: str, value: object) -> None:
+        """The same value at every layer."""
+
+    def per_layer(self, name: str, values: Shaped[Tensor, "..."]) -> None:
+        """A tensor whose first axis is the layer, where the site has layers."""
+
+    def batch_field(self, name: str, field: str) -> None:
+        """A field of the batch, by its name."""
+
+    def modules(self, name: str, sites: tuple[str, ...]) -> None:
+        """Modules of the model by site, to be applied in this order."""
+
+
+class Binding(ABC):
+    """One argument of an intervention. Two are equal when their content is."""
+
+    @abstractmethod
+    def show(self) -> str:
+        """In a few characters: a tensor as its dtype and shape."""
+
+    @abstractmethod
+    def pack(self, tensors: dict[str, Tensor]) -> Packed:
+        """As JSON; its tensors are added to `tensors` by digest. Raises `InvalidValue` for what JSON cannot hold."""
+
+    @abstractmethod
+    def identity(self) -> tuple[Hashable, ...]:
+        """Everything that makes two bindings the same; tensors stand for themselves by content."""
+
+    @abstractmethod
+    def give(self, name: str, site: str, arguments: Arguments) -> None:
+        """Hand over what the argument `name` is at this site."""
+
+    def acts_at(self, site: str) -> bool:
+        """Whether there is a value for this site; without one the intervention does nothing there."""
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Binding) and self.identity() == other.identity()
+
+    def __hash__(self) -> int:
+        return hash(self.identity())
 
 
 @dataclass(frozen=True, eq=False)
-class PerLayer:
+class Constant(Binding):
+    """A number, a flag, text, None, or a list of these."""
+
+    value: object
+
+    def show(self) -> str:
+        return repr(self.value)
+
+    def pack(self, tensors: dict[str, Tensor]) -> Packed:
+        if _is_plain(self.value):
+            return {"constant": self.value}
+        if _are_plain(self.value):
+            return {"constants": list(self.value)}
+        raise InvalidValue(
+            f"A binding of type {type(self.value).__name__} cannot be saved; bind a tensor, number, string or list."
+        )
+
+    def identity(self) -> tuple[Hashable, ...]:
+        return ("constant", type(self.value).__name__, repr(self.value))
+
+    def give(self, name: str, site: str, arguments: Arguments) -> None:
+        arguments.constant(name, self.value)
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantTensor(Binding):
+    """The same tensor at every layer."""
+
+    tensor: Tensor
+
+    def show(self) -> str:
+        return _show(self.tensor)
+
+    def pack(self, tensors: dict[str, Tensor]) -> Packed:
+        return _pack(self.tensor, tensors)
+
+    def identity(self) -> tuple[Hashable, ...]:
+        return ("tensor", digest(self.tensor))
+
+    def give(self, name: str, site: str, arguments: Arguments) -> None:
+        arguments.constant(name, self.tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class PerLayer(Binding):
     """A tensor whose first axis is the layer; or one such tensor per site (no layer axis where the site has none)."""
 
     values: Tensor | Mapping[str, Tensor]
@@ -20,37 +133,156 @@ class PerLayer:
         """The tensor for this site, or None when the mapping leaves the site out."""
         return self.values if isinstance(self.values, Tensor) else self.values.get(site)
 
+    def acts_at(self, site: str) -> bool:
+        return self.at(site) is not None
 
-@dataclass(frozen=True)
-class BatchField:
+    def show(self) -> str:
+        if isinstance(self.values, Tensor):
+            return f"per_layer({_show(self.values)})"
+        return f"per_layer({{{', '.join(f'{site}: {_show(tensor)}' for site, tensor in self.values.items())}}})"
+
+    def pack(self, tensors: dict[str, Tensor]) -> Packed:
+        if isinstance(self.values, Tensor):
+            return {"per_layer": _pack(self.values, tensors)}
+        return {"per_layer_of": {site: _pack(tensor, tensors) for site, tensor in self.values.items()}}
+
+    def identity(self) -> tuple[Hashable, ...]:
+        if isinstance(self.values, Tensor):
+            return ("per layer", digest(self.values))
+        return ("per layer", *sorted((site, digest(tensor)) for site, tensor in self.values.items()))
+
+    def give(self, name: str, site: str, arguments: Arguments) -> None:
+        values = self.at(site)
+        assert values is not None, f"{site} is left out; ask acts_at first"
+        arguments.per_layer(name, values)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchField(Binding):
     """A field of the batch (`weight`, `kind`, or the user's own) in the axes of the site."""
 
     name: str
 
+    def show(self) -> str:
+        return f"field {self.name}"
 
-@dataclass(frozen=True)
-class ModuleCall:
+    def pack(self, tensors: dict[str, Tensor]) -> Packed:
+        return {"batch_field": self.name}
+
+    def identity(self) -> tuple[Hashable, ...]:
+        return ("batch field", self.name)
+
+    def give(self, name: str, site: str, arguments: Arguments) -> None:
+        arguments.batch_field(name, self.name)
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleCall(Binding):
     """Modules of the model applied one after the other: a callable of one tensor."""
 
     sites: tuple[str, ...]
 
+    def show(self) -> str:
+        return f"module({', '.join(self.sites)})"
 
-def per_layer(values: Tensor | Mapping[str, Tensor]) -> PerLayer:
-    """Bind a different value at each layer: `per_layer(tensor)` with a leading layer axis, or `{site: tensor}`.
+    def pack(self, tensors: dict[str, Tensor]) -> Packed:
+        return {"module": list(self.sites)}
 
-    At a site without layers (`projector.act`) the tensor is passed whole. An intervention does nothing at
-    sites that a mapping leaves out.
+    def identity(self) -> tuple[Hashable, ...]:
+        return ("module", *self.sites)
+
+    def give(self, name: str, site: str, arguments: Arguments) -> None:
+        arguments.modules(name, self.sites)
+
+
+def binding(value: object) -> Binding:
+    """What stands for a value given to `Intervention.bind`: a binding itself, a tensor, or a constant."""
+    if isinstance(value, Binding):
+        return value
+    return ConstantTensor(value) if isinstance(value, Tensor) else Constant(value)
+
+
+def unpack(packed: Packed, tensors: Mapping[str, Tensor]) -> Binding:
+    """The binding that `pack` made this of. Raises `InvalidValue` for a kind of a later version."""
+    match packed:
+        case {"tensor": name}:
+            return ConstantTensor(tensors[name])
+        case {"per_layer": inner}:
+            return PerLayer(_unpack(inner, tensors))
+        case {"per_layer_of": several}:
+            return PerLayer({site: _unpack(inner, tensors) for site, inner in several.items()})
+        case {"batch_field": name}:
+            return BatchField(name)
+        case {"module": sites}:
+            return ModuleCall(tuple(sites))
+        case {"constants": values}:
+            return Constant(tuple(values))
+        case {"constant": value}:
+            return Constant(value)
+        case _:
+            kind = next(iter(packed), None)
+            raise InvalidValue(f"Unknown kind of binding {kind!r} in a saved graph; update this package.")
+
+
+def digest(tensor: Shaped[Tensor, "..."]) -> str:
+    """The sha256, in hexadecimal, of a tensor's dtype, shape and bytes."""
+    data = tensor.detach().cpu().contiguous()
+    head = f"{data.dtype}{tuple(data.shape)}".encode()
+    raw = data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b""
+    return hashlib.sha256(head + raw).hexdigest()
+
+
+def _show(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}[{', '.join(map(str, tensor.shape))}]"
+
+
+def _pack(tensor: Tensor, tensors: dict[str, Tensor]) -> Packed:
+    name = digest(tensor)
+    tensors[name] = tensor.detach().cpu().contiguous()
+    return {"tensor": name}
+
+
+def _unpack(packed: Packed, tensors: Mapping[str, Tensor]) -> Tensor:
+    return tensors[packed.get("tensor", "")]
+
+
+def _is_plain(value: object) -> TypeGuard[Plain]:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _are_plain(value: object) -> TypeGuard[list[Plain]]:
+    return isinstance(value, list | tuple) and all(map(_is_plain, cast("list[object]", value)))
+
+
+def per_layer(values: Shaped[Tensor, "layer ..."] | Mapping[str, Tensor]) -> PerLayer:
+    """Bind a different value at each layer.
+
+    At a site without layers (`projector.act`) the tensor is passed whole. An intervention does nothing at sites that a
+    mapping leaves out.
+
+    - values: a tensor `[layer, ...]`, or one such tensor by site.
     """
     return PerLayer(values if isinstance(values, Tensor) else dict(values))
 
 
 def batch_field(name: str) -> BatchField:
-    """Bind a field of the batch: `weight` (how often a position counts), `kind` (one-hot), or your own."""
+    """Bind a field of the batch.
+
+    - name: `"weight"`, int64 `[*where]`: how often a position counts, 0 for padding; `"kind"`, bool `[*where, kind]`:
+      one-hot, in the order of `GROUP_KINDS`; or one of your own, added with `batch.with_fields(name=tensor)`.
+    """
     return BatchField(name)
 
 
 def module(*sites: str) -> ModuleCall:
-    """Bind modules named by site, applied in order: `module("llm.norm", "llm.unembed")` is the logit lens."""
+    """Bind modules of the model as one callable: `module("llm.norm", "llm.unembed")` is the logit lens.
+
+    - sites: names of sites without layers; their modules are applied in this order.
+
+    Raises:
+
+    - `InvalidType`: for no site at all.
+    """
     if not sites:
         raise InvalidType('module() needs at least one site name, e.g. module("llm.norm", "llm.unembed").')
     return ModuleCall(sites)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.bindings import batch_field
-from interventions.intervention import reads
+from interventions.graph import reads
 
 # float32 holds integers exactly up to 2^24: 256 positions, each counted at most 65,535 times, stay below it.
 _CHUNK = 256
@@ -17,7 +17,10 @@ _CHUNK = 256
 def count_active(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]) -> Int[Tensor, " neuron"]:
     """M of equation 4: at how many positions each neuron's activation exceeds zero (section 3.1).
 
-    Each position counts `weight` times (0 for padding, at most 65,535). Returns int64 `[neuron]`.
+    - act: `[*where, neuron]`
+    - weight: int64 `[*where]`, how often each position counts: 0 for padding, at most 65,535
+
+    Returns int64 `[neuron]`.
     """
     return _count(act, weight[..., None])[0]
 
@@ -26,7 +29,14 @@ def count_active(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*wher
 def count_active_by_kind(
     act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"], kind: Bool[Tensor, "*where kind"]
 ) -> Int[Tensor, "kind neuron"]:
-    """`count_active` for each kind of position apart; `kind` is one-hot. Returns int64 `[kind, neuron]`."""
+    """`count_active` for each kind of position apart.
+
+    - act: `[*where, neuron]`
+    - weight: int64 `[*where]`, how often each position counts: 0 for padding, at most 65,535
+    - kind: bool `[*where, kind]`, one-hot in the order of `GROUP_KINDS`
+
+    Returns int64 `[kind, neuron]`.
+    """
     return _count(act, weight[..., None] * kind)
 
 
@@ -34,13 +44,26 @@ def count_active_by_kind(
 def count_positions(
     act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"], kind: Bool[Tensor, "*where kind"]
 ) -> Int[Tensor, " kind"]:
-    """N of equation 4: how many positions of each kind were seen. Returns int64 `[kind]`."""
+    """N of equation 4: how many positions of each kind were seen.
+
+    - act: `[*where, neuron]`
+    - weight: int64 `[*where]`, how often each position counts: 0 for padding
+    - kind: bool `[*where, kind]`, one-hot in the order of `GROUP_KINDS`
+
+    Returns int64 `[kind]`.
+    """
     return (weight[..., None] * kind).flatten(0, -2).sum(0)
 
 
 @reads("llm.mlp.act", over="sum", weight=batch_field("weight"))
 def sum_activations(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]) -> Float[Tensor, " neuron"]:
-    """The sum of each neuron's activation over positions, in float64. Returns `[neuron]`."""
+    """The sum of each neuron's activation over positions.
+
+    - act: `[*where, neuron]`
+    - weight: int64 `[*where]`, how often each position counts: 0 for padding
+
+    Returns float64 `[neuron]`.
+    """
     return (act.double() * weight[..., None]).flatten(0, -2).sum(0)
 
 
@@ -48,7 +71,13 @@ def sum_activations(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*w
 def mean_activation(
     act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]
 ) -> tuple[Float[Tensor, " neuron"], Int[Tensor, ""]]:
-    """The mean activation of each neuron over positions: what mean ablation puts in its place."""
+    """The mean activation of each neuron over positions: what mean ablation puts in its place.
+
+    - act: `[*where, neuron]`
+    - weight: int64 `[*where]`, how often each position counts: 0 for padding
+
+    Returns the sum, float64 `[neuron]`, and the number of positions; a run divides them and gives float64 `[neuron]`.
+    """
     return (act.double() * weight[..., None]).flatten(0, -2).sum(0), weight.sum()
 
 
@@ -58,7 +87,7 @@ def _count(act: Float[Tensor, "*where neuron"], weights: Int[Tensor, "*where kin
     counts = torch.zeros(rows.shape[0], values.shape[1], dtype=torch.int64, device=act.device)
     # Compared straight into floats, without a mask to convert, and into one buffer that stays in the cache.
     buffer = torch.empty(min(_CHUNK, values.shape[0]), values.shape[1], device=act.device)
-    for some, some_rows in zip(values.split(_CHUNK), rows.split(_CHUNK, dim=1), strict=True):
+    for some, some_rows in zip(torch.split(values, _CHUNK), torch.split(rows, _CHUNK, dim=1), strict=True):
         active = torch.gt(some, 0, out=buffer[: some.shape[0]])
         counts += (some_rows @ active).long()
     return counts

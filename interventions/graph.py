@@ -1,13 +1,197 @@
-"""A graph: interventions that share one forward pass, in the order they were joined."""
+"""Interventions and the graphs they make: pure typed functions of the value at a site, joined with `|`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from html import escape
+from typing import Any, Literal, TypeAlias
 
+from interventions.bindings import Binding, binding
 from interventions.errors import InvalidType, InvalidValue
-from interventions.intervention import Intervention, named_sites
-from interventions.sites import SITES, site_order
+from interventions.narrowing import (
+    Positions,
+    Steps,
+    checked_positions,
+    checked_sites,
+    checked_steps,
+    indices,
+    show_positions,
+    show_steps,
+)
+from interventions.sites import SITES, named_sites, site_order, unknown
+
+Mode: TypeAlias = Literal["reads", "writes", "rewires"]
+Over: TypeAlias = Literal["sum", "mean", "list"]
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """A function of a value at some sites. Calling it calls the function, so it also works on bare tensors.
+
+    Made by `reads`, `writes` and `rewires`; narrowed by `at`, renamed by `named`, completed by `bind`;
+    joined with `|`. Frozen: each of these returns a new one. Two are equal when all their fields are, bindings by
+    content.
+
+    - function: what it does to a value.
+    - mode: `"reads"`, `"writes"` or `"rewires"`.
+    - sites: names and globs of the sites where it acts.
+    - over: how a read's batches become one; None for writes and rewires.
+    - name: under which its results come back, `out[name, site]`; the function's own unless it was renamed.
+    - bindings: arguments of the function by name.
+    - layers: layers where it acts, negative ones from the end; None means all.
+    - positions: a kind of position, indices, or a slice as plain data; None means all.
+    - steps: forward passes in which it acts; None means all for a write and the prompt for a read.
+    - all_beams: whether a read sees every beam's row.
+    """
+
+    function: Callable[..., Any]
+    mode: Mode
+    sites: tuple[str, ...]
+    over: Over | None = None
+    name: str = ""
+    bindings: Mapping[str, Binding] = field(default_factory=dict[str, Binding])
+    layers: tuple[int, ...] | None = None
+    positions: Positions = None
+    steps: Steps | None = None
+    all_beams: bool = False
+
+    def __post_init__(self) -> None:
+        # The function's own documentation and signature show through in help(), in notebooks and in editors.
+        for attribute in ("__module__", "__qualname__", "__doc__"):
+            object.__setattr__(self, attribute, getattr(self.function, attribute, None))
+        object.__setattr__(self, "__wrapped__", self.function)
+        object.__setattr__(self, "name", self.name or self.function.__name__)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """The function itself, on the tensors given; bindings are not filled in."""
+        return self.function(*arguments, **keywords)
+
+    def bind(self, **bindings: object) -> Intervention:
+        """Give arguments of the function, by name.
+
+        - bindings: constants (tensors, numbers, text, lists of these), `per_layer(...)`, `batch_field(...)` or
+          `module(...)`.
+
+        Raises:
+
+        - `InvalidType`: for a name that the function does not take.
+        """
+        names = self.parameters
+        for name in bindings:
+            if name not in names:
+                raise InvalidType(f"{self.name}: {unknown('argument', name, names)}")
+        bound = {name: binding(value) for name, value in bindings.items()}
+        return replace(self, bindings={**self.bindings, **bound})
+
+    def at(
+        self,
+        site: str | Iterable[str] | None = None,
+        *,
+        layers: int | Iterable[int] | None = None,
+        positions: int | str | slice | Iterable[int] | None = None,
+        steps: int | str | Iterable[int] | None = None,
+        all_beams: bool | None = None,
+    ) -> Intervention:
+        """Narrow where it acts; what is left out stays as it is.
+
+        - site: a site name, a glob (`"*.act"`), or several of them.
+        - layers: indices, negative ones from the end.
+        - positions: token indices of the padded batch (prompts are padded on the left, so -1 is the last
+          token of every row), a slice, or a kind (`"image"`, `"text"`, `"generated"`, `"cls"`, ...).
+        - steps: `"prompt"`, `"generated"`, `"all"`, or indices of forward passes (0 is the prompt).
+          Unset, writes act on every step and reads on the prompt.
+        - all_beams: a read sees every beam's row at every step, as a raw hook would.
+
+        Raises:
+
+        - `UnknownName`: for a site that does not exist.
+        - `InvalidValue`: for a kind of position or a word for steps that does not exist.
+        - `InvalidType`: for a slice of layers.
+        """
+        changed = self
+        if site is not None:
+            changed = replace(changed, sites=checked_sites((site,) if isinstance(site, str) else tuple(site)))
+        if layers is not None:
+            changed = replace(changed, layers=indices("layers", layers))
+        if positions is not None:
+            changed = replace(changed, positions=checked_positions(positions))
+        if steps is not None:
+            changed = replace(changed, steps=checked_steps(steps))
+        if all_beams is not None:
+            changed = replace(changed, all_beams=all_beams)
+        return changed
+
+    def named(self, name: str) -> Intervention:
+        """The same intervention under another name: its results come back as `out[name, site]`."""
+        return replace(self, name=name)
+
+    def __or__(self, other: Intervention | Graph) -> Graph:
+        return Graph((self,)) | other
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the function's arguments after the value (and, for a rewire, the source)."""
+        skipped = 2 if self.mode == "rewires" else 1
+        return tuple(inspect.signature(self.function).parameters)[skipped:]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Arguments without a default that nothing is bound to."""
+        parameters = inspect.signature(self.function).parameters
+        return tuple(
+            name
+            for name in self.parameters
+            if name not in self.bindings and parameters[name].default is inspect.Parameter.empty
+        )
+
+    @property
+    def where(self) -> str:
+        """One phrase that says which layers, positions and steps it is narrowed to."""
+        parts: list[str] = []
+        if self.layers is not None:
+            parts.append(f"layers {', '.join(map(str, self.layers))}")
+        if self.positions is not None:
+            parts.append(f"positions {show_positions(self.positions)}")
+        if self.steps is not None:
+            parts.append(f"steps {show_steps(self.steps)}")
+        if self.all_beams:
+            parts.append("all beams")
+        return "; ".join(parts)
+
+    def __repr__(self) -> str:
+        return self.line()
+
+    def line(self, sites: bool = True) -> str:
+        """What `repr` shows: what it does, with which bindings, and where; `sites=False` leaves out the sites."""
+        shown = ", ".join(f"{name}={value.show()}" for name, value in self.bindings.items())
+        missing = "".join(f", {name}=?" for name in self.missing).removeprefix("" if shown else ", ")
+        over = f" over={self.over}" if self.over else ""
+        at = f" at {', '.join(self.sites)}" if sites else ""
+        where = f" [{self.where}]" if self.where else ""
+        return f"{self.mode} {self.name}({shown}{missing}){over}{at}{where}"
+
+    def identity(self) -> tuple[Hashable, ...]:
+        """Everything that makes two interventions the same; tensors stand for themselves by content."""
+        return (
+            self.function,
+            self.mode,
+            self.sites,
+            self.over,
+            self.name,
+            tuple((name, self.bindings[name].identity()) for name in sorted(self.bindings)),
+            self.layers,
+            self.positions,
+            self.steps,
+            self.all_beams,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Intervention) and self.identity() == other.identity()
+
+    def __hash__(self) -> int:
+        return hash(self.identity())
 
 
 @dataclass(frozen=True)
@@ -16,19 +200,21 @@ class Graph:
 
     At one site they act left to right; between sites the model's own order decides. `|` is associative and
     `Graph()` is its identity.
+
+    - interventions: in the order they were joined.
+
+    Raises:
+
+    - `InvalidType`: for anything that is not an intervention.
+    - `InvalidValue`: for two reads whose results would come back under one key.
     """
 
     interventions: tuple[Intervention, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "interventions", tuple(self.interventions))
-        taken: dict[tuple[str, str], Intervention] = {}
+        object.__setattr__(self, "interventions", tuple(map(_intervention, self.interventions)))
+        taken: set[tuple[str, str]] = set()
         for intervention in self.interventions:
-            if not isinstance(intervention, Intervention):
-                raise InvalidType(
-                    f"A graph is made of interventions, not {type(intervention).__name__}: "
-                    "decorate the function with @reads, @writes or @rewires."
-                )
             if intervention.mode != "reads":
                 continue
             for site in named_sites(intervention.sites, tuple(SITES)):
@@ -37,23 +223,20 @@ class Graph:
                         f"Two results would come back as out[{intervention.name!r}, {site!r}]. "
                         f'Rename one: {intervention.name}.named("...").'
                     )
-                taken[intervention.name, site] = intervention
+                taken.add((intervention.name, site))
 
     def __or__(self, other: Intervention | Graph) -> Graph:
-        if isinstance(other, Intervention):
-            other = Graph((other,))
-        if not isinstance(other, Graph):
-            return NotImplemented
-        return Graph(self.interventions + other.interventions)
+        joined = _joined(other)
+        return NotImplemented if joined is None else Graph(self.interventions + joined)
 
     def __len__(self) -> int:
         return len(self.interventions)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Intervention]:
         return iter(self.interventions)
 
     def check_bound(self) -> None:
-        """Raise `TypeError` for the first intervention with an argument that nothing is bound to."""
+        """Raise `InvalidType` for the first intervention with an argument that nothing is bound to."""
         for intervention in self.interventions:
             if intervention.missing:
                 names = ", ".join(f"{name}=..." for name in intervention.missing)
@@ -74,19 +257,97 @@ class Graph:
         for site, interventions in self.by_site().items():
             layers = "every layer" if SITES[site].per_layer else "once"
             lines.append(f"  {site} [{SITES[site].axes}], {layers}")
-            lines += [f"    {_line(intervention)}" for intervention in interventions]
+            lines += [f"    {intervention.line(sites=False)}" for intervention in interventions]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{escape(site) if index == 0 else ''}</td><td>{escape(_line(intervention))}</td></tr>"
+            f"<tr><td>{escape(site) if index == 0 else ''}</td><td>{escape(intervention.line(sites=False))}</td></tr>"
             for site, interventions in self.by_site().items()
             for index, intervention in enumerate(interventions)
         )
         return f"<table><tr><th>site</th><th>acts, in this order</th></tr>{rows}</table>"
 
 
-def _line(intervention: Intervention) -> str:
-    text = repr(intervention)
-    site_list = f" at {', '.join(intervention.sites)}"
-    return text.replace(site_list, "", 1)
+def reads(*sites: str, over: Over, **bindings: object) -> Callable[[Callable[..., Any]], Intervention]:
+    """Make a function of a site's value into a read: it returns a tensor, or a dict of tensors.
+
+    - sites: names or globs of the sites where it reads, until `at` says otherwise.
+    - over: how the batches' results become one. `"sum"` adds them. `"mean"` expects `(sum, weight)` from the
+      function and divides once at the end. `"list"` keeps a Python list with one item per batch.
+    - bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
+
+    Raises:
+
+    - `InvalidValue`: for another `over`.
+    - `UnknownName`: for a site that does not exist.
+    - `InvalidType`: for no site, or a function with `*arguments` or `**keywords`.
+    """
+    if over not in ("sum", "mean", "list"):
+        raise InvalidValue(unknown("over", str(over), ["sum", "mean", "list"]))
+    return _decorator("reads", sites, over, bindings)
+
+
+def writes(*sites: str, **bindings: object) -> Callable[[Callable[..., Any]], Intervention]:
+    """Make a function of a site's value into a write: it returns a new value of the same shape.
+
+    - sites: names or globs of the sites where it writes, until `at` says otherwise.
+    - bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
+
+    Raises:
+
+    - `UnknownName`: for a site that does not exist.
+    - `InvalidType`: for no site, or a function with `*arguments` or `**keywords`.
+    """
+    return _decorator("writes", sites, None, bindings)
+
+
+def rewires(*sites: str, **bindings: object) -> Callable[[Callable[..., Any]], Intervention]:
+    """Make a function of `(value, source)` into a rewire: a write that is also given another input's value.
+
+    `source` is the value which the same site and layer had on a paired source batch
+    (`lens.run(graph, batches, sources=...)`), of the same shape.
+
+    - sites: names or globs of the sites where it writes, until `at` says otherwise.
+    - bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
+
+    Raises:
+
+    - `UnknownName`: for a site that does not exist.
+    - `InvalidType`: for no site, or a function with `*arguments` or `**keywords`.
+    """
+    return _decorator("rewires", sites, None, bindings)
+
+
+def _intervention(value: object) -> Intervention:
+    if not isinstance(value, Intervention):
+        raise InvalidType(
+            f"A graph is made of interventions, not {type(value).__name__}: "
+            "decorate the function with @reads, @writes or @rewires."
+        )
+    return value
+
+
+def _joined(value: object) -> tuple[Intervention, ...] | None:
+    """What joining this adds; None for anything that Python should refuse as an operand."""
+    if isinstance(value, Intervention):
+        return (value,)
+    return value.interventions if isinstance(value, Graph) else None
+
+
+def _decorator(
+    mode: Mode, sites: tuple[str, ...], over: Over | None, bindings: Mapping[str, object]
+) -> Callable[[Callable[..., Any]], Intervention]:
+    if not sites or callable(sites[0]):
+        raise InvalidType(
+            f'@{mode} names at least one site, e.g. @{mode}("llm.mlp.act"{", over=..." if over else ""}).'
+        )
+    checked = checked_sites(sites)
+
+    def decorate(function: Callable[..., Any]) -> Intervention:
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise InvalidType(f"{function.__name__}: *{parameter.name} cannot be bound; name each argument.")
+        return Intervention(function, mode, checked, over).bind(**bindings)
+
+    return decorate

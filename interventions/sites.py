@@ -15,10 +15,14 @@ from interventions.errors import UnknownName
 
 @dataclass(frozen=True)
 class Site:
-    """One place: its name, the axes of its value (layers aside), whether there is one per layer.
+    """One place in the forward pass.
 
-    `group` is the field group whose `weight` and `kind` have this site's leading axes, or None where a
-    value has no positions (a pooled vector, an attention map).
+    - name: the same in every architecture
+    - axes: of its value, layers aside, as a jaxtyping dimension string
+    - per_layer: whether there is one in every layer
+    - group: the field group whose `weight` and `kind` have this site's leading axes, or None where a value has no
+      positions (a pooled vector, an attention map)
+    - says: what it is, in a few words
     """
 
     name: str
@@ -84,18 +88,34 @@ def site_order(name: str) -> int:
 
 
 def is_glob(pattern: str) -> bool:
+    """Whether a pattern may mean several sites."""
     return any(character in pattern for character in "*?[")
 
 
 def matching(pattern: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """The names that a site name or glob means, in forward order.
 
-    Raises `KeyError` naming the choices when nothing matches.
+    Raises `UnknownName` naming the choices when nothing matches.
     """
     found = tuple(name for name in names if fnmatchcase(name, pattern))
     if not found:
         raise UnknownName(unknown("site", pattern, names))
     return tuple(sorted(found, key=site_order))
+
+
+def named_sites(patterns: tuple[str, ...], available: tuple[str, ...]) -> tuple[str, ...]:
+    """The sites among `available` (one architecture's) that names and globs mean, in their order, each once.
+
+    Raises `UnknownName` naming the choices for a name that is not available; globs may mean none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        found.update(
+            [name for name in matching(pattern, tuple(SITES)) if name in available]
+            if is_glob(pattern)
+            else matching(pattern, available)
+        )
+    return tuple(name for name in available if name in found)
 
 
 def unknown(what: str, value: str, choices: tuple[str, ...] | list[str]) -> str:

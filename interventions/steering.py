@@ -5,12 +5,17 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from interventions.intervention import writes
+from interventions.graph import writes
 
 
 @writes("llm.residual")
 def add_vector(
     hidden: Float[Tensor, "*where hidden"], vector: Float[Tensor, " hidden"], scale: float = 1.0
 ) -> Float[Tensor, "*where hidden"]:
-    """Add `scale * vector` at every position."""
+    """Add a direction at every position.
+
+    - hidden: `[*where, hidden]`
+    - vector: `[hidden]`
+    - scale: how many times the vector is added
+    """
     return hidden + scale * vector.to(hidden)

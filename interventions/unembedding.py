@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.bindings import batch_field, module
-from interventions.intervention import reads
+from interventions.graph import reads
 
 _UNEMBED = module("llm.norm", "llm.unembed")
 _CHUNK = 256
@@ -19,11 +19,14 @@ _CHUNK = 256
 def logit_lens(
     hidden: Float[Tensor, "*where hidden"], unembed: Callable[[Tensor], Tensor], top_k: int = 5, chunk: int = _CHUNK
 ) -> dict[str, Tensor]:
-    """Equation 10 at every position: the `top_k` next tokens and the entropy of their distribution.
+    """Equation 10 at every position: the most likely next tokens and the entropy of their distribution.
+
+    - hidden: `[*where, hidden]`; add `"llm.embedding"` with `.at(...)` for layer 0
+    - unembed: hidden states to logits, the model's final norm and unembedding
+    - top_k: how many tokens
+    - chunk: logits exist for at most so many positions at a time, `chunk x vocabulary` in float32
 
     Returns `tokens` int64 and `probabilities` `[*where, top_k]`, best first, and `entropy` `[*where]` in nats.
-    Logits exist for at most `chunk` positions at a time: `chunk x vocabulary` float32 is the bound. Add
-    `"llm.embedding"` with `.at(...)` for layer 0.
     """
     tokens, probabilities, entropy = _lens_by_chunks(hidden.flatten(0, -2), unembed, top_k, chunk)
     where = hidden.shape[:-1]
@@ -42,7 +45,17 @@ def lens_entropy(
     kind: Bool[Tensor, "*where kind"],
     chunk: int = _CHUNK,
 ) -> tuple[Float[Tensor, " kind"], Int[Tensor, " kind"]]:
-    """Mean entropy of the next-token distribution for each kind of position, in nats (Figure 7, Table 9)."""
+    """Mean entropy of the next-token distribution for each kind of position, in nats (Figure 7, Table 9).
+
+    - hidden: `[*where, hidden]`
+    - unembed: hidden states to logits, the model's final norm and unembedding
+    - weight: int64 `[*where]`, how often each position counts: 0 for padding
+    - kind: bool `[*where, kind]`, one-hot in the order of `GROUP_KINDS`
+    - chunk: logits exist for at most so many positions at a time
+
+    Returns the sum, float64 `[kind]`, and the number of positions, int64 `[kind]`; a run divides them and gives
+    float64 `[kind]`.
+    """
     entropy = _lens_by_chunks(hidden.flatten(0, -2), unembed, 1, chunk)[2]
     counted = (weight[..., None] * kind).flatten(0, -2)
     return (entropy.double()[:, None] * counted).sum(0), counted.sum(0)

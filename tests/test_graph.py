@@ -12,15 +12,18 @@ from safetensors.torch import load_file, save_file
 from interventions import (
     Graph,
     add_vector,
+    batch_field,
     count_active,
     load_graph,
     logit_lens,
+    module,
     per_layer,
     reads,
     save_graph,
     scale_neurons,
     zero_neurons,
 )
+from interventions.bindings import Binding, binding, unpack
 
 MASK = torch.arange(3 * 48).reshape(3, 48) % 3 == 0
 GRAPH = (
@@ -84,6 +87,42 @@ def test_json_round_trip_is_equal_and_runs_the_same(lens, tmp_path):
         else:
             assert torch.equal(value[0]["tokens"], other[key][0]["tokens"])
     assert json.loads(path.read_text())["interventions"][0]["function"] == "interventions.ablating:zero_neurons"
+
+
+BINDINGS = [
+    (torch.ones(2, 3), "float32[2, 3]", {"tensor"}),
+    (torch.zeros(0, dtype=torch.int64), "int64[0]", {"tensor"}),
+    (per_layer(MASK), "per_layer(bool[3, 48])", {"per_layer"}),
+    (per_layer({"llm.mlp.act": MASK}), "per_layer({llm.mlp.act: bool[3, 48]})", {"per_layer_of"}),
+    (batch_field("weight"), "field weight", {"batch_field"}),
+    (module("llm.norm", "llm.unembed"), "module(llm.norm, llm.unembed)", {"module"}),
+    ((1, "two", None), "(1, 'two', None)", {"constants"}),
+    (True, "True", {"constant"}),
+    (1, "1", {"constant"}),
+    (1.0, "1.0", {"constant"}),
+    ("1", "'1'", {"constant"}),
+]
+
+
+@pytest.mark.parametrize(("value", "shown", "kinds"), BINDINGS, ids=[shown for _, shown, _ in BINDINGS])
+def test_a_binding_shows_itself_and_survives_json(value, shown, kinds):
+    bound, tensors = binding(value), {}
+    assert isinstance(bound, Binding)
+    assert bound.show() == shown
+    packed = json.loads(json.dumps(bound.pack(tensors)))
+    assert set(packed) == kinds
+    back = unpack(packed, tensors)
+    assert back == bound
+    assert hash(back) == hash(bound)
+    assert [binding(other) == bound for other, _, _ in BINDINGS].count(True) == 1
+
+
+def test_bindings_that_cannot_be_saved_or_read_are_refused():
+    for value in ({"a": 1}, [torch.ones(1)], object()):
+        with pytest.raises(ValueError, match=f"A binding of type {type(value).__name__} cannot be saved"):
+            binding(value).pack({})
+    with pytest.raises(ValueError, match="Unknown kind of binding 'gradient' in a saved graph; update this package"):
+        unpack({"gradient": "llm.logits"}, {})
 
 
 def test_functions_of_a_notebook_are_refused_with_the_cure(tmp_path):

@@ -46,7 +46,8 @@ def test_the_language_knows_no_checkpoint():
 
 
 def test_what_travels_imports_nothing_of_ours():
-    known = ("torch", "transformers", "numpy", "PIL")
+    # jaxtyping is for annotations alone, which do not travel.
+    known = ("torch", "transformers", "numpy", "PIL", "jaxtyping")
 
     def allowed(name: str) -> bool:
         return standard(name) or name.split(".")[0] in known or is_in(name, "mmneuron_lens.wire")
@@ -54,15 +55,60 @@ def test_what_travels_imports_nothing_of_ours():
     assert offenders("mmneuron_lens.wire", allowed) == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "mmneuron_lens" / "wire").glob("*.py")), ids=lambda path: path.name)
+WIRE = sorted((ROOT / "mmneuron_lens" / "wire").glob("*.py"))
+
+
+def signature(function: ast.FunctionDef) -> list[ast.expr | None]:
+    given = function.args
+    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
+    return [function.returns, *(argument.annotation for argument in arguments)]
+
+
+def types_of(tree: ast.Module) -> set[str]:
+    """Names that a server does not have: types of this package and of jaxtyping, and classes made here."""
+    found = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module in ("mmneuron_lens.wire.types", "jaxtyping", "typing"):
+            found |= {alias.asname or alias.name for alias in node.names}
+    return found
+
+
+def used_when_run(body: list[ast.stmt]) -> set[str]:
+    """Names in statements, annotations of local variables left out: Python does not evaluate those."""
+    skipped = {
+        id(part)
+        for statement in body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.AnnAssign)
+        for part in ast.walk(node.annotation)
+    }
+    return {
+        node.id
+        for statement in body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and id(node) not in skipped
+    }
+
+
+@pytest.mark.parametrize("path", WIRE, ids=lambda path: path.name)
 def test_what_travels_is_plain(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        assert not isinstance(node, ast.ClassDef | ast.AsyncFunctionDef), f"line {node.lineno}: only functions travel"
+    tree = ast.parse(path.read_text())
+    names = types_of(tree)
+    top = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.AsyncFunctionDef | ast.Nonlocal | ast.Global)
+        if isinstance(node, ast.ClassDef):
+            bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+            assert bases & ({"TypedDict", "Protocol"} | names), f"{node.name}: only functions travel"
         if isinstance(node, ast.FunctionDef):
             assert not node.decorator_list, f"{node.name}: a decorator is dropped on the way"
-            assert node.returns is None, f"{node.name}: annotations need packages a server lacks"
-            assert all(argument.annotation is None for argument in node.args.args), node.name
-        assert not isinstance(node, ast.Nonlocal | ast.Global)
+    for function in top:
+        assert all(signature(function)), f"{function.name} lacks an annotation"
+        found = used_when_run(function.body) & names
+        assert not found, f"{function.name} uses {', '.join(found)} when it runs, which a server does not have"
+        inner = [node for node in ast.walk(function) if isinstance(node, ast.FunctionDef) and node is not function]
+        for node in inner:
+            assert not any(signature(node)), f"{node.name}: annotations of an inner function are made where it runs"
 
 
 ROOMS_BELOW = {

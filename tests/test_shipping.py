@@ -10,6 +10,8 @@ import types
 import pytest
 import torch
 from conftest import mixed_batch
+from jaxtyping import Float
+from nnsight.intervention import serialization
 
 from interventions import (
     add_vector,
@@ -25,6 +27,8 @@ from interventions import (
     zero_neurons,
 )
 from mmneuron_lens.runtime.shipping import _modules, bare, refuse_unshippable
+from mmneuron_lens.wire.describe import describe
+from mmneuron_lens.wire.job import run_job
 
 MASK = torch.arange(3 * 48).reshape(3, 48) % 3 == 0
 
@@ -36,6 +40,48 @@ def test_bare_functions_have_no_annotations_all_the_way_down():
     assert set(shipped.__globals__) == {"__builtins__", "__name__", "_count"}
     act, weight = torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.int64)
     assert torch.equal(shipped(act, weight), count_active(act, weight))
+
+
+def annotations_sent(value, monkeypatch):
+    """What nnsight sends of every function's annotations, by its name; and the modules that the payload asks for."""
+    sent = {}
+    genuine = serialization.CustomCloudPickler._dynamic_function_reduce
+
+    def reduce(self, function):
+        sent[function.__name__] = function.__annotations__
+        return genuine(self, function)
+
+    monkeypatch.setattr(serialization.CustomCloudPickler, "_dynamic_function_reduce", reduce)
+    payload = serialization.dumps(value)
+    refuse_unshippable(payload)
+    return sent, _modules(payload)
+
+
+@pytest.mark.parametrize("entry", [run_job, describe])
+def test_annotated_functions_of_the_wire_travel_without_annotations_and_types(entry, monkeypatch):
+    assert entry.__annotations__
+    sent, modules = annotations_sent(bare(entry), monkeypatch)
+    assert entry.__name__ in sent
+    if entry is run_job:
+        assert {"serve", "take", "pack", "forward_in_parts", "lay_out", "merge", "decode"} <= set(sent)
+    assert not any(sent.values())
+    assert not any(module.startswith(("mmneuron_lens", "interventions", "jaxtyping")) for module in modules)
+
+
+def test_annotated_functions_that_one_closes_over_travel_without_them(monkeypatch):
+    def halve(value, times):
+        return value if times == 0 else halve(value / 2, times - 1)
+
+    # As in a notebook, where annotations are no strings.
+    halve.__annotations__ = {"value": Float[torch.Tensor, "..."]}
+
+    def quartered(act):
+        return halve(act, 2)
+
+    assert torch.equal(bare(quartered)(torch.ones(3)), torch.full((3,), 0.25))
+    sent, modules = annotations_sent(bare(quartered), monkeypatch)
+    assert sent == {"quartered": {}, "halve": {}}
+    assert "jaxtyping" not in modules
 
 
 def test_interventions_that_a_function_calls_become_functions():

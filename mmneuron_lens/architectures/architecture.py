@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from interventions.errors import UnknownName
 from interventions.sites import GROUP_KINDS, SITES, site_order, unknown
+from mmneuron_lens.wire.types import Facts, Port, View
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Place:
     sizes: Mapping[str, int]
     at: Literal["output", "input", "keyword"] = "output"
     item: str | int | None = None
-    view: tuple[Any, ...] | None = None
+    view: View | None = None
     axes: str | None = None
     dead: frozenset[int] | Literal[True] = frozenset()
     why_dead: str = ""
@@ -42,7 +43,8 @@ class Place:
         return self.dead is not True and layer not in self.dead
 
     @property
-    def port(self) -> dict[str, Any]:
+    def port(self) -> Port:
+        """What the workers need to know of where the value is held."""
         return {"at": self.at, "item": self.item, "view": self.view}
 
 
@@ -52,7 +54,7 @@ class Architecture:
 
     name: str
     places: Mapping[str, Place]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts
 
     def __post_init__(self) -> None:
         ordered = dict(sorted(self.places.items(), key=lambda item: site_order(item[0])))

@@ -7,6 +7,7 @@ from typing import Any
 from interventions.errors import InvalidValue
 from mmneuron_lens.architectures import language, vision
 from mmneuron_lens.architectures.architecture import Architecture, Place
+from mmneuron_lens.wire.types import Facts
 
 
 def architecture(config: Any) -> Architecture:
@@ -29,7 +30,7 @@ def projector(config: Any) -> dict[str, Place]:
     }
 
 
-def facts(config: Any) -> dict[str, Any]:
+def facts(config: Any) -> Facts:
     """What laying out a batch needs. Raises `ValueError` for features that keep the CLS token."""
     if config.vision_feature_select_strategy != "default":
         raise InvalidValue(

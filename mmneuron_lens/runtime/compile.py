@@ -7,17 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from beartype import beartype
-from jaxtyping import jaxtyped
+from jaxtyping import Shaped, jaxtyped
 from torch import Tensor
 
 from interventions import Graph, Intervention
-from interventions.bindings import BatchField, ModuleCall, PerLayer
 from interventions.errors import InvalidValue, OutOfRange, UnknownName
-from interventions.intervention import named_sites
-from interventions.sites import GROUP_KINDS, SITES
+from interventions.sites import GROUP_KINDS, SITES, named_sites
 from mmneuron_lens.architectures import Architecture, Place
-
-Plan = dict[str, Any]
+from mmneuron_lens.wire.types import Act, Key, Over, Plan
 
 
 def compile_graph(graph: Graph, architecture: Architecture, typed: bool = True, attention: str = "sdpa") -> list[Plan]:
@@ -32,7 +29,7 @@ def compile_graph(graph: Graph, architecture: Architecture, typed: bool = True, 
     plans: dict[str, Plan] = {}
     for intervention in graph:
         for site in named_sites(intervention.sites, architecture.sites):
-            if any(isinstance(value, PerLayer) and value.at(site) is None for value in intervention.bindings.values()):
+            if not all(binding.acts_at(site) for binding in intervention.bindings.values()):
                 continue
             place = architecture.place(site)
             _refuse(intervention, site, place, attention)
@@ -41,12 +38,12 @@ def compile_graph(graph: Graph, architecture: Architecture, typed: bool = True, 
     return [plans[site] for site in architecture.sites if site in plans]
 
 
-def results_over(graph: Graph, architecture: Architecture) -> dict[tuple[str, str], str]:
+def results_over(graph: Graph, architecture: Architecture) -> dict[Key, Over]:
     """How each result, by (name, site), is folded."""
     return {
-        (intervention.name, site): str(intervention.over)
+        (intervention.name, site): intervention.over
         for intervention in graph
-        if intervention.mode == "reads"
+        if intervention.over is not None
         for site in named_sites(intervention.sites, architecture.sites)
     }
 
@@ -58,6 +55,45 @@ def typed_function(function: Callable[..., Any]) -> Callable[..., Any]:
         # Has no annotations, and a name that a checked signature cannot be written with.
         return function
     return jaxtyped(typechecker=beartype)(function)
+
+
+class _Arguments:
+    """What one intervention is given at one site, collected from its bindings as plain data."""
+
+    def __init__(self, intervention: Intervention, site: str, architecture: Architecture) -> None:
+        self._who, self._site, self._architecture = intervention.name, site, architecture
+        self.constants: dict[str, Any] = {}
+        self.layered: dict[str, Tensor] = {}
+        self.fields: dict[str, str] = {}
+        self.paths: dict[str, list[str]] = {}
+        for name, binding in intervention.bindings.items():
+            binding.give(name, site, self)
+
+    def constant(self, name: str, value: object) -> None:
+        self.constants[name] = value
+
+    def per_layer(self, name: str, values: Shaped[Tensor, "..."]) -> None:
+        layers = self._architecture.place(self._site).layers
+        if layers is not None and (values.ndim == 0 or values.shape[0] != layers):
+            raise InvalidValue(
+                f"{self._who}: {name}=per_layer(...) has shape {list(values.shape)}; "
+                f"{self._site} has {layers} layers, so its first axis must be {layers}."
+            )
+        self.layered[name] = values
+
+    def batch_field(self, name: str, field: str) -> None:
+        if SITES[self._site].group is None:
+            raise UnknownName(f"{self._who}: {self._site} has no positions, so no field {field!r}.")
+        self.fields[name] = field
+
+    def modules(self, name: str, sites: tuple[str, ...]) -> None:
+        self.paths[name] = [self._path(site) for site in sites]
+
+    def _path(self, site: str) -> str:
+        place = self._architecture.place(site)
+        if place.layers is not None:
+            raise InvalidValue(f"{self._who}: module({site!r}) has one module per layer; name one without layers.")
+        return place.path
 
 
 def _plan(site: str, place: Place) -> Plan:
@@ -74,35 +110,22 @@ def _plan(site: str, place: Place) -> Plan:
     }
 
 
-def _act(
-    intervention: Intervention, site: str, place: Place, architecture: Architecture, typed: bool
-) -> dict[str, Any]:
-    constants, per_layer, fields, modules = {}, {}, {}, {}
-    for name, value in intervention.bindings.items():
-        if isinstance(value, PerLayer):
-            per_layer[name] = _layered(intervention, name, value, site, place)
-        elif isinstance(value, BatchField):
-            if SITES[site].group is None:
-                raise UnknownName(f"{intervention.name}: {site} has no positions, so no field {value.name!r}.")
-            fields[name] = value.name
-        elif isinstance(value, ModuleCall):
-            modules[name] = [_module_path(intervention, module, architecture) for module in value.sites]
-        else:
-            constants[name] = value
-    positions = intervention.positions
-    if isinstance(positions, str) and positions not in GROUP_KINDS.get(SITES[site].group or "", ()):
-        kinds = ", ".join(GROUP_KINDS.get(SITES[site].group or "", ())) or "none"
-        raise UnknownName(f"{intervention.name}: {site} has no {positions!r} positions. Choices: {kinds}.")
+def _act(intervention: Intervention, site: str, place: Place, architecture: Architecture, typed: bool) -> Act:
+    arguments = _Arguments(intervention, site, architecture)
+    positions, kinds = intervention.positions, GROUP_KINDS.get(SITES[site].group or "", ())
+    if isinstance(positions, str) and positions not in kinds:
+        choices = ", ".join(kinds) or "none"
+        raise UnknownName(f"{intervention.name}: {site} has no {positions!r} positions. Choices: {choices}.")
     return {
         "name": intervention.name,
         "key": (intervention.name, site),
         "mode": intervention.mode,
         "over": intervention.over,
         "function": typed_function(intervention.function) if typed else intervention.function,
-        "constants": constants,
-        "per_layer": per_layer,
-        "fields": fields,
-        "modules": modules,
+        "constants": arguments.constants,
+        "per_layer": arguments.layered,
+        "fields": arguments.fields,
+        "modules": arguments.paths,
         "layers": _layers(intervention, site, place),
         "positions": positions,
         "steps": intervention.steps or ("all" if intervention.mode == "writes" else "prompt"),
@@ -117,24 +140,6 @@ def _layers(intervention: Intervention, site: str, place: Place) -> frozenset[in
         if not -place.layers <= layer < place.layers:
             raise OutOfRange(f"{intervention.name}: {site} has layers 0 to {place.layers - 1}, not {layer}.")
     return frozenset(layer % place.layers for layer in intervention.layers)
-
-
-def _layered(intervention: Intervention, name: str, value: PerLayer, site: str, place: Place) -> Tensor:
-    tensor = value.at(site)
-    assert tensor is not None
-    if place.layers is not None and (tensor.ndim == 0 or tensor.shape[0] != place.layers):
-        raise InvalidValue(
-            f"{intervention.name}: {name}=per_layer(...) has shape {list(tensor.shape)}; "
-            f"{site} has {place.layers} layers, so its first axis must be {place.layers}."
-        )
-    return tensor
-
-
-def _module_path(intervention: Intervention, site: str, architecture: Architecture) -> str:
-    place = architecture.place(site)
-    if place.layers is not None:
-        raise InvalidValue(f"{intervention.name}: module({site!r}) has one module per layer; name one without layers.")
-    return place.path
 
 
 def _refuse(intervention: Intervention, site: str, place: Place, attention: str) -> None:

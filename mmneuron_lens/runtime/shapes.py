@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from interventions import SITES
 from interventions.errors import InvalidType, InvalidValue, UnknownName
 from mmneuron_lens.architectures import Architecture
 from mmneuron_lens.runtime.batch import Batch
-from mmneuron_lens.runtime.compile import Plan
 from mmneuron_lens.wire import execute
+from mmneuron_lens.wire.types import Act, Plan
 
 
 class ShapeError(InvalidType):
@@ -35,11 +36,11 @@ def check_plans(
             for field in act["fields"].values():
                 _require(field, plan, batch, act)
             _require_weights(act, plan, batch)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         for plan in plans:
             shape = site_shape(plan["site"], batch, architecture)
             for act in plan["acts"]:
-                _call(act, plan, batch, shape, dtype, mode, module)
+                _call(act, plan, batch, shape, dtype, module)
 
 
 def site_shape(site: str, batch: Batch, architecture: Architecture) -> tuple[int, ...]:
@@ -61,8 +62,8 @@ def site_shape(site: str, batch: Batch, architecture: Architecture) -> tuple[int
     return tuple({**sizes, **place.sizes}[axis] for axis in architecture.axes(site).split())
 
 
-def _require(field: str, plan: Plan, batch: Batch, act: dict[str, Any]) -> None:
-    present = batch.fields[plan["group"]]
+def _require(field: str, plan: Plan, batch: Batch, act: Act) -> None:
+    present = _fields(plan, batch)
     if field not in present:
         raise UnknownName(
             f"{act['name']} at {plan['site']}: the batch has no field {field!r} there. "
@@ -75,7 +76,7 @@ def _require(field: str, plan: Plan, batch: Batch, act: dict[str, Any]) -> None:
         )
 
 
-def _require_weights(act: dict[str, Any], plan: Plan, batch: Batch) -> None:
+def _require_weights(act: Act, plan: Plan, batch: Batch) -> None:
     if act["mode"] != "reads" or act["over"] == "list" or plan["group"] is None:
         return
     # The batch's own weight under any name, or any field of yours as the argument called weight.
@@ -88,7 +89,20 @@ def _require_weights(act: dict[str, Any], plan: Plan, batch: Batch) -> None:
         )
 
 
-def _call(act, plan, batch, shape, dtype, mode, module) -> None:
+def _fields(plan: Plan, batch: Batch) -> Mapping[str, Tensor]:
+    """The batch's fields along a site's axes; compiling has refused fields where a site has no positions."""
+    assert plan["group"] is not None, f"{plan['site']} has no positions"
+    return batch.fields[plan["group"]]
+
+
+def _call(
+    act: Act,
+    plan: Plan,
+    batch: Batch,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    module: torch.nn.Module,
+) -> None:
     def fake(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
@@ -106,11 +120,9 @@ def _call(act, plan, batch, shape, dtype, mode, module) -> None:
     if isinstance(act["positions"], str):
         # Positions of a kind differ in number from row to row: they arrive as one list.
         value = value.flatten(0, 1)
-        arguments |= {
-            name: fake(batch.fields[plan["group"]][field]).flatten(0, 1) for name, field in act["fields"].items()
-        }
+        arguments |= {name: fake(_fields(plan, batch)[field]).flatten(0, 1) for name, field in act["fields"].items()}
     else:
-        arguments |= {name: fake(batch.fields[plan["group"]][field]) for name, field in act["fields"].items()}
+        arguments |= {name: fake(_fields(plan, batch)[field]) for name, field in act["fields"].items()}
     given = (value, torch.empty_like(value)) if act["mode"] == "rewires" else (value,)
     try:
         returned = act["function"](*given, **arguments)

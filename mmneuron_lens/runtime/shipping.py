@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickletools
 import sys
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from interventions import Intervention
@@ -17,9 +18,12 @@ SERVER_PACKAGES = ("torch", "transformers", "nnsight", "numpy", "PIL", "safetens
 def bare(function: Any, made: dict[int, Any] | None = None) -> Any:
     """A copy of a function without annotations, whose globals are only those it names, made bare likewise.
 
+    - function: anything; what is no function or intervention is returned as it is
+    - made: copies that were made before, by the id of the function; what shares it shares them
+
     nnsight ships functions by their source and pickles their `__annotations__`; a server has no jaxtyping to rebuild
-    these. Interventions that a function calls become the functions they wrap. Raises `ValueError` naming a module that
-    a server does not have.
+    these, and none of this package's types. Interventions that a function calls become the functions they wrap, and
+    functions that it closes over are made bare too. Raises `InvalidValue` naming a module that a server does not have.
     """
     made = {} if made is None else made
     if isinstance(function, Intervention):
@@ -29,10 +33,16 @@ def bare(function: Any, made: dict[int, Any] | None = None) -> Any:
     if id(function) in made:
         return made[id(function)]
     names: dict[str, Any] = {"__builtins__": __builtins__, "__name__": function.__module__}
-    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    closure = function.__closure__ and tuple(CellType() for _ in function.__closure__)
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, closure)
     copy.__kwdefaults__ = function.__kwdefaults__
     copy.__module__ = "__main__"
     made[id(function)] = copy
+    for cell, before in zip(closure or (), function.__closure__ or (), strict=True):
+        # A name that is bound later has no content yet.
+        with contextlib.suppress(ValueError):
+            value = before.cell_contents
+            cell.cell_contents = bare(value, made) if _is_ours(value) else value
     for name in _names(function.__code__):
         if name in function.__globals__:
             value = function.__globals__[name]

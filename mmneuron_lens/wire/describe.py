@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any, TypedDict
 
-def describe(model):
+from torch import Tensor
+
+
+class Description(TypedDict):
+    """What a served model is made of: the kind of device and, per weight, name, shape, dtype and its first values."""
+
+    device: str
+    weights: list[tuple[str, list[int], str, Tensor]] | None
+
+
+def describe(model: Any) -> Description:
     """The kind of device, and of every parameter its name, shape, dtype and first 64 values.
 
     Quick and small, also for a large model on a GPU. A sandbox keeps the weights out of reach: weights is then None.

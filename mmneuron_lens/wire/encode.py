@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+
+from mmneuron_lens.wire.types import Inputs, Processor
 
 
-def encode(processor, images, texts):
+def encode(processor: Processor, images: list[list[Image.Image]], texts: Sequence[str]) -> Inputs:
     """`images` is a list with one list of RGB pictures per text; returns a dict of tensors.
 
     Prompts are padded on the left, so that the last column is the last token of every row.
@@ -26,18 +33,18 @@ def encode(processor, images, texts):
     return inputs
 
 
-def to_the_left(inputs, ids, mask):
+def to_the_left(inputs: Inputs, ids: str, mask: str) -> None:
     """Move the real tokens of every row to its start, in order."""
     order = inputs[mask].argsort(dim=1, descending=True, stable=True)
     inputs[ids], inputs[mask] = inputs[ids].gather(1, order), inputs[mask].gather(1, order)
 
 
-def positions(attention_mask):
+def positions(attention_mask: Int[Tensor, "row token"]) -> Int[Tensor, "row token"]:
     """Positions that skip padding, as generation counts them, so that a padded row computes what it does alone."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def extend(inputs, answers, pad):
+def extend(inputs: Mapping[str, Tensor], answers: Int[Tensor, "row answer"], pad: int) -> Inputs:
     """The inputs with `answers` (int64 `[rows, tokens]`, padded with `pad` on the right) appended: teacher forcing."""
     longer = dict(inputs)
     longer["input_ids"] = torch.cat([inputs["input_ids"], answers], dim=1)

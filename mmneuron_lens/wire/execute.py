@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+from mmneuron_lens.wire.types import (
+    Act,
+    Chosen,
+    Context,
+    Heads,
+    Layer,
+    Module,
+    Part,
+    Plan,
+    Port,
+    Results,
+    Value,
+    View,
+)
 
 
-def serve(plan, root, context, step, results):
+def serve(plan: Plan, root: Module, context: Context, step: int, results: Results) -> None:
     """Visit the layers of one site in one forward pass: read each value once, apply, write once."""
     for layer, path in plan["places"]:
         acts = [act for act in plan["acts"] if acts_here(act, layer, step, context["columns"])]
@@ -25,7 +45,7 @@ def serve(plan, root, context, step, results):
             put(envoy, plan["port"], held, value)
 
 
-def acts_here(act, layer, step, columns):
+def acts_here(act: Act, layer: Layer, step: int, columns: list[int] | None) -> bool:
     """Whether an intervention acts at this layer and forward pass (0 is the prompt).
 
     Under teacher forcing one pass holds all steps, and `choose` takes the columns of those that are due.
@@ -35,7 +55,7 @@ def acts_here(act, layer, step, columns):
     return columns is not None or due(act, step)
 
 
-def due(act, step):
+def due(act: Act, step: int) -> bool:
     """Whether an intervention acts at a step."""
     steps = act["steps"]
     if act["mode"] == "rewires" and step > 0:
@@ -49,7 +69,7 @@ def due(act, step):
     return step in steps
 
 
-def find(root, path):
+def find(root: Module, path: str) -> Module:
     """The envoy or module at a dotted path. nnsight serves a child named `output` as `E_output`."""
     for name in path.split("."):
         if name.isdigit():
@@ -61,7 +81,7 @@ def find(root, path):
     return root
 
 
-def take(envoy, port, layer, context):
+def take(envoy: Module, port: Port, layer: Layer, context: Context) -> tuple[Any, Shaped[Tensor, "..."]]:
     """The raw value that the module holds at a port, and the site's view of it."""
     if port["at"] == "output":
         held = envoy.output
@@ -70,14 +90,17 @@ def take(envoy, port, layer, context):
         held = envoy.inputs
         positional, keywords = held
         value = keywords.get(port["item"]) if port["at"] == "keyword" else first(positional, keywords, port["item"])
-    if port["view"] == ("mask",):
+    kind = port["view"]
+    if kind is None:
+        return held, value
+    if kind[0] == "mask":
         return held, allowed(value, held, layer)
-    if port["view"] == ("rows",):
+    if kind[0] == "rows":
         return held, value.unflatten(0, (context["rows"] * context["beams"], -1))
-    return held, view(value, port["view"])
+    return held, view(value, kind)
 
 
-def put(envoy, port, held, value):
+def put(envoy: Module, port: Port, held: Any, value: Shaped[Tensor, "..."]) -> None:
     """Write the site's view back where it came from."""
     if port["at"] == "output":
         if port["item"] is None:
@@ -102,20 +125,18 @@ def put(envoy, port, held, value):
     envoy.inputs = (positional, keywords)
 
 
-def first(positional, keywords, name):
+def first(positional: tuple[Tensor, ...], keywords: Mapping[str, Any], name: str) -> Shaped[Tensor, "..."]:
     return positional[0] if positional else keywords[name]
 
 
-def view(value, kind):
+def view(value: Shaped[Tensor, "*where width"], kind: Heads | Part) -> Shaped[Tensor, "*where head dimension"]:
     """Heads apart, or one part of a fused projection."""
-    if kind is None:
-        return value
     if kind[0] == "heads":
         return value.unflatten(-1, (-1, kind[1]))
     return value.chunk(kind[2], dim=-1)[kind[1]].unflatten(-1, (-1, kind[3]))
 
 
-def unview(value, kind, before):
+def unview(value: Shaped[Tensor, "..."], kind: View | None, before: Any) -> Shaped[Tensor, "..."]:
     if kind is None:
         return value
     if kind[0] == "heads":
@@ -131,7 +152,7 @@ def unview(value, kind, before):
     return torch.where(value[:, None], torch.zeros_like(before), torch.finfo(before.dtype).min)
 
 
-def allowed(mask, held, layer):
+def allowed(mask: Shaped[Tensor, "row 1 query key"] | None, held: Any, layer: Layer) -> Bool[Tensor, "row query key"]:
     """The mask that an attention layer was given as bool `[rows, queries, keys]`; None means causal."""
     positional, keywords = held
     hidden = first(positional, keywords, "hidden_states")
@@ -145,7 +166,9 @@ def allowed(mask, held, layer):
     return everything.tril(past).expand(rows, -1, -1)
 
 
-def bound(act, plan, root, context, layer, step, value):
+def bound(
+    act: Act, plan: Plan, root: Module, context: Context, layer: Layer, step: int, value: Shaped[Tensor, "..."]
+) -> dict[str, Any]:
     """The arguments of an intervention at this layer and step."""
     arguments = {name: beside(constant, value) for name, constant in act["constants"].items()}
     for name, tensor in act["per_layer"].items():
@@ -159,12 +182,12 @@ def bound(act, plan, root, context, layer, step, value):
     return arguments
 
 
-def beside(argument, value):
+def beside(argument: Any, value: Shaped[Tensor, "..."]) -> Any:
     """A tensor where the value is: layers of one model may lie on several devices."""
     return argument.to(value.device) if isinstance(argument, torch.Tensor) else argument
 
 
-def chain(modules):
+def chain(modules: list[Module]) -> Callable[[Tensor], Tensor]:
     def apply(tensor):
         for module in modules:
             tensor = module(tensor)
@@ -173,8 +196,11 @@ def chain(modules):
     return apply
 
 
-def field_at(name, plan, context, step, value, act):
+def field_at(
+    name: str, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "..."], act: Act
+) -> Shaped[Tensor, "..."]:
     """A field at one step: as laid out for the prompt, one column of generated tokens afterwards."""
+    assert plan["group"] is not None, f"{plan['site']} has no positions"
     fields = context["fields"][plan["group"]]
     if step == 0 or not plan["stepped"]:
         field = fields[name]
@@ -189,12 +215,14 @@ def field_at(name, plan, context, step, value, act):
     return field
 
 
-def sees_beams(act, plan, step):
+def sees_beams(act: Act, plan: Plan, step: int) -> bool:
     """Writes and `all_beams` reads see the LLM's rows beam by beam; other reads see one row per sample."""
     return plan["stepped"] and (act["mode"] != "reads" or act["all_beams"] or step > 0)
 
 
-def read(act, plan, context, step, value, arguments):
+def read(
+    act: Act, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "..."], arguments: dict[str, Any]
+) -> Value:
     if context["beams"] > 1 and plan["stepped"] and not sees_beams(act, plan, step):
         value = value[:: context["beams"]]
     chosen = choose(act, plan, context, step, value)
@@ -205,7 +233,9 @@ def read(act, plan, context, step, value, arguments):
     return detached(act["function"](value, **arguments), value)
 
 
-def write(act, plan, context, step, value, arguments):
+def write(
+    act: Act, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "*all"], arguments: dict[str, Any]
+) -> Shaped[Tensor, "*all"]:
     chosen = choose(act, plan, context, step, value)
     part, source = value, arguments.pop("source", None)
     if source is not None:
@@ -237,7 +267,7 @@ def write(act, plan, context, step, value, arguments):
     return whole
 
 
-def choose(act, plan, context, step, value):
+def choose(act: Act, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "row token ..."]) -> Chosen | None:
     """An index of the positions to act on (rows x tokens), or None for all of them."""
     positions, columns = act["positions"], context["columns"]
     partial = columns is not None and plan["stepped"] and act["steps"] != "all"
@@ -261,14 +291,14 @@ def choose(act, plan, context, step, value):
     return kind & columns_due
 
 
-def at_position(positions, column, length):
+def at_position(positions: tuple[Any, ...], column: int, length: int) -> bool:
     """Whether a column of the padded batch is meant; negative positions count from the prompt's end."""
     if positions and positions[0] == "slice":
         return column in range(*slice(*positions[1:]).indices(max(length, column + 1)))
     return column in [position + length if position < 0 else position for position in positions]
 
 
-def detached(result, value):
+def detached(result: Value, value: Shaped[Tensor, "..."]) -> Value:
     """A result that later in-place edits of the model cannot reach; numbers, flags and text stay as they are."""
     if isinstance(result, dict):
         return {name: detached(part, value) for name, part in result.items()}
@@ -282,6 +312,6 @@ def detached(result, value):
     return result.clone() if same else result
 
 
-def keep(results, act, layer, result):
+def keep(results: Results, act: Act, layer: Layer, result: Value) -> None:
     """Collect what a read returned, by key and layer; several steps are one list here, folded later."""
     results.setdefault(act["key"], {}).setdefault(layer, []).append(result)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from mmneuron_lens.wire.types import Layer, Over, Overs, Results, Totals, Value
 
 
-def stack(results, overs):
+def stack(results: Results, overs: Overs) -> Totals:
     """One batch: `{key: {layer: [per step]}}` to `{key: value}` whose tensors start with the layer axis."""
     return {key: stack_layers(layers, overs[key]) for key, layers in results.items()}
 
 
-def stack_layers(layers, over):
+def stack_layers(layers: dict[Layer, list[Value]], over: Over) -> Value:
     joined = [join_steps(steps, over) for _, steps in sorted(layers.items(), key=lambda item: item[0] or 0)]
     return joined[0] if None in layers else stack_all(joined)
 
 
-def join_steps(steps, over):
+def join_steps(steps: list[Value], over: Over) -> Value:
     if len(steps) == 1:
         return steps[0]
     if over == "list":
@@ -26,7 +30,7 @@ def join_steps(steps, over):
     return total
 
 
-def stack_all(values):
+def stack_all(values: list[Value]) -> Value:
     """Layers as one value: tensors of equal shape stacked, anything else as a list with an item per layer."""
     head = values[0]
     if isinstance(head, dict):
@@ -41,7 +45,7 @@ def stack_all(values):
     return torch.stack(values) if len(shapes) == 1 else values
 
 
-def add(left, right):
+def add(left: Value, right: Value) -> Value:
     """The exact sum of two partial results, leaf by leaf."""
     if isinstance(left, dict):
         return {name: add(left[name], right[name]) for name in left}
@@ -53,7 +57,7 @@ def add(left, right):
     return left + right
 
 
-def merge(total, batch, overs):
+def merge(total: Totals, batch: Totals, overs: Overs) -> Totals:
     """Add one batch's results to the running total."""
     merged = dict(total)
     for key, value in batch.items():
@@ -64,12 +68,12 @@ def merge(total, batch, overs):
     return merged
 
 
-def finish(total, overs):
+def finish(total: Totals, overs: Overs) -> Totals:
     """Divide the means, once."""
     return {key: divide(value) if overs[key] == "mean" else value for key, value in total.items()}
 
 
-def divide(pair):
+def divide(pair: tuple[Shaped[Tensor, "*where ..."], Shaped[Tensor, "*where"]]) -> Shaped[Tensor, "*where ..."]:
     amount, weight = pair
     while weight.ndim < amount.ndim:
         weight = weight[..., None]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from mmneuron_lens.wire.execute import find, serve
 from mmneuron_lens.wire.share import spread_images
+from mmneuron_lens.wire.types import BatchData, Context, Module, Plan, Results, Sources
 
 
-def forward(model, plans, batch, sources, columns, settings):
+def forward(
+    model: Module,
+    plans: list[Plan],
+    batch: BatchData,
+    sources: Sources,
+    columns: list[int] | None,
+    settings: Mapping[str, Any],
+) -> tuple[Results, Any]:
     """One forward pass: a data-carrying invoke, then a worker per site. Returns `(results, output)`.
 
     columns: for teacher forcing, which generation step each column belongs to. settings: of the model's forward.
@@ -30,14 +41,14 @@ def forward(model, plans, batch, sources, columns, settings):
     return results, output
 
 
-def lean(plans):
+def lean(plans: list[Plan]) -> dict[str, Any]:
     """Settings that leave out the cache and, unless a site there is asked for, all logits but the last column's."""
     if any(plan["site"] in ("llm.unembed", "llm.logits") for plan in plans):
         return {}
     return {"use_cache": False, "logits_to_keep": 1}
 
 
-def make_context(batch, beams, sources, columns):
+def make_context(batch: BatchData, beams: int, sources: Sources, columns: list[int] | None) -> Context:
     return {
         "fields": batch["fields"],
         "rows": batch["inputs"]["input_ids"].shape[0],

@@ -8,8 +8,10 @@ import os
 import numpy
 from PIL import Image
 
+from mmneuron_lens.wire.types import Picture
 
-def decode(image):
+
+def decode(image: Picture) -> Image.Image:
     """A path, the bytes of a file, an array `[height, width]` or `[height, width, channel]`, or a PIL image as RGB.
 
     Grey, palette, transparent and 16-bit images become 8-bit RGB; transparency is laid on white, 16-bit and
@@ -30,7 +32,7 @@ def decode(image):
     raise ValueError(f"An image is a path, bytes, a PIL image or an array, not {type(image).__name__}.")
 
 
-def file_bytes(image):
+def file_bytes(image: Picture) -> bytes:
     """The bytes of an image file: those of the file itself, or of a lossless one made from a picture or array."""
     if isinstance(image, (str, os.PathLike)):
         with open(image, "rb") as file:
@@ -42,14 +44,14 @@ def file_bytes(image):
     return buffer.getvalue()
 
 
-def decode_bytes(data, name):
+def decode_bytes(data: bytes, name: str) -> Image.Image:
     try:
         return to_rgb(Image.open(io.BytesIO(data)))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: not an image that can be read ({error}).") from error
 
 
-def to_rgb(image):
+def to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode == "RGB":
         return image
@@ -63,7 +65,7 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-def from_array(array):
+def from_array(array: numpy.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):

@@ -11,14 +11,25 @@ from mmneuron_lens.wire.layout import lay_out
 from mmneuron_lens.wire.pack import pack
 from mmneuron_lens.wire.share import share
 from mmneuron_lens.wire.trace import run_batch
+from mmneuron_lens.wire.types import (
+    BatchData,
+    FoldedJob,
+    Item,
+    Job,
+    Module,
+    PairedItem,
+    Plan,
+    Processor,
+    Returned,
+    Sharing,
+    Value,
+)
 
 
-def run_job(model, plans, items, job):
+def run_job(model: Module, plans: list[Plan], items: list[PairedItem], job: FoldedJob) -> Returned:
     """Run every item and fold; only totals, answers and requested logits are returned.
 
-    items: dicts of `images` (a list of files' bytes per text), `texts` (per row a prompt, or the list of prompts packed
-    in it), `extra` (own fields) and `source` (an item of
-    the same form, or None).
+    items: batches as files and words. job: also says how the results are folded.
     """
     total, answers, logits = {}, [], []
     for item in items:
@@ -33,25 +44,26 @@ def run_job(model, plans, items, job):
     return {"values": to_cpu(total), "answers": answers, "logits": logits}
 
 
-def prepare(processor, item, job):
+def prepare(processor: Processor, item: Item, job: Job) -> BatchData:
     """Decode, encode and lay out, with the processor that lives beside the model."""
     pictures = [[decode(image) for image in some] for some in item["images"]]
-    sharing = {}
-    if isinstance(item["texts"][0], list) and job["facts"]["images_in_text"]:
+    packs = [text for text in item["texts"] if isinstance(text, list)]
+    sharing: Sharing = {}
+    if packs and job["facts"]["images_in_text"]:
         # Several prompts of the same images, in one row.
         inputs, fields, sharing = pack(
-            processor, pictures, item["texts"], job["facts"], job["additive"], item.get("cut", False)
+            processor, pictures, packs, job["facts"], job["additive"], item.get("cut", False)
         )
-    elif isinstance(item["texts"][0], list):
-        inputs, fields, sharing = share(processor, pictures, item["texts"], job["facts"])
+    elif packs:
+        inputs, fields, sharing = share(processor, pictures, packs, job["facts"])
     else:
-        inputs = encode(processor, pictures, item["texts"])
+        inputs = encode(processor, pictures, [text for text in item["texts"] if isinstance(text, str)])
         fields = lay_out(inputs, job["facts"])
     fields["llm"] = {**fields["llm"], **item["extra"]}
     return {"inputs": inputs, "fields": fields, "prompt_length": inputs["input_ids"].shape[1], "sharing": sharing}
 
 
-def to_cpu(value):
+def to_cpu(value: Value) -> Value:
     if isinstance(value, dict):
         return {name: to_cpu(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

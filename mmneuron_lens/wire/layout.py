@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mmneuron_lens.wire.types import Facts, Fields, Group, Tiles
 
 
-def lay_out(inputs, facts, prompt_length=None):
+def lay_out(inputs: Mapping[str, Tensor], facts: Facts, prompt_length: int | None = None) -> Fields:
     """Fields by group: `{"llm": {"weight": int64 [rows, tokens], "kind": bool [rows, tokens, kinds]}, ...}`.
 
     `weight` is 0 for padding and 1 elsewhere; `kind` is one-hot in the order of `facts["kinds"][group]`.
@@ -35,22 +41,29 @@ def lay_out(inputs, facts, prompt_length=None):
     return fields
 
 
-def group(weight, kinds):
+def group(weight: Int[Tensor, "*where"], kinds: list[Bool[Tensor, "*where"]]) -> Group:
     return {"weight": weight, "kind": torch.stack(kinds, dim=-1)}
 
 
-def tiles_per_image(inputs, facts):
+def tiles_per_image(inputs: Mapping[str, Tensor], facts: Facts) -> list[int]:
     """How many rows of the vision tower each image takes: one, or its anyres tiles without the padding ones."""
     pixels = inputs["pixel_values"]
     if pixels.ndim == 4:
         return [1] * pixels.shape[0]
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-    sides = facts["grid_pinpoints"], facts["tile_size"]
+    sides = anyres_grid(facts)
     return [image_size_to_num_patches(size.tolist(), *sides) for size in inputs["image_sizes"]]
 
 
-def image_lengths(inputs, facts):
+def anyres_grid(facts: Tiles) -> tuple[list[list[int]], int]:
+    """Sizes that an image may be tiled into, and the side of a tile, in pixels. Raises `ValueError` without them."""
+    if "grid_pinpoints" not in facts or "tile_size" not in facts:
+        raise ValueError("This architecture's facts name no grid_pinpoints and tile_size, and its images are tiled.")
+    return facts["grid_pinpoints"], facts["tile_size"]
+
+
+def image_lengths(inputs: Mapping[str, Tensor], facts: Facts) -> list[int]:
     """How many language model positions each image takes, in order (models that place images in the text)."""
     if "pixel_values" not in inputs:
         return []
@@ -60,12 +73,12 @@ def image_lengths(inputs, facts):
     return [anyres_length(size.tolist(), facts) for size in inputs["image_sizes"]]
 
 
-def anyres_length(size, facts):
+def anyres_length(size: list[int], facts: Tiles) -> int:
     """LLaVA-NeXT: the base tile, then the unpadded grid of tiles with one newline position per row."""
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
     side = int(facts["patches"] ** 0.5)
-    down, across = get_anyres_image_grid_shape(size, facts["grid_pinpoints"], facts["tile_size"])
+    down, across = get_anyres_image_grid_shape(size, *anyres_grid(facts))
     rows, columns = down * side, across * side
     height, width = size
     if width / height > columns / rows:

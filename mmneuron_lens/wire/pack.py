@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import torch
+from jaxtyping import Bool, Int, Shaped
+from PIL import Image
+from torch import Tensor
 
 from mmneuron_lens.wire.encode import encode
 from mmneuron_lens.wire.layout import group, image_lengths, lay_out, tiles_per_image
+from mmneuron_lens.wire.types import Column, Facts, Fields, Inputs, PackedRow, Processor, Sharing
 
 LONG = 512
 """Positions of a prefix from which on a second pass costs less than attention between all positions."""
@@ -14,7 +21,14 @@ PART = 512
 """Positions of questions in one part, about."""
 
 
-def pack(processor, images, texts, facts, additive, cut):
+def pack(
+    processor: Processor,
+    images: list[list[Image.Image]],
+    texts: Sequence[Sequence[str]],
+    facts: Facts,
+    additive: torch.dtype | None,
+    cut: bool,
+) -> tuple[Inputs, Fields, Sharing]:
     """One row per set of images: the prefix that all its texts share once, then the rest of each text.
 
     images: per row, its RGB pictures. texts: per row, its prompts, each with one placeholder per picture. Prefixes end,
@@ -47,7 +61,7 @@ def pack(processor, images, texts, facts, additive, cut):
     return inputs, fields, {"cuts": cuts_of(question, start)} if cut and start >= LONG else {}
 
 
-def tokens_of(processor, texts, lengths):
+def tokens_of(processor: Processor, texts: Sequence[str], lengths: list[int]) -> list[list[int]]:
     """Token ids of each text, its placeholders repeated for the positions its pictures take."""
     token = processor.image_token
     expanded = []
@@ -58,7 +72,7 @@ def tokens_of(processor, texts, lengths):
     return processor.tokenizer(expanded).input_ids
 
 
-def prefixes(prompts, image_token):
+def prefixes(prompts: list[list[list[int]]], image_token: int) -> list[int]:
     """How many tokens the texts of each row share; as many behind the last picture in every row, so that rows with
     pictures of one size need no padding."""
     shared = [min(common(row), min(len(prompt) for prompt in row) - 1) for row in prompts]
@@ -69,7 +83,7 @@ def prefixes(prompts, image_token):
     return [end + behind if count >= end else count for count, end in zip(shared, ends, strict=True)]
 
 
-def pack_row(prompts, shared):
+def pack_row(prompts: list[list[int]], shared: int) -> PackedRow:
     """Token ids, restarted positions, weights, and the question each position belongs to (0: the prefix)."""
     ids, positions = list(prompts[0][:shared]), list(range(shared))
     weight, question = [len(prompts)] * shared, [0] * shared
@@ -82,7 +96,7 @@ def pack_row(prompts, shared):
     return {"ids": ids, "positions": positions, "weight": weight, "question": question, "shared": shared}
 
 
-def cuts_of(question, start):
+def cuts_of(question: Int[Tensor, "row column"], start: int) -> list[int]:
     """Columns where a forward is cut: behind the prefix, and behind about every `PART` columns of a lone row."""
     width = question.shape[1]
     if question.shape[0] > 1:
@@ -98,7 +112,7 @@ def cuts_of(question, start):
     return [*cuts, width]
 
 
-def common(sequences):
+def common(sequences: Iterable[Sequence[Any]]) -> int:
     """How many leading elements all sequences share."""
     count = 0
     for elements in zip(*sequences, strict=False):
@@ -108,7 +122,7 @@ def common(sequences):
     return count
 
 
-def aligned(rows, name, start, width, value):
+def aligned(rows: list[PackedRow], name: Column, start: int, width: int, value: int) -> Int[Tensor, "row column"]:
     """Prefixes padded on the left up to column `start`, questions on the right up to `width`."""
     padded = [
         [value] * (start - row["shared"]) + row[name] + [value] * (width - start - len(row[name]) + row["shared"])
@@ -117,7 +131,9 @@ def aligned(rows, name, start, width, value):
     return torch.tensor(padded)
 
 
-def block_causal(question, additive):
+def block_causal(
+    question: Int[Tensor, "row column"], additive: torch.dtype | None
+) -> Shaped[Tensor, "row 1 query key"]:
     """`[row, 1, query, key]`: a position sees the prefix and its own question up to itself; padding sees itself."""
     width = question.shape[1]
     mine, theirs = question[:, :, None], question[:, None, :]
@@ -128,7 +144,14 @@ def block_causal(question, additive):
     return torch.zeros(seen.shape, dtype=additive).masked_fill(~seen, torch.finfo(additive).min)
 
 
-def fields_of(inputs, facts, weight, image, questions, pictures):
+def fields_of(
+    inputs: Inputs,
+    facts: Facts,
+    weight: Int[Tensor, "row column"],
+    image: Bool[Tensor, "row column"],
+    questions: list[int],
+    pictures: list[int],
+) -> Fields:
     """Weights and kinds; what lies before the language model is computed once and counted once per question."""
     fields = {"llm": group(weight, [image, ~image, torch.zeros_like(image)])}
     tiles = tiles_per_image(inputs, facts)

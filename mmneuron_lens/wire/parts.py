@@ -7,9 +7,10 @@ questions meet the prefix and each other alone.
 from __future__ import annotations
 
 from mmneuron_lens.wire.forward import forward, lean
+from mmneuron_lens.wire.types import BatchData, Job, Module, Plan, Results
 
 
-def refuse_whole(plans, job):
+def refuse_whole(plans: list[Plan], job: Job) -> None:
     """Raise `ValueError` for what needs all columns in one pass: parts are added up, so only summing reads fit."""
     acts = [(plan, act) for plan in plans if plan["stepped"] for act in plan["acts"]]
     for plan, act in acts:
@@ -23,9 +24,12 @@ def refuse_whole(plans, job):
         raise ValueError("logits need a whole row, and this batch runs in parts; pack it with cut=False.")
 
 
-def forward_in_parts(model, plans, batch):
-    """The prefix with images and cache, then each part of the questions; results of the parts are listed per layer."""
-    start, *ends = batch["sharing"]["cuts"]
+def forward_in_parts(model: Module, plans: list[Plan], batch: BatchData, cuts: list[int]) -> Results:
+    """The prefix with images and cache, then each part of the questions; results of the parts are listed per layer.
+
+    cuts: columns where the prefix and each part end.
+    """
+    start, *ends = cuts
     prefix = columns_of(batch, 0, start)
     prefix["inputs"]["attention_mask"] = (batch["fields"]["llm"]["weight"][:, :start] > 0).long()
     results, output = forward(model, plans, prefix, {}, None, {**lean(plans), "use_cache": True})
@@ -36,7 +40,7 @@ def forward_in_parts(model, plans, batch):
         part = columns_of(batch, start, end)
         part["inputs"] = {name: part["inputs"][name] for name in ("input_ids", "position_ids")}
         own = seen[:, :, start:end]
-        part["inputs"]["attention_mask"] = own[..., [*range(batch["sharing"]["cuts"][0]), *range(start, end)]]
+        part["inputs"]["attention_mask"] = own[..., [*range(cuts[0]), *range(start, end)]]
         # A tensor, so that the inputs are handed to the model as they are, not row by row.
         last = part["inputs"]["input_ids"].new_tensor([end - start - 1])
         settings = {**lean(later), "use_cache": True, "past_key_values": cache}
@@ -52,7 +56,7 @@ def forward_in_parts(model, plans, batch):
     return results
 
 
-def columns_of(batch, start, end):
+def columns_of(batch: BatchData, start: int, end: int) -> BatchData:
     """A batch of some columns of the language model; what lies before it is untouched."""
     inputs = dict(batch["inputs"])
     for name in ("input_ids", "position_ids"):

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
 
 from mmneuron_lens.wire.encode import extend
 from mmneuron_lens.wire.execute import serve
 from mmneuron_lens.wire.forward import forward, lean, make_context
 from mmneuron_lens.wire.layout import lay_out
 from mmneuron_lens.wire.parts import forward_in_parts, refuse_whole
+from mmneuron_lens.wire.types import Act, BatchData, Job, Module, Plan, Results, Sources
 
 
-def run_batch(model, plans, batch, source, job):
+def run_batch(
+    model: Module, plans: list[Plan], batch: BatchData, source: BatchData | None, job: Job
+) -> tuple[Results, Int[Tensor, "row token"] | None, Float[Tensor, "row token vocabulary"] | None]:
     """A forward, or a generation when `job["generation"]` has settings; a batch with cuts runs part by part.
 
-    batch and source are dicts of `inputs`, `fields`, `prompt_length` and `sharing`. Returns `(results, answers,
-    logits)`: results by key and layer, answers int64 `[rows, tokens]` or None, logits or None.
+    Returns `(results, answers, logits)`: results by key and layer, answers int64 `[rows, tokens]` or None, logits or
+    None.
     """
     held = {} if source is None else hold(model, plans, source)
     if job["generation"]:
         return generate_and_read(model, plans, batch, held, job)
-    if batch["sharing"].get("cuts"):
+    cuts = batch["sharing"].get("cuts")
+    if cuts:
         refuse_whole(plans, job)
-        return forward_in_parts(model, plans, batch), None, None
+        return forward_in_parts(model, plans, batch, cuts), None, None
     results, output = forward(model, plans, batch, held, None, {} if job["logits"] else lean(plans))
     return results, None, output.logits.detach() if job["logits"] else None
 
 
-def generate(model, plans, batch, sources, settings):
+def generate(
+    model: Module, plans: list[Plan], batch: BatchData, sources: Sources, settings: Mapping[str, Any]
+) -> tuple[Results, Int[Tensor, "row token"]]:
     """A generation: workers of the language model visit every step, the others the prompt."""
     context = make_context(batch, settings.get("num_beams") or 1, sources, None)
     results = {}
@@ -52,7 +62,9 @@ def generate(model, plans, batch, sources, settings):
     return results, output
 
 
-def generate_and_read(model, plans, batch, held, job):
+def generate_and_read(
+    model: Module, plans: list[Plan], batch: BatchData, held: Sources, job: Job
+) -> tuple[Results, Int[Tensor, "row token"], Float[Tensor, "row token vocabulary"] | None]:
     """Generate; then read what is asked of generated tokens in one teacher-forced forward over prompt and answer."""
     live = some_acts(plans, False)
     results, ids = generate(model, live, batch, held, job["generation"])
@@ -68,7 +80,7 @@ def generate_and_read(model, plans, batch, held, job):
     return {**results, **forced}, answers, logits
 
 
-def with_answers(batch, answers, job):
+def with_answers(batch: BatchData, answers: Int[Tensor, "row token"], job: Job) -> tuple[BatchData, list[int]]:
     """The batch with its answers behind the prompt, and the generation step that each column belongs to."""
     visible = answers.masked_fill(answers == job["end"], job["pad"])
     inputs = extend(batch["inputs"], visible, job["pad"])
@@ -78,7 +90,7 @@ def with_answers(batch, answers, job):
     return {"inputs": inputs, "fields": fields, "prompt_length": start, "sharing": {}}, columns
 
 
-def hold(model, plans, source):
+def hold(model: Module, plans: list[Plan], source: BatchData) -> Sources:
     """The values that the rewired sites have on the source batch, by site and layer."""
     reading = []
     for plan in plans:
@@ -86,24 +98,36 @@ def hold(model, plans, source):
         if acts:
             reading.append({**plan, "acts": [holding(acts[0], plan["site"])]})
     results, _ = forward(model, reading, source, {}, None, lean(reading))
-    return {(site, layer): values[0] for site, layers in results.items() for layer, values in layers.items()}
+    return {(site, layer): values[0] for (_, site), layers in results.items() for layer, values in layers.items()}
 
 
-def holding(act, site):
-    nothing = {"constants": {}, "per_layer": {}, "fields": {}, "modules": {}, "layers": None, "positions": None}
-    return {**act, **nothing, "mode": "reads", "key": site, "function": itself, "steps": "prompt"}
+def holding(act: Act, site: str) -> Act:
+    """A read of the whole value at every layer, where a rewire acts."""
+    return {
+        **act,
+        "key": (act["name"], site),
+        "mode": "reads",
+        "function": itself,
+        "constants": {},
+        "per_layer": {},
+        "fields": {},
+        "modules": {},
+        "layers": None,
+        "positions": None,
+        "steps": "prompt",
+    }
 
 
-def itself(value):
+def itself(value: Shaped[Tensor, "*all"]) -> Shaped[Tensor, "*all"]:
     return value
 
 
-def deferred(act):
+def deferred(act: Act) -> bool:
     """A read of generated tokens that does not ask for every beam."""
     return act["mode"] == "reads" and not act["all_beams"] and act["steps"] not in ("prompt", (0,))
 
 
-def some_acts(plans, after):
+def some_acts(plans: list[Plan], after: bool) -> list[Plan]:
     """What acts while generating, or afterwards under teacher forcing."""
     chosen = []
     for plan in plans:

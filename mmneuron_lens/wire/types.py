@@ -1,0 +1,289 @@
+"""Types of what these functions hand to one another. They are read by people and type checkers; none of them travels.
+
+Import them for annotations alone, which are left out of what is sent: a server has neither this file nor jaxtyping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any, Literal, NotRequired, Protocol, TypeAlias, TypedDict
+
+import numpy
+import torch
+from jaxtyping import Bool, Int, Shaped
+from PIL import Image
+from torch import Tensor
+
+# The model.
+
+Module: TypeAlias = Any
+"""A torch module, or nnsight's envoy of one, which offers its children, `inputs` and `output`."""
+
+Layer: TypeAlias = int | None
+"""The index of a layer; None at a site without layers."""
+
+Heads: TypeAlias = tuple[Literal["heads"], int]
+"""Heads apart; their dimension."""
+
+Part: TypeAlias = tuple[Literal["part"], int, int, int]
+"""One part of a fused projection, by heads: its index, of how many, their dimension."""
+
+View: TypeAlias = Heads | Part | tuple[Literal["rows"]] | tuple[Literal["mask"]]
+"""How a site sees the raw value. `rows`: the model flattens rows and tokens. `mask`: of attention, as booleans."""
+
+
+class Port(TypedDict):
+    """Where a module holds the value. item: index or attribute of its output, or name of its input."""
+
+    at: Literal["output", "input", "keyword"]
+    item: Any
+    view: View | None
+
+
+class Tiles(TypedDict):
+    """How an image is cut into tiles.
+
+    - patches: of one tile, without CLS
+    - grid_pinpoints: `[height, width]` in pixels of every grid of tiles that an image may be laid on
+    - tile_size: width and height of a tile in pixels
+    """
+
+    patches: int
+    grid_pinpoints: NotRequired[list[list[int]]]
+    tile_size: NotRequired[int]
+
+
+class Facts(Tiles):
+    """What laying out a batch needs to know of an architecture.
+
+    - image_token: the id of an image position
+    - images_in_text: whether images stand in the text
+    - text_only: whether there may be none
+    - queries: of the Q-Former, 0 without one
+    - kinds: of positions, by group of sites
+    - vision_tower: path of the module that can run once per image
+    """
+
+    image_token: int
+    images_in_text: bool
+    text_only: bool
+    queries: int
+    kinds: NotRequired[Mapping[str, tuple[str, ...]]]
+    vision_tower: NotRequired[str]
+
+
+class Tokens(Protocol):
+    """What a tokenizer returns."""
+
+    input_ids: list[list[int]]
+
+
+class Tokenizer(Protocol):
+    """The part of a tokenizer that is used here."""
+
+    padding_side: str
+    pad_token_id: int | None
+
+    def __call__(self, text: list[str], /) -> Tokens: ...
+
+
+class Processor(Protocol):
+    """The part of a checkpoint's processor that is used here."""
+
+    tokenizer: Tokenizer
+    image_token: str
+    image_processor: Callable[..., Mapping[str, Any]]
+
+    def __call__(self, **settings: Any) -> Mapping[str, Any]: ...
+
+
+# What is asked.
+
+Key: TypeAlias = tuple[str, str]
+"""The name of a read, and the site."""
+
+Over: TypeAlias = Literal["sum", "mean", "list"]
+Overs: TypeAlias = Mapping[Key, Over]
+"""How each result is folded."""
+
+Slice: TypeAlias = tuple[Literal["slice"], int | None, int | None, int | None]
+"""The word, start, stop and step."""
+
+Positions: TypeAlias = str | tuple[int, ...] | Slice | None
+"""A kind of position, indices of columns, or a slice; None means all."""
+
+
+Steps: TypeAlias = Literal["prompt", "generated", "all"] | tuple[int, ...]
+"""When: a word, or indices of forward passes (0 is the prompt)."""
+
+
+class Act(TypedDict):
+    """What one intervention does at one site.
+
+    - key: under which its results are kept
+    - constants: arguments of the function by name, the same at every layer
+    - per_layer: arguments whose first axis is the layer, where the site has layers
+    - fields: arguments that are a field of the batch, by its name
+    - modules: arguments that are modules, by their paths, applied in this order
+    - layers: None means all
+    """
+
+    name: str
+    key: Key
+    mode: Literal["reads", "writes", "rewires"]
+    over: Over | None
+    function: Callable[..., Any]
+    constants: dict[str, Any]
+    per_layer: dict[str, Tensor]
+    fields: dict[str, str]
+    modules: dict[str, list[str]]
+    layers: frozenset[int] | None
+    positions: Positions
+    steps: Steps
+    all_beams: bool
+
+
+class Plan(TypedDict):
+    """All that happens at one site. stepped: whether it is reached at every step of a generation, or once."""
+
+    site: str
+    places: list[tuple[Layer, str]]
+    port: Port
+    group: str | None
+    kinds: tuple[str, ...]
+    stepped: bool
+    acts: list[Act]
+
+
+class Job(TypedDict):
+    """What a run needs beside its plans.
+
+    - generation: settings of `generate`, empty for a forward
+    - logits: whether to keep them
+    - pad, end: token ids
+    - additive: the dtype of a packed batch's mask where attention adds it; None where the mask is booleans
+    """
+
+    generation: dict[str, Any]
+    logits: bool
+    facts: Facts
+    pad: int
+    end: int
+    additive: torch.dtype | None
+
+
+class FoldedJob(Job):
+    """A job whose batches become one result where the model is."""
+
+    overs: Overs
+
+
+# What it is asked about.
+
+Picture: TypeAlias = str | PathLike[str] | bytes | bytearray | memoryview | Image.Image | numpy.ndarray
+"""A path, the bytes of a file, a PIL image, or an array `[height, width]` or `[height, width, channel]`."""
+
+Inputs: TypeAlias = dict[str, Tensor]
+"""Arguments of the model's forward, as its processor makes them."""
+
+Group: TypeAlias = dict[str, Tensor]
+"""Fields along one group's axes: `weight` int64 `[*where]`, `kind` bool `[*where, kind]`, and the user's own."""
+
+Fields: TypeAlias = dict[str, Group]
+"""By group: `llm`, `vision`, `projector`, `qformer.query`, `qformer.text`."""
+
+
+class Spread(TypedDict):
+    """at: path of the module that sees each image once. rows: which image each text is about."""
+
+    at: str
+    rows: list[int]
+
+
+class Sharing(TypedDict, total=False):
+    """How rows share work. cuts: the columns at which a packed row runs in parts."""
+
+    cuts: list[int]
+    spread: Spread
+
+
+class BatchData(TypedDict):
+    """An encoded batch. prompt_length: columns before generated tokens."""
+
+    inputs: Inputs
+    fields: Mapping[str, Mapping[str, Tensor]]
+    prompt_length: int
+    sharing: Sharing
+
+
+class Item(TypedDict):
+    """A batch as files and words.
+
+    - images: per text, or per pack of texts, its image files
+    - texts: per row a prompt, or the list of prompts packed in it
+    - extra: the user's own fields of the language model
+    - cut: whether a packed row runs in parts
+    """
+
+    images: list[list[bytes]]
+    texts: Sequence[str | list[str]]
+    extra: dict[str, Tensor]
+    cut: NotRequired[bool]
+
+
+class PairedItem(Item):
+    """A batch and, where the graph rewires, the one that values are taken from."""
+
+    source: Item | None
+
+
+class PackedRow(TypedDict):
+    """Prompts of one row behind their common prefix, of `shared` columns; one entry per column in each list."""
+
+    ids: list[int]
+    positions: list[int]
+    weight: list[int]
+    question: list[int]
+    shared: int
+
+
+Column: TypeAlias = Literal["ids", "positions", "weight", "question"]
+
+
+# What comes of it.
+
+Value: TypeAlias = Any
+"""What a function returned: a tensor, number or text, or a list, tuple or dict of these."""
+
+Results: TypeAlias = dict[Key, dict[Layer, list[Value]]]
+"""What reads returned in one batch, by key and layer; an item per step, or per part of a packed row."""
+
+Totals: TypeAlias = dict[Key, Value]
+"""Results with layers stacked and steps joined; of one batch, or of all that were merged."""
+
+Sources: TypeAlias = Mapping[tuple[str, Layer], Tensor]
+"""What rewired sites held on the source batch, by site and layer."""
+
+
+class Context(TypedDict):
+    """What workers know of the batch under way. columns: under teacher forcing, the step of each column."""
+
+    fields: Mapping[str, Mapping[str, Tensor]]
+    rows: int
+    beams: int
+    sources: Sources
+    columns: list[int] | None
+    prompt_length: int
+
+
+class Returned(TypedDict):
+    """What a job sends back. answers: token ids, one tensor per row. logits: one tensor per batch."""
+
+    values: Totals
+    answers: list[Int[Tensor, " token"]]
+    logits: list[Shaped[Tensor, "row token vocabulary"]]
+
+
+Chosen: TypeAlias = tuple[slice, list[int]] | Bool[Tensor, "row token"]
+"""An index of the positions to act on: the same columns in every row, or a mask."""
