@@ -18,7 +18,7 @@ from mmneuron_lens.corpora.prompts import ModelKind
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
-from mmneuron_lens.runtime.packing import packed
+from mmneuron_lens.runtime.encoding import packed
 
 Prompt = Literal["identification", "evaluation"]
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
