@@ -101,7 +101,7 @@ def random_llava_next(text: dict[str, Any], vision: dict[str, Any], dtype: torch
         image_token="<image>",
         num_additional_image_tokens=1,
     )
-    return Lens.wrap(model, processor)
+    return Lens.wrap(model, processor, name)
 
 
 @torch.no_grad()

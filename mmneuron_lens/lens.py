@@ -101,9 +101,7 @@ class Lens:
         """A lens on the meta device: plans, checks and encodes; loads no weights. Raises as `Lens` does."""
         repo = loading.located(os.fspath(name_or_folder))
         module, processor = loading.load_meta(repo, revision, **settings)
-        return cls._of(
-            model_of(module, processor, repo=repo, name=_name(name_or_folder, repo), revision=revision)
-        )
+        return cls._of(model_of(module, processor, repo=repo, name=_name(name_or_folder, repo), revision=revision))
 
     @classmethod
     def _of(cls, model: Model) -> Lens:

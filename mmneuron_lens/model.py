@@ -58,9 +58,7 @@ class Model:
     def fingerprint(self) -> str:
         """The sha256 of everything that decides this model's numbers (`fingerprint_of`), computed on first use."""
         weights = None if self.served is None else self.served["weights"]
-        return fingerprint_of(
-            self.module, self.processor, repo=self.repo, revision=self.revision, weights=weights
-        )
+        return fingerprint_of(self.module, self.processor, repo=self.repo, revision=self.revision, weights=weights)
 
     @property
     def sites(self) -> tuple[str, ...]:

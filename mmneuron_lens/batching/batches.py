@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.architectures import loading
 from mmneuron_lens.artifacts.counts import bucket_of
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.corpora import prompts
@@ -18,14 +17,10 @@ from mmneuron_lens.corpora.prompts import ModelKind
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
-from mmneuron_lens.runtime.encoding import packed
 
 Prompt = Literal["identification", "evaluation"]
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 """Wraps the pieces of a piece of work, named, for instance in a progress bar; it must yield them all, in order."""
-
-HASHED_AT_MOST = 2**30
-"""Weights larger than this many bytes are named by their revision alone."""
 
 
 def quietly(items: Sequence[Any], name: str) -> Iterable[Any]:
@@ -165,13 +160,13 @@ def encode_packed(
         kept += some
     if not rows:
         return None, []
-    batch = packed(lens, rows, cut=True)
+    batch = lens.pack(rows, cut=True)
     return replace(batch, given=(tuple(files), batch.given[1])), kept
 
 
 def model_name(lens: Lens) -> str:
-    """The name a model has in artifacts and tables: `embedded/...`, a hub id, or the last part of a folder's path."""
-    return Path(lens.name).resolve().name if Path(lens.name).is_dir() else lens.name
+    """The name a model has in artifacts and tables."""
+    return lens.name
 
 
 def file_name(model: str) -> str:
@@ -180,21 +175,5 @@ def file_name(model: str) -> str:
 
 
 def model_facts(lens: Lens) -> dict[str, Any]:
-    """What identifies a model: its name, revision, dtype, kind of device, attention, and the sha256 of its weights.
-
-    The weights are hashed when they lie in a folder and are at most `HASHED_AT_MOST` bytes; otherwise None.
-    """
-    embedded = lens.name.startswith("embedded/")
-    folder = loading.embedded_folder(lens.name.removeprefix("embedded/")) if embedded else Path(lens.name)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    digest = None
-    if files and sum(file.stat().st_size for file in files) <= HASHED_AT_MOST:
-        digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
-    return {
-        "model id": model_name(lens),
-        "revision": lens.revision or getattr(lens.module.config, "_commit_hash", None),
-        "weights sha256": digest,
-        "dtype": str(lens.dtype).removeprefix("torch."),
-        "device": lens.served["device"] if lens.served else "server" if lens.remote else lens.device.type,
-        "attention": lens.attention,
-    }
+    """What identifies a model in provenance: `Model.facts`."""
+    return dict(lens.model.facts())

@@ -240,7 +240,7 @@ def _answered(
         open_ = [one for one in conditions if any(key(one, sample) not in log.answers for sample in asked)]
         held, rows = _encoded(lens, group, prompt, problems) if open_ else ([], [])
         for condition in open_ if held else ():
-            out = lens.run(condition.graph, held, **settings)
+            out = lens.generate(condition.graph, held, **settings)
             log.add(
                 Answer(
                     **facts,

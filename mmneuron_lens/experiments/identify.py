@@ -34,7 +34,6 @@ from mmneuron_lens.batching.prefetch import Opener, decoded_ahead
 from mmneuron_lens.batching.throughput import Pace
 from mmneuron_lens.corpora.folder import Problems, open_images
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.fingerprint import sampled_weights
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.controls import FalseDiscovery, HalvesOverlap, false_discovery_rate, halves_overlap
 from mmneuron_lens.neurons.selection import Selection, select
@@ -43,7 +42,7 @@ from mmneuron_lens.runs.checkpoint import Checkpoint
 from mmneuron_lens.runs.merging import WHOLE, Shard
 from mmneuron_lens.runs.sharding import counted_remotely
 from mmneuron_lens.runtime.batch import Batch
-from mmneuron_lens.runtime.packing import can_pack
+from mmneuron_lens.runtime.encoding import can_pack
 
 PACKED = 96
 """Questions of the same images that share one row, at most: RSVQA-HR asks about 90 of an image."""
@@ -113,15 +112,15 @@ def count_domain(
     found = sized(samples, problems)
     packs = not exact and all(sample.images for sample in samples)
     graph = count_active_by_kind.at("*.act") | count_positions.at("*.act")
-    model = {**model_facts(lens), "weights sampled": sampled_weights(lens)}
-    if remote and lens.served is None:
-        model |= {"device": "server", "weights sampled": None}
-    packing = "none" if not packs else f"{PACKED} questions" if can_pack(lens) else "vision tower"
+    model = model_facts(lens)
+    if remote and lens.model.served is None:
+        model |= {"device": "server"}
+    packing = "none" if not packs else f"{PACKED} questions" if can_pack(lens.model) else "vision tower"
     facts = {"prompt": prompt, "batch size": batch_size, "packing": packing, "method": "activation > 0"}
     source = {"name": corpus, "questions": len(found), "sha256": _digest(found)}
     shards = {} if shard == WHOLE else {"shards": [str(shard)]}
     total = _empty(lens, domain, provenance(**model, **facts, **shards, corpus=source))
-    mine = shard.part(whole_images(found, batch_size, can_pack(lens)) if packs else batches(found, batch_size))
+    mine = shard.part(whole_images(found, batch_size, can_pack(lens.model)) if packs else batches(found, batch_size))
     done = 0
     if checkpoint is not None:
         finished = checkpoint.already(total)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmneuron_lens.architectures.loading import embedded_folder
 from mmneuron_lens.corpora.folder import Problems, by_domain, read_folder, some_of
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
 from mmneuron_lens.lens import Lens
@@ -110,5 +109,4 @@ def some_domains(folder: str | Path) -> tuple[str, ...]:
 
 def _weightless(model: str) -> Lens:
     """A lens without weights, which is enough to count tokens."""
-    embedded = model.startswith("embedded/")
-    return Lens.weightless(embedded_folder(model.removeprefix("embedded/")) if embedded else model)
+    return Lens.weightless(model)

@@ -57,7 +57,7 @@ def counted_remotely(
 
         return Shard(content, make)
 
-    results = run_shards(lens, graph, [shard(batches) for _, batches in parts], **settings)
+    results = run_shards(lens.model, graph, [shard(batches) for _, batches in parts], **settings)
     for (bucket, batches), (values, facts) in zip(parts, results, strict=True):
         counted.update(facts["counted"])
         for sample in (sample for some in batches for sample in some):

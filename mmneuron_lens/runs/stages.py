@@ -7,16 +7,11 @@ controls/<model>/*.safetensors    answers/<model>.jsonl    tables/*.csv    figur
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from interventions.errors import InvalidValue
-from interventions.sites import unknown
-from mmneuron_lens.architectures.loading import embedded_folder
 from mmneuron_lens.artifacts.answers import AnswerLog, key_of, load_answers, save_answers
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.format import content_hash
@@ -29,9 +24,6 @@ from mmneuron_lens.neurons.selection import Selection
 from mmneuron_lens.paper.summary import Results
 from mmneuron_lens.runs.checkpoint import SECONDS, Checkpoint
 from mmneuron_lens.runs.merging import WHOLE, Shard, shard_file, unfinished
-from mmneuron_lens.runtime.remote import ask_served
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 class RunError(InvalidValue):
@@ -39,35 +31,8 @@ class RunError(InvalidValue):
 
 
 def open_lens(model: str, remote: bool | str | None = None, **settings: Any) -> Lens:
-    """A lens on `embedded/<name>`, a local folder or a hub id. settings: as of `Lens`, those that are None left out.
-
-    remote: True or an NDIF server's URL for a lens without weights that runs there; dtype and device are the server's,
-    and `ValueError` is raised for one given here.
-    Without a device, a process of several (`accelerate launch`, `torchrun`) takes the GPU of its LOCAL_RANK.
-    Raises `OSError` when it is not found, `KeyError` or `ValueError` with the choices for an unknown name, type of
-    model, dtype or device.
-    """
-    dtype, device = settings.get("dtype"), settings.get("device")
-    if remote:
-        if dtype is not None or device is not None:
-            raise InvalidValue("dtype and device are the server's; leave them out where the model runs remotely.")
-        name = model.removeprefix("embedded/")
-        given = {name: value for name, value in settings.items() if value is not None}
-        lens = Lens.weightless(embedded_folder(name) if name != model else model, **given)
-        lens.name, lens.remote = model, remote
-        lens.served = ask_served(lens, remote)
-        return lens
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise InvalidValue(unknown("dtype", dtype, DTYPES))
-    if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
-        device = settings["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
-    devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    if isinstance(device, str) and device not in (*devices, *(("cuda",) if len(devices) > 1 else ())):
-        raise InvalidValue(unknown("device", device, devices))
-    given = {name: value for name, value in settings.items() if value is not None}
-    if model.startswith("embedded/"):
-        return Lens.embedded(model.removeprefix("embedded/"), **given)
-    return Lens(model, **given)
+    """`Lens(model, remote=remote, **settings)`."""
+    return Lens(model, remote=remote, **settings)
 
 
 def count_stage(

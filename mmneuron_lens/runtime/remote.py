@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -113,7 +112,7 @@ def in_one_line(remote: bool | str) -> Iterator[None]:
     from nnsight.intervention.backends.remote import RemoteError
     from pydantic import ValidationError
 
-    answers = (ValidationError, json.JSONDecodeError, pickle.UnpicklingError)
+    answers = (ValidationError, json.JSONDecodeError)
     try:
         yield
     except MMNeuronError:
@@ -151,11 +150,17 @@ def backend_of(model: Model, remote: bool | str, **settings: Any) -> Any:
             return super()._serialize(tracer)
 
         def finalize(self, content: bytes) -> Any:
-            if self.compress:
-                import zstandard
+            try:
+                if self.compress:
+                    import zstandard
 
-                content = zstandard.ZstdDecompressor().decompress(content)
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                    content = zstandard.ZstdDecompressor().decompress(content)
+                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            except Exception as error:
+                # The readers raise whatever bytes make them raise.
+                raise RemoteFailed(
+                    f"{self.host}: the answer is not plain tensors; it is not read.", str(error)
+                ) from error
 
         @staticmethod
         def parse(message: str | bytes) -> Any:

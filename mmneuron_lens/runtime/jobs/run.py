@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from interventions import Graph
 from interventions.errors import InvalidType, InvalidValue
+from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.jobs.identity import digest
@@ -19,9 +20,6 @@ from mmneuron_lens.runtime.remote import travelling
 from mmneuron_lens.runtime.run import job_of, needs_source
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
-
-if TYPE_CHECKING:
-    from mmneuron_lens.lens import Lens
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Shard:
 
 
 def run_shards(
-    lens: Lens,
+    model: Model,
     graph: Graph,
     shards: Sequence[Shard],
     *,
@@ -58,24 +56,24 @@ def run_shards(
     out, `JobsBusy` when another process is at these jobs, and before anything is sent what `lens.check` raises.
     """
     graph = graph if isinstance(graph, Graph) else Graph((graph,))
-    checked = compile_graph(graph, lens.architecture, typed=True, attention=lens.attention)
+    checked = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
     if needs_source(checked):
         raise InvalidValue("A graph that rewires needs paired batches; run it with lens.run(..., sources=[...]).")
-    plans, entry = travelling(graph, lens)
-    overs = results_over(graph, lens.architecture)
-    job = {**job_of(lens, generation, False), "overs": overs}
-    server = server or NdifServer(lens, remote, plans, entry, job)
-    identity = digest(lens.nnsight.to_model_key(), plans, entry, job)
+    plans, entry = travelling(graph, model)
+    overs = results_over(graph, model.architecture)
+    job = {**job_of(model, generation, False), "overs": overs}
+    server = server or NdifServer(model, remote, plans, entry, job)
+    identity = digest(model.nnsight.to_model_key(), plans, entry, job)
     keys = [digest(identity, shard.content) for shard in shards]
     if len(set(keys)) != len(keys):
         raise InvalidValue("two shards have the same content and would count twice; give each shard its own samples.")
     store = JobStore(Path(jobs or default_folder()) / digest(keys)[:16])
     with store.alone():
-        model = lens.nnsight.to_model_key()
+        served_as = model.nnsight.to_model_key()
         if not any(store.record(key).attempts or store.is_done(key) for key in keys):
             server.check()
-        store.describe(title=title, host=server.host, model=model, shards=keys, again=list(again))
-        items = {key: _items(lens, checked, shard) for key, shard in zip(keys, shards, strict=True)}
+        store.describe(title=title, host=server.host, model=served_as, shards=keys, again=list(again))
+        items = {key: _items(model, checked, shard) for key, shard in zip(keys, shards, strict=True)}
         arriving = Watch(store, server, limits or Limits(), clock or Clock()).gather(items)
         for _ in arriving if progress is None else progress(_Arriving(arriving, len(keys)), title):
             pass
@@ -83,11 +81,11 @@ def run_shards(
     return [(fold.finish(returned["values"], overs), facts) for returned, facts in found]
 
 
-def _items(lens: Lens, plans: list[Any], shard: Shard) -> Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]]:
+def _items(model: Model, plans: list[Any], shard: Shard) -> Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]]:
     def make() -> tuple[list[dict[str, Any]], dict[str, Any]]:
         batches, facts = shard.make()
         for batch in batches:
-            check_plans(plans, batch, lens.architecture, lens.module, lens.dtype)
+            check_plans(plans, batch, model.architecture, model.module, model.dtype)
         return [{**batch.travelling(), "source": None} for batch in batches], facts
 
     return make

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from interventions.errors import InvalidValue, MMNeuronError
+from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.remote import backend_of
 from mmneuron_lens.runtime.serving import refuse_unserved
-
-if TYPE_CHECKING:
-    from mmneuron_lens.lens import Lens
 
 OURS_TO_RETRY = ("botocore", "boto3", "redis", "ray", "urllib3", "requests", "httpx", "httpcore", "grpc")
 """Packages of a server's own plumbing: an exception of theirs says nothing about the job."""
@@ -63,22 +61,22 @@ class Server(Protocol):
 class NdifServer:
     """One model on one NDIF host. The API key comes from nnsight's configuration and stays in its headers."""
 
-    def __init__(self, lens: Lens, remote: bool | str, plans: list[dict[str, Any]], entry: Any, job: dict[str, Any]):
+    def __init__(self, model: Model, remote: bool | str, plans: list[dict[str, Any]], entry: Any, job: dict[str, Any]):
         if remote == "local" or not remote:
             raise InvalidValue(f"jobs need a server: remote is {remote!r}; give True or a URL, or leave out `jobs`.")
-        self.lens, self.remote, self.plans, self.entry, self.job = lens, remote, plans, entry, job
+        self.model, self.remote, self.plans, self.entry, self.job = model, remote, plans, entry, job
         self.host = str(self._backend().host)
 
     def _backend(self, job_id: str | None = None) -> Any:
-        return _quiet(backend_of(self.lens, self.remote, blocking=False, job_id=job_id))
+        return _quiet(backend_of(self.model, self.remote, blocking=False, job_id=job_id))
 
     def check(self) -> None:
         """Refuse before the first job what cannot work; raises as `runtime.serving.refuse_unserved`."""
-        refuse_unserved(self.host, self.lens.nnsight.to_model_key())
+        refuse_unserved(self.host, self.model.nnsight.to_model_key())
 
     def submit(self, items: list[dict[str, Any]]) -> str:
         """Send a job of these items and return its id at once."""
-        backend, model = self._backend(), self.lens.nnsight
+        backend, model = self._backend(), self.model.nnsight
         entry, plans, job = self.entry, self.plans, self.job
         with translated(), model.session(backend=backend):
             returned = entry(model, plans, items, job).save()  # noqa: F841  (it comes back under this name)
