@@ -66,7 +66,9 @@ def real_parts() -> Path:
     return folder
 
 
-def random_llava_next(text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtype, **settings: Any) -> Lens:
+def random_llava_next(
+    text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtype, name: str | None = None, **settings: Any
+) -> Lens:
     """A stock LLaVA-NeXT with tiles of 336 pixels, patches of 14 and random weights, built in its own dtype.
 
     text, vision: settings of `LlamaConfig` and `CLIPVisionConfig`; settings: of `LlavaNextConfig`. The tokenizer is the

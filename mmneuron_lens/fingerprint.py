@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from mmneuron_lens.wire.describe import WeightFacts, weights_of
+from mmneuron_lens.wire.describe import weights_of
+from mmneuron_lens.wire.types import WeightFacts
 
 LEFT_OUT = ("transformers_version", "architectures", "dtype", "torch_dtype")
 """Of a configuration: what names no property of the model. Each weight tells its own dtype."""

@@ -12,7 +12,7 @@ import torch
 from mmneuron_lens.architectures import Architecture, architecture_of, loading
 from mmneuron_lens.architectures.checking import check_places
 from mmneuron_lens.fingerprint import fingerprint_of
-from mmneuron_lens.wire.describe import Served
+from mmneuron_lens.wire.types import Served
 
 ModelFacts = TypedDict(
     "ModelFacts",

@@ -54,7 +54,11 @@ def test_what_travels_imports_nothing_of_ours():
     assert offenders("mmneuron_lens.wire", allowed) == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "mmneuron_lens" / "wire").glob("*.py")), ids=lambda path: path.name)
+# Types are for annotations, which are left behind.
+WIRE = sorted(path for path in (ROOT / "mmneuron_lens" / "wire").glob("*.py") if path.stem != "types")
+
+
+@pytest.mark.parametrize("path", WIRE, ids=lambda path: path.name)
 def test_what_travels_is_plain(path):
     for node in ast.walk(ast.parse(path.read_text())):
         assert not isinstance(node, ast.ClassDef | ast.AsyncFunctionDef), f"line {node.lineno}: only functions travel"

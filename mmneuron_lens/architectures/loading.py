@@ -26,7 +26,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def located(name: str) -> str:
-    """Where a checkpoint lies: the folder that a name such as `embedded/llava-next` stands for, or the folder or hub id.
+    """Where a checkpoint lies: the folder that a name such as `embedded/llava-next` stands for; others as they are.
 
     Raises `UnknownName` with the choices for an `embedded/NAME` that is not there, and `FileMissing` for what is
     neither a name, nor a folder, nor like a hub id.
@@ -107,11 +107,11 @@ def load_generation(repo: str, revision: str | None = None) -> Any:
     """The checkpoint's own settings of generation, from where `from_pretrained` takes them."""
     from transformers import GenerationConfig
 
+    given: dict[str, Any] = {"revision": revision}
     try:
-        return GenerationConfig.from_pretrained(repo, revision=revision)
+        return GenerationConfig.from_pretrained(repo, **given)
     except OSError:
-        settings = {"config_file_name": "config.json", "_from_model_config": True}
-        return GenerationConfig.from_pretrained(repo, revision=revision, **settings)
+        return GenerationConfig.from_pretrained(repo, config_file_name="config.json", _from_model_config=True, **given)
 
 
 def load_processor(repo: str, revision: str | None = None) -> Any:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
+EMBEDDED = ("llava-next", "instructblip")
+"""Models whose weights ship with the package."""
+
 
 def llava_next() -> Path:
     """A small LLaVA-NeXT whose trained weights ship with the package."""

@@ -100,7 +100,10 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
 
 
 def with_placeholders(text: str, count: int, token: str) -> str:
-    """The prompt with a placeholder line per image before it, unless it has them. Raises `InvalidValue` on a mismatch."""
+    """The prompt with a placeholder line per image before it, unless it has them.
+
+    Raises `InvalidValue` where it has another number of them.
+    """
     present = text.count(token)
     if present == 0 and count:
         return f"{token}\n" * count + text

@@ -23,8 +23,9 @@ from mmneuron_lens.runtime.serving import explained, refuse_unserved
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.runtime.shipping import bare, refuse_unshippable
 from mmneuron_lens.wire import fold
-from mmneuron_lens.wire.describe import Served, describe
+from mmneuron_lens.wire.describe import describe
 from mmneuron_lens.wire.job import run_job
+from mmneuron_lens.wire.types import Served
 
 
 class RemoteFailed(MMNeuronError, RuntimeError):

@@ -87,7 +87,8 @@ def checked_generation(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a generation. Raises `InvalidValue` for `max_new_tokens` below 1, `InvalidType` for one that
     transformers does not know.
     """
-    from transformers import GenerationConfig, GenerationMixin
+    from transformers import GenerationConfig
+    from transformers.generation.utils import GenerationMixin
 
     known = {*GenerationConfig().to_dict(), *inspect.signature(GenerationMixin.generate).parameters}
     for name in settings:

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
+
+from mmneuron_lens.wire.types import Served, WeightFacts
 
 SAMPLED = 64
 """Values of a weight that are told as they are."""
 
 BLOCK = 256
 """Words whose sum is weighted by their place, so that rows which change places change the checksum."""
-
-
-WeightFacts = TypedDict(
-    "WeightFacts",
-    {"name": str, "shape": list[int], "dtype": str, "sampled": list[int] | None, "checksum": int | None},
-)
-"""What tells one weight from another, in plain values.
-
-- sampled: the bits of `SAMPLED` values, evenly spaced from the first to the last, as integers; None where the weight
-  cannot be seen (the meta device)
-- checksum: an exact integer over all bytes, the same on every kind of device; None likewise
-"""
-
-Served = TypedDict("Served", {"device": str, "weights": list[WeightFacts]})
-"""What an NDIF server says of a model: its kind of device ("server" where a sandbox hides the model), its weights."""
 
 
 def describe(model: Any) -> Served:

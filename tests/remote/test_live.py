@@ -24,10 +24,10 @@ from interventions import (
     zero_neurons,
 )
 from mmneuron_lens import Lens
-from mmneuron_lens.runtime.remote import RemoteFailed
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.identify import identify
 from mmneuron_lens.runtime.jobs import JobStore, Limits
+from mmneuron_lens.runtime.remote import RemoteFailed
 
 URL = os.environ.get("MMNEURON_NDIF_URL", "").rstrip("/")
 pytestmark = pytest.mark.skipif(
