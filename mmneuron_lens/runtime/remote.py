@@ -64,7 +64,7 @@ def run_remote(
     checked = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
     if needs_source(checked) and sources is None:
         raise InvalidType("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
-    settings = checked_generation(generation or {})
+    settings = checked_generation(model, generation or {})
     overs = results_over(graph, model.architecture)
     job = {**job_of(model, settings, logits), "overs": overs}
     for batch in batches:

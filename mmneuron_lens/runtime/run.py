@@ -44,7 +44,7 @@ def generate(
     generation: Mapping[str, Any],
 ) -> Result:
     """A generation per batch; as `run`. generation: settings of transformers' `generate`."""
-    return _run(model, graph, batches, sources, logits, checked_generation(generation))
+    return _run(model, graph, batches, sources, logits, checked_generation(model, generation))
 
 
 def _run(
@@ -83,14 +83,11 @@ def _run(
     return result_of(model, fold.finish(total, overs), answers, kept, job["pad"])
 
 
-def checked_generation(settings: Mapping[str, Any]) -> dict[str, Any]:
+def checked_generation(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a generation. Raises `InvalidValue` for `max_new_tokens` below 1, `InvalidType` for one that
     transformers does not know.
     """
-    from transformers import GenerationConfig
-    from transformers.generation.utils import GenerationMixin
-
-    known = {*GenerationConfig().to_dict(), *inspect.signature(GenerationMixin.generate).parameters}
+    known = {*vars(model.module.generation_config), *inspect.signature(model.module.generate).parameters}
     for name in settings:
         if name not in known:
             near = unknown("setting of generation", name, sorted(known)).partition(" Choices: ")[0]
