@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from mmneuron_lens import Lens
-from mmneuron_lens.runtime.packing import packed
 
 
 def needed(lens: Lens, image: Image.Image, questions: list[str]) -> tuple[float, int]:
@@ -18,7 +17,7 @@ def needed(lens: Lens, image: Image.Image, questions: list[str]) -> tuple[float,
     and dimension. The image passes the vision tower once, the common prefix the language model once, each question
     behind it meets the prefix and itself alone; no logits.
     """
-    batch = packed(lens, [([image], questions)], cut=False)
+    batch = lens.pack([([image], questions)], cut=False)
     positions, weight = batch.inputs["position_ids"][0].tolist(), batch.fields["llm"]["weight"][0].tolist()
     prefix = len(weight) if len(questions) == 1 else weight.count(len(questions))
     starts = [place for place in range(prefix, len(weight)) if positions[place] == prefix]

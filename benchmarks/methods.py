@@ -16,7 +16,6 @@ from interventions import count_active_by_kind, count_positions
 from mmneuron_lens import Lens
 from mmneuron_lens.experiments.identify import PACKED
 from mmneuron_lens.runtime.batch import Batch
-from mmneuron_lens.runtime.packing import packed
 
 Work = list[tuple[Image.Image, str]]
 GRAPH = count_active_by_kind.at("*.act") | count_positions.at("*.act")
@@ -195,8 +194,8 @@ def _packs(lens: Lens, work: Work) -> Iterator[Batch]:
         for start in range(0, len(some), PACKED):
             row = some[start : start + PACKED]
             if batch and sum(len(texts) for _, texts in batch) + len(row) > 32:
-                yield packed(lens, batch, cut=True)
+                yield lens.pack(batch, cut=True)
                 batch = []
             batch.append(([row[0][0]], [question for _, question in row]))
     if batch:
-        yield packed(lens, batch, cut=True)
+        yield lens.pack(batch, cut=True)

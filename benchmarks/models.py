@@ -66,7 +66,9 @@ def real_parts() -> Path:
     return folder
 
 
-def random_llava_next(text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtype, **settings: Any) -> Lens:
+def random_llava_next(
+    text: dict[str, Any], vision: dict[str, Any], dtype: torch.dtype, name: str | None = None, **settings: Any
+) -> Lens:
     """A stock LLaVA-NeXT with tiles of 336 pixels, patches of 14 and random weights, built in its own dtype.
 
     text, vision: settings of `LlamaConfig` and `CLIPVisionConfig`; settings: of `LlavaNextConfig`. The tokenizer is the
@@ -101,7 +103,7 @@ def random_llava_next(text: dict[str, Any], vision: dict[str, Any], dtype: torch
         image_token="<image>",
         num_additional_image_tokens=1,
     )
-    return Lens.wrap(model, processor)
+    return Lens.wrap(model, processor, name)
 
 
 @torch.no_grad()

@@ -40,14 +40,13 @@ def seven_billion(layers: int, vision_layers: int) -> Lens:
     """The published configuration of llava-v1.6-vicuna-7b (CLIP-L/336, hidden state -2), or one of fewer layers."""
     text = {"hidden_size": 4096, "intermediate_size": 11_008, "num_attention_heads": 32}
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
-    lens = models.random_llava_next(
+    return models.random_llava_next(
         {**text, "num_hidden_layers": layers},
         {**vision, "num_hidden_layers": vision_layers},
         torch.bfloat16,
         vision_feature_layer=-2,
+        name="random-7b",
     )
-    lens.name = "random-7b"
-    return lens
 
 
 def samples(folder: Path) -> dict[str, list[Sample]]:

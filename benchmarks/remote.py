@@ -71,7 +71,7 @@ def costs(url: str) -> list[dict[str, float]]:
 
     remote.backend_of = measured
     local = Lens.embedded("llava-next")
-    client = Lens.weightless(local.repo)
+    client = Lens.weightless(local.model.repo)
     files = photographs(100)
     rows = []
     for count in (1, 1, 10, 50, 100):
@@ -122,7 +122,7 @@ def flights(url: str) -> list[dict[str, float]]:
 
     jobs_server.backend_of = measured
     local = Lens.embedded("llava-next")
-    client = Lens.weightless(local.repo)
+    client = Lens.weightless(local.model.repo)
     files, graph = photographs(100), Graph((count_active_by_kind,))
     key = ("count_active_by_kind", "llm.mlp.act")
     rows = []
@@ -141,7 +141,7 @@ def flights(url: str) -> list[dict[str, float]]:
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
                 limits = Limits(in_flight=limit, poll_seconds=0.05)
-                found = run_shards(client, graph, shards, remote=url, jobs=folder, limits=limits)
+                found = run_shards(client.model, graph, shards, remote=url, jobs=folder, limits=limits)
                 row[limit] = time.perf_counter() - started
             assert torch.equal(sum(values[key] for values, _ in found), here)
             row["up"] = sum(sent)

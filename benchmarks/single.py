@@ -71,7 +71,7 @@ def generation(rounds: int, model: str = "real-parts", tokens: int = 8) -> list[
         with torch.no_grad():
             plain.module.generate(**inputs, **settings)
 
-    before, after, ratio = alternately(plainly, lambda: lens.run(graph, batch, **settings), rounds)
+    before, after, ratio = alternately(plainly, lambda: lens.generate(graph, batch, **settings), rounds)
     return [
         f"Ablated generation ({model}, 5 beams, {tokens} tokens, {batch.rows} x {batch.prompt_length} positions): "
         f"plain {before:.2f} s, ours {after:.2f} s, ratio {ratio:.3f} (target 1.05 at most)."

@@ -9,121 +9,167 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interventions import Graph, Intervention, keep
+from interventions import Graph, Intervention
 from interventions.errors import InvalidValue
-from interventions.sites import matching
-from mmneuron_lens.architectures import architecture_of, loading
-from mmneuron_lens.architectures.checking import check_places
-from mmneuron_lens.runtime import compile as compiling
+from mmneuron_lens.architectures import Architecture, loading
+from mmneuron_lens.model import Model, model_of, shown_name
+from mmneuron_lens.runtime import encoding, proving
 from mmneuron_lens.runtime import run as running
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.caching import cache_of, cached_graph
+from mmneuron_lens.runtime.compile import compile_graph
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.shapes import check_plans
-from mmneuron_lens.wire import encode, images, layout
+from mmneuron_lens.wire.execute import find
+
+Runnable = Graph | Intervention
 
 
 class Lens:
-    """A stock transformers vision-language model with named sites.
+    """A stock transformers vision-language model with named sites; it does not change once it is made.
 
-    `Lens("llava-hf/llava-v1.6-vicuna-7b-hf")`, `Lens("folder")`, `Lens.embedded("llava-next")`,
-    `Lens.wrap(model, processor)`, `Lens.weightless("folder or id")`.
+    `Lens("embedded/llava-next")`, `Lens("llava-hf/llava-v1.6-vicuna-7b-hf")`, `Lens("folder")`,
+    `Lens.wrap(module, processor)`, `Lens.weightless("folder or id")`, `Lens("id", remote=True)`.
 
-    module: the transformers model; nnsight: the nnsight model around it; processor: the checkpoint's own.
+    What it runs on is `lens.model`, a `Model`.
     """
 
     def __init__(
         self,
-        repo_or_folder: str | os.PathLike[str],
+        name_or_folder: str | os.PathLike[str],
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         device_map: Any = None,
         revision: str | None = None,
         attn_implementation: str | None = None,
+        remote: bool | str | None = None,
     ) -> None:
-        """Load a checkpoint: `dtype`, `device_map`, `revision`, `attn_implementation` as in `from_pretrained`.
+        """Load a checkpoint, or only what is needed to run it on a server.
 
-        Raises `OSError` when it cannot be found, `ValueError` for an architecture without a table of sites.
+        - name_or_folder: `embedded/llava-next`, `embedded/instructblip`, `embedded/smol`, a folder, or a hub id
+        - dtype: "float32", "bfloat16", "float16", or torch's
+        - device: "cpu", "cuda", "cuda:1"; in a process of several (`torchrun`) the GPU of its LOCAL_RANK if left out
+        - device_map, revision, attn_implementation: as in transformers' `from_pretrained`
+        - remote: True for NDIF's configured host, or the URL of a server: no weights are loaded here, every run
+          goes there, and the server is asked once for its device and weights
+
+        Raises `FileMissing` when it cannot be found, `UnknownName` for a name that is not there, `InvalidValue` for an
+        architecture without a table of sites (before weights are read), an unknown dtype or device, or one given with
+        `remote`; with `remote` also what `runtime.remote.run_remote` raises.
         """
+        repo = loading.located(os.fspath(name_or_folder))
+        name = _name(name_or_folder, repo)
         settings = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
-        given = {name: value for name, value in settings.items() if value is not None}
-        module, processor = loading.load(str(repo_or_folder), revision, **given)
-        self._adopt(module if device is None else module.to(device), processor, str(repo_or_folder), revision)
+        given = {key: value for key, value in settings.items() if value is not None}
+        self._remote = remote or False
+        if remote:
+            if {"dtype", "device_map"} & given.keys() or device is not None:
+                raise InvalidValue("dtype and device are the server's; leave them out where the model runs remotely.")
+            # Loaded where it is needed: it imports nnsight.
+            from mmneuron_lens.runtime.remote import as_served
+
+            module, processor = loading.load_meta(repo, revision, **given)
+            model = model_of(module, processor, repo=repo, name=name, revision=revision)
+            self._model = as_served(model, remote)
+            return
+        loading.checked_dtype(dtype)
+        if device_map is None:
+            device = loading.checked_device(device)
+        module, processor = loading.load(repo, revision, **given)
+        module = module if device is None else module.to(device)
+        self._model = model_of(module, processor, repo=repo, name=name, revision=revision)
 
     @classmethod
-    def wrap(cls, module: torch.nn.Module, processor: Any) -> Lens:
-        """A lens on a model that is already loaded."""
-        lens = cls.__new__(cls)
-        lens._adopt(module.eval(), processor, getattr(module, "name_or_path", "") or type(module).__name__, None)
-        return lens
+    def wrap(cls, module: torch.nn.Module, processor: Any, name: str | None = None) -> Lens:
+        """A lens on a transformers model that is already loaded, with its processor.
+
+        name: what artifacts call it; the checkpoint it was loaded from, or its class, if left out.
+        """
+        repo = str(getattr(module, "name_or_path", "") or type(module).__name__)
+        return cls._of(model_of(module.eval(), processor, repo=repo, name=name))
 
     @classmethod
     def embedded(cls, name: str, **settings: Any) -> Lens:
-        """A small trained model that ships with the package, `"llava-next"` or `"instructblip"`; or `"smol"`.
-
-        The last has a real language model and is assembled on its first use, from parts that are fetched then.
-        """
-        lens = cls(loading.embedded_folder(name), **settings)
-        lens.name = f"embedded/{name}"
-        return lens
+        """The short form of `Lens("embedded/NAME", ...)`: "llava-next", "instructblip" or "smol"."""
+        return cls(f"embedded/{name}", **settings)
 
     @classmethod
     def weightless(
-        cls, repo_or_folder: str | os.PathLike[str], *, revision: str | None = None, **settings: Any
+        cls, name_or_folder: str | os.PathLike[str], *, revision: str | None = None, **settings: Any
     ) -> Lens:
-        """A lens on the meta device: plans, checks and encodes; loads no weights."""
+        """A lens on the meta device: plans, checks and encodes; loads no weights. Raises as `Lens` does."""
+        repo = loading.located(os.fspath(name_or_folder))
+        module, processor = loading.load_meta(repo, revision, **settings)
+        return cls._of(model_of(module, processor, repo=repo, name=_name(name_or_folder, repo), revision=revision))
+
+    @classmethod
+    def _of(cls, model: Model) -> Lens:
         lens = cls.__new__(cls)
-        module, processor = loading.load_meta(str(repo_or_folder), revision, **settings)
-        lens._adopt(module, processor, str(repo_or_folder), revision)
+        lens._model, lens._remote = model, False
         return lens
 
-    def _adopt(self, module: Any, processor: Any, name: str, revision: str | None) -> None:
-        self.module = module
-        self.processor = processor
-        self.name = self.repo = name
-        # Where `run` runs unless it is told: here, or on a server, as its `remote` says.
-        self.remote: bool | str = False
-        # What that server said it serves, of `runtime.remote.ask_served`.
-        self.served: dict[str, Any] | None = None
-        self.revision = revision
-        self.architecture = architecture_of(module.config)
-        check_places(self.architecture, module)
-        self._nnsight: Any = None
-        # Graphs that were checked, with the kind of batch: a sweep of many runs checks each once.
-        self.proved: set[tuple[Any, ...]] = set()
+    @property
+    def model(self) -> Model:
+        """The model below: what the functions of `runtime` take."""
+        return self._model
+
+    @property
+    def remote(self) -> bool | str:
+        """Where `run` runs unless it is told: False here, True on the configured host, or a server's URL."""
+        return self._remote
+
+    @property
+    def name(self) -> str:
+        """As artifacts and tables show it: `embedded/NAME`, a hub id, or the last part of a folder's path."""
+        return self._model.name
+
+    @property
+    def module(self) -> Any:
+        """The transformers model."""
+        return self._model.module
+
+    @property
+    def processor(self) -> Any:
+        """The checkpoint's own processor."""
+        return self._model.processor
+
+    @property
+    def architecture(self) -> Architecture:
+        """Where the named sites of this model lie."""
+        return self._model.architecture
 
     @property
     def nnsight(self) -> Any:
-        """The nnsight model, made on first use."""
-        if self._nnsight is None:
-            self._nnsight = loading.wrap(self.module, self.processor, self.repo, self.revision)
-        return self._nnsight
+        """The nnsight model around the module, made on first use."""
+        return self._model.nnsight
 
     @property
     def sites(self) -> tuple[str, ...]:
         """The names of this model's sites, in forward order."""
-        return self.architecture.sites
+        return self._model.sites
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        """Where the weights lie; "meta" without weights."""
+        return self._model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
+        """The dtype of the weights."""
+        return self._model.dtype
 
     @property
     def attention(self) -> str:
         """The attention implementation of the language model: "sdpa", "eager", ..."""
-        return self.module.config.get_text_config()._attn_implementation or "eager"
+        return self._model.attention
 
     def __repr__(self) -> str:
-        return f"Lens({self.name}: {self.architecture.name}, {len(self.sites)} sites, {self.dtype}, {self.device})"
+        where = f"remote={self.remote!r}" if self.remote else self.device
+        return f"Lens({self.name}: {self.architecture.name}, {len(self.sites)} sites, {self.dtype}, {where})"
 
     def __getitem__(self, site: str) -> Any:
         """The nnsight envoys of a site: `lens["llm.mlp.act"][3]`, or one envoy where the site has no layers."""
-        from mmneuron_lens.wire.execute import find
-
         place = self.architecture.place(site)
         envoys = [find(self.nnsight, path) for _, path in place.paths()]
         return envoys if place.layers is not None else envoys[0]
@@ -131,61 +177,89 @@ class Lens:
     def encode(self, images_of: Sequence[Any] | None, texts: Sequence[str] | str) -> Batch:
         """Images and texts as one padded batch that knows its token layout.
 
-        images_of: per text an image, a list of images, or None; an image is a path, the bytes of a file, a PIL
-        image or an array. texts: prompts. Where images stand in the text (LLaVA), prompts without `<image>` get one
-        per image before them. Raises `ValueError` for an image that cannot be read, a count that does not
-        match, or a text without an image where the architecture needs one.
-        """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        per_text = _per_text(images_of, len(texts))
-        pictures = [[images.decode(image) for image in some] for some in per_text]
-        facts = self.architecture.facts
-        if facts["images_in_text"]:
-            token = getattr(self.processor, "image_token", "<image>")
-            texts = [with_placeholders(text, len(some), token) for text, some in zip(texts, pictures, strict=True)]
-        elif any(len(some) != 1 for some in pictures):
-            counts = [len(some) for some in pictures]
-            raise InvalidValue(f"{self.architecture.name} takes exactly one image per text; these have {counts}.")
-        inputs = encode.encode(self.processor, pictures, texts)
-        return Batch(
-            inputs=inputs,
-            fields=layout.lay_out(inputs, facts),
-            images=tuple(len(some) for some in pictures),
-            prompt_length=inputs["input_ids"].shape[1],
-            facts=facts,
-            tokenizer=self.processor.tokenizer,
-            given=(tuple(map(tuple, per_text)), tuple(texts)),
-        )
+        - images_of: per text an image, a list of images, or None; an image is a path, the bytes of a file, a PIL image
+          or an array
+        - texts: prompts; where images stand in the text (LLaVA), one without `<image>` gets one per image before it
 
-    def check(self, graph: Graph | Intervention, batch: Batch) -> None:
+        Raises `InvalidValue` for an image that cannot be read, a count that does not match, or a text without an image
+        where the architecture needs one.
+        """
+        return encoding.encode(self._model, images_of, texts)
+
+    def pack(self, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *, cut: bool = False) -> Batch:
+        """A batch of `(images, prompts)` rows that computes once what the prompts of a row share; not for generation.
+
+        cut: run long prefixes and their questions apart; then only reads that sum over positions fit. Raises
+        `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one.
+        """
+        return encoding.packed(self._model, rows, cut=cut)
+
+    def check(self, graph: Runnable, batch: Batch) -> None:
         """Prove on fake tensors that a graph fits this model and batch; needs no weights. Raises what does not fit."""
-        plans = compiling.compile_graph(_graph(graph), self.architecture, typed=True, attention=self.attention)
+        plans = compile_graph(_graph(graph), self.architecture, typed=True, attention=self.attention)
         check_plans(plans, batch, self.architecture, self.module, self.dtype)
 
     def run(
         self,
-        graph: Graph | Intervention,
+        graph: Runnable,
         batches: Iterable[Batch] | Batch,
         *,
         sources: Iterable[Batch] | Batch | None = None,
         logits: bool = False,
         remote: bool | str | None = None,
-        **generation: Any,
     ) -> Result:
-        """Run a graph: a forward per batch, or a generation when settings such as `max_new_tokens` are given.
+        """Run a graph: one forward per batch.
 
-        sources: for graphs that rewire, one paired batch per batch. logits: keep them. remote: run on NDIF, at the
-        configured host (True) or the URL given; the images' files go up, folded results come down. Left out, it is
-        `lens.remote`. Everything that can be wrong with the graph is raised before the first forward.
+        - sources: for graphs that rewire, one paired batch per batch
+        - logits: keep them, in `.logits`
+        - remote: run on NDIF, at the configured host (True) or the URL given; the images' files go up, folded results
+          come down; `lens.remote` if left out
+
+        Everything that can be wrong with the graph is raised before the first forward.
         """
+        return self._run(graph, batches, sources, logits, remote, None)
+
+    def generate(
+        self,
+        graph: Runnable,
+        batches: Iterable[Batch] | Batch,
+        *,
+        max_new_tokens: int,
+        sources: Iterable[Batch] | Batch | None = None,
+        logits: bool = False,
+        remote: bool | str | None = None,
+        **settings: Any,
+    ) -> Result:
+        """Generate answers under a graph: one generation per batch; the answers are in `.text` and `.tokens`.
+
+        - max_new_tokens: tokens an answer has at most
+        - sources, logits, remote: as in `run`; logits are those of the answers, teacher-forced
+        - settings: others of transformers' `generate`, such as `num_beams` and `do_sample`
+
+        Writes act on every step, reads on the prompt, unless `.at(steps=...)` says otherwise. Raises as `run` does.
+        """
+        return self._run(graph, batches, sources, logits, remote, {"max_new_tokens": max_new_tokens, **settings})
+
+    def _run(
+        self,
+        graph: Runnable,
+        batches: Iterable[Batch] | Batch,
+        sources: Iterable[Batch] | Batch | None,
+        logits: bool,
+        remote: bool | str | None,
+        generation: dict[str, Any] | None,
+    ) -> Result:
+        graph = _graph(graph)
         batches = [batches] if isinstance(batches, Batch) else batches
         sources = [sources] if isinstance(sources, Batch) else sources
         remote = self.remote if remote is None else remote
         if remote:
             from mmneuron_lens.runtime.remote import run_remote
 
-            return run_remote(self, _graph(graph), batches, sources, generation, logits, remote)
-        return running.run(self, _graph(graph), batches, sources, generation, logits)
+            return run_remote(self._model, graph, batches, sources, logits, remote=remote, generation=generation)
+        if generation is None:
+            return running.run(self._model, graph, batches, sources, logits)
+        return running.generate(self._model, graph, batches, sources, logits, generation=generation)
 
     def run_with_cache(self, batch: Batch, sites: Sequence[str] | str = "*") -> tuple[Tensor, dict[str, Any]]:
         """The logits and the activations by site name, as TransformerLens gives them: `[layer, ...]` per site.
@@ -193,23 +267,14 @@ class Lens:
         sites: names and globs. Globs leave out what this batch does not reach and weights that the attention
         implementation does not return.
         """
-        patterns = (sites,) if isinstance(sites, str) else tuple(sites)
-        names = [name for pattern in patterns for name in matching(pattern, self.sites)]
-        reached = [name for name in dict.fromkeys(names) if name in patterns or self._reached(name, batch)]
-        out = self.run(keep.at(reached), batch, logits=True)
-        return out.logits[0], {site: values[0] for (_, site), values in out.items()}
-
-    def _reached(self, site: str, batch: Batch) -> bool:
-        if site.endswith("attention.pattern") and self.attention != "eager":
-            return False
-        return site.startswith("llm.") or "vision" in batch.fields
+        return cache_of(self.run(cached_graph(self._model, batch, sites), batch, logits=True))
 
     def trace(self, batch: Batch | None = None, **settings: Any) -> Any:
         """nnsight's own trace on a batch: `with lens.trace(batch): ...`; gradients work there."""
         return self.nnsight.trace(**self._given(batch), **settings)
 
-    def generate(self, batch: Batch | None = None, **settings: Any) -> Any:
-        """nnsight's own generation on a batch: `with lens.generate(batch, max_new_tokens=3) as tracer: ...`."""
+    def trace_generation(self, batch: Batch | None = None, **settings: Any) -> Any:
+        """nnsight's own generation on a batch: `with lens.trace_generation(batch, max_new_tokens=3) as tracer: ...`."""
         given = self._given(batch)
         given.pop("position_ids", None)
         # nnsight looks for the `with` block one call above `generate`; name the function to trace it from here.
@@ -228,40 +293,21 @@ class Lens:
         """nnsight's session: several traces as one."""
         return self.nnsight.session(**settings)
 
-    def prove(self, batch: Batch | None = None) -> list[Any]:
+    def prove(self, batch: Batch | None = None) -> list[proving.Proof]:
         """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot.
 
         Returns one `Proof` per site; raises `AssertionError` naming the first that fails.
         """
-        from mmneuron_lens.runtime.proving import prove
-
-        return prove(self, batch)
+        return proving.prove(self._model, batch)
 
     def _given(self, batch: Batch | None) -> dict[str, Any]:
         return {} if batch is None else dict(batch.to(self.device).inputs)
 
 
-def _graph(graph: Graph | Intervention) -> Graph:
+def _graph(graph: Runnable) -> Graph:
     return Graph((graph,)) if isinstance(graph, Intervention) else graph
 
 
-def _per_text(images_of: Sequence[Any] | None, count: int) -> list[list[Any]]:
-    if images_of is None:
-        return [[] for _ in range(count)]
-    if isinstance(images_of, str | bytes | os.PathLike) or not isinstance(images_of, Sequence):
-        images_of = [images_of]
-    if len(images_of) != count:
-        raise InvalidValue(
-            f"{len(images_of)} entries of images for {count} texts; give one entry (or a list, or None) per text."
-        )
-    return [list(some) if isinstance(some, list | tuple) else [] if some is None else [some] for some in images_of]
-
-
-def with_placeholders(text: str, count: int, token: str) -> str:
-    """The prompt with a placeholder line per image before it, unless it has them. Raises `ValueError` on a mismatch."""
-    present = text.count(token)
-    if present == 0 and count:
-        return f"{token}\n" * count + text
-    if present != count:
-        raise InvalidValue(f"{present} {token} in the text for {count} images: {text[:80]!r}.")
-    return text
+def _name(given: str | os.PathLike[str], repo: str) -> str:
+    """What a checkpoint is called: as it was named, unless that was a folder's path."""
+    return shown_name(repo) if os.fspath(given) == repo else os.fspath(given)

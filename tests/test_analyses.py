@@ -112,7 +112,7 @@ def test_steering_during_beam_search(lens):
     )
     means = [out["keep", "llm.residual"][0][0].mean((0, 1)) for out in (happy, sad)]
     steer = add_vector.bind(vector=means[0] - means[1], scale=40.0).at(layers=1)
-    steered = lens.run(steer, batch, **beams)
+    steered = lens.generate(steer, batch, **beams)
 
     inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids"}
     with hooked(lens.module, {layer_paths(lens)[1]: lambda hidden: hidden + 40 * (means[0] - means[1])}):
@@ -191,7 +191,7 @@ def test_generated_tokens_can_be_cut_off_from_the_image(lens):
     beams = {"num_beams": 5, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     image = batch.fields["llm"]["kind"][..., 0]
     cut = knock_out_attention.bind(queries=~image, keys=image, generated=True)
-    out = lens.run(cut, batch, **beams)
+    out = lens.generate(cut, batch, **beams)
 
     real = batch.inputs["attention_mask"].bool()
 

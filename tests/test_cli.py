@@ -98,7 +98,7 @@ PROBLEMS = {
     ),
     "unknown embedded model": (
         ["count", "--model", "embedded/llava", "--corpus", "{corpus}", "--out", "{nothing}"],
-        "Unknown embedded model 'llava'. Did you mean 'llava-next'? Choices: llava-next, instructblip, smol.",
+        "Unknown embedded model 'embedded/llava'. Did you mean 'embedded/llava-next'? Choices: embedded/instructblip,",
     ),
     "no such model": (
         ["count", "--model", "{corpus}", "--corpus", "{corpus}", "--out", "{nothing}"],

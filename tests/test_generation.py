@@ -30,7 +30,7 @@ def zeroing(mask):
 
 def test_plain_generation_is_the_models_own(lens):
     batch = mixed_batch(lens)
-    out = lens.run(count_active, batch, **BEAMS)
+    out = lens.generate(count_active, batch, **BEAMS)
     ids = own(lens, batch)[:, batch.prompt_length :]
     assert out.text == [text.strip() for text in lens.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
     assert [tokens.tolist() for tokens in out.tokens] == [[t for t in row if t != 0] for row in ids.tolist()]
@@ -38,7 +38,7 @@ def test_plain_generation_is_the_models_own(lens):
 
 def test_reads_of_the_prompt_see_each_sample_once(lens):
     batch = mixed_batch(lens)
-    generated = lens.run(count_active.at("*.act"), batch, **BEAMS)
+    generated = lens.generate(count_active.at("*.act"), batch, **BEAMS)
     forward = lens.run(count_active.at("*.act"), batch)
     assert set(generated) == set(forward)
     for key in forward:
@@ -48,7 +48,7 @@ def test_reads_of_the_prompt_see_each_sample_once(lens):
 def test_writes_act_on_every_step_of_every_beam(lens):
     batch = mixed_batch(lens)
     all_masks = {site: masks(lens, site) for site in neuron_paths(lens)}
-    out = lens.run(zero_neurons.at("*.act").bind(neurons=per_layer(all_masks)), batch, **BEAMS)
+    out = lens.generate(zero_neurons.at("*.act").bind(neurons=per_layer(all_masks)), batch, **BEAMS)
     hooks = {}
     for site, paths in neuron_paths(lens).items():
         rows = all_masks[site] if lens.architecture.place(site).layers is not None else all_masks[site][None]
@@ -64,7 +64,7 @@ def test_writes_act_on_every_step_of_every_beam(lens):
 def test_writes_can_be_narrowed_to_some_steps(lens, steps):
     batch = mixed_batch(lens)
     vector = torch.randn(32, generator=torch.Generator().manual_seed(0)) * 8
-    out = lens.run(add_vector.bind(vector=vector).at(layers=1, steps=steps), batch, **BEAMS)
+    out = lens.generate(add_vector.bind(vector=vector).at(layers=1, steps=steps), batch, **BEAMS)
     path = neuron_paths(lens)["llm.mlp.act"][1].removesuffix(".mlp.act_fn")
 
     def steer(hidden):
@@ -79,7 +79,7 @@ def test_writes_can_be_narrowed_to_some_steps(lens, steps):
 def test_all_beams_counts_what_raw_hooks_count(lens):
     batch = mixed_batch(lens)
     paths = neuron_paths(lens)["llm.mlp.act"]
-    out = lens.run(count_active.at(steps="all", all_beams=True), batch, **BEAMS)
+    out = lens.generate(count_active.at(steps="all", all_beams=True), batch, **BEAMS)
     seen = outputs(lens.module, paths, lambda: own(lens, batch))
     real = batch.inputs["attention_mask"].bool().repeat_interleave(5, dim=0)
     expected = []
@@ -93,7 +93,7 @@ def test_generated_tokens_are_read_in_one_teacher_forced_forward(lens):
     batch = mixed_batch(lens)
     mask = masks(lens)
     graph = zero_neurons.bind(neurons=per_layer(mask)) | count_active_by_kind.at(steps="all")
-    out = lens.run(graph, batch, **BEAMS)
+    out = lens.generate(graph, batch, **BEAMS)
     paths = neuron_paths(lens)["llm.mlp.act"]
     with hooked(lens.module, {path: zeroing(row) for path, row in zip(paths, mask, strict=True)}):
         ids = own(lens, batch)
@@ -115,7 +115,7 @@ def test_generated_tokens_are_read_in_one_teacher_forced_forward(lens):
     # Hooks registered later run later: what they see is already zeroed.
     expected = torch.stack([torch.stack([(seen[path][0][kind] > 0).sum(0) for kind in kinds]) for path in paths])
     assert torch.equal(out["count_active_by_kind", "llm.mlp.act"], expected)
-    generated = lens.run(
+    generated = lens.generate(
         zero_neurons.bind(neurons=per_layer(mask)) | count_active.at(steps="generated"), batch, **BEAMS
     )
     assert torch.equal(generated["count_active", "llm.mlp.act"], expected[:, 2])
@@ -123,7 +123,9 @@ def test_generated_tokens_are_read_in_one_teacher_forced_forward(lens):
 
 def test_logits_of_answers_come_from_the_same_forward(lens):
     batch = mixed_batch(lens)
-    out = lens.run(count_active, batch, logits=True, num_beams=1, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    out = lens.generate(
+        count_active, batch, logits=True, num_beams=1, max_new_tokens=3, min_new_tokens=3, do_sample=False
+    )
     assert out.logits[0].shape[:2] == (3, 3)
     scores = out.logits[0].clone()
     scores[:, :, 2] = -torch.inf
@@ -134,6 +136,6 @@ def test_generation_leaves_the_model_as_it_was(lens):
     batch = mixed_batch(lens)
     with torch.no_grad():
         before = lens.module(**batch.inputs).logits
-    lens.run(zero_neurons.bind(neurons=per_layer(masks(lens))), batch, **BEAMS)
+    lens.generate(zero_neurons.bind(neurons=per_layer(masks(lens))), batch, **BEAMS)
     with torch.no_grad():
         assert torch.equal(lens.module(**batch.inputs).logits, before)

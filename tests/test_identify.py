@@ -88,7 +88,7 @@ def test_the_same_corpus_gives_the_same_bytes(lens, tmp_path):
     assert first.provenance["batch size"] == 4
     assert first.provenance["prompt"] == "identification"
     assert (first.provenance["corpus"]["name"], first.provenance["corpus"]["questions"]) == ("mine", 10)
-    assert {"model id", "revision", "weights sha256", "dtype", "device"} < set(first.provenance)
+    assert {"model id", "revision", "fingerprint", "dtype", "device"} < set(first.provenance)
 
 
 def test_no_batch_mixes_buckets_and_every_sample_is_in_one(tmp_path):

@@ -173,7 +173,7 @@ def test_a_job_that_raises_is_not_sent_again_and_shows_the_users_message(served,
     with FakeNdif(served[0]) as server:
         shard = Shard("one", lambda: ([batch], {}))
         with pytest.raises(JobFailed, match=r"no such neuron") as caught:
-            run_shards(client, Graph((fails_there,)), [shard], remote=server.url, jobs=tmp_path, clock=Hand())
+            run_shards(client.model, Graph((fails_there,)), [shard], remote=server.url, jobs=tmp_path, clock=Hand())
     assert len(server.submitted) == 1
     assert "\n" not in str(caught.value)
     assert store_in(tmp_path).record(store_in(tmp_path).run["shards"][0]).state == "failed"
@@ -217,7 +217,7 @@ def test_a_large_result_arrives(served, tmp_path):
     graph = keep.at("llm.mlp.act") | count_active
     with FakeNdif(served[0]) as server:
         shard = Shard("large", lambda: ([batch] * 90, {"note": 1}))
-        ((values, facts),) = run_shards(client, graph, [shard], remote=server.url, jobs=tmp_path, clock=Hand())
+        ((values, facts),) = run_shards(client.model, graph, [shard], remote=server.url, jobs=tmp_path, clock=Hand())
         assert max(map(len, server.results.values())) > 0
     local = served[4].run(graph, [batch] * 90)
     (file,) = tmp_path.rglob("*.safetensors")
@@ -252,7 +252,7 @@ def test_a_read_may_return_numbers_flags_and_text_beside_tensors(served, tmp_pat
     graph = described | tallied
     with FakeNdif(served[0]) as server:
         shard = Shard("plain", lambda: ([batch] * 2, {}))
-        ((values, _),) = run_shards(client, graph, [shard], remote=server.url, jobs=tmp_path, clock=Hand())
+        ((values, _),) = run_shards(client.model, graph, [shard], remote=server.url, jobs=tmp_path, clock=Hand())
     layers = here.architecture.place("llm.mlp.act").layers
     local = here.run(graph, [batch] * 2)
     for found in (values, local):
@@ -289,7 +289,7 @@ CLIENTS_LIMITS = Limits(in_flight=3, grace_seconds=5.0, poll_seconds=0.01)
 
 def test_a_killed_client_started_again_loses_nothing(served, tmp_path):
     tests, corpus = str(Path(__file__).parent), str(served[2][0].images[0].parent.parent)
-    facts = {"tests": tests, "corpus": corpus, "model": served[4].repo, "jobs": str(tmp_path)}
+    facts = {"tests": tests, "corpus": corpus, "model": served[4].model.repo, "jobs": str(tmp_path)}
     with FakeNdif(served[0]) as server:
         code = CLIENT.format(url=server.url, **facts)
         client = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)

@@ -50,7 +50,7 @@ def test_free_hand_trace_and_gradients(lens):
 
 def test_free_hand_generation(lens):
     batch = mixed_batch(lens)
-    with lens.generate(batch, max_new_tokens=2, min_new_tokens=2, do_sample=False) as tracer:
+    with lens.trace_generation(batch, max_new_tokens=2, min_new_tokens=2, do_sample=False) as tracer:
         ids = tracer.result.save()
     assert ids.shape == (3, batch.prompt_length + 2)
 
@@ -95,7 +95,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_an_embedded_model_that_is_not_there():
-    with pytest.raises(KeyError, match=r"Unknown embedded model 'llava'. Did you mean 'llava-next'"):
+    with pytest.raises(KeyError, match=r"Unknown embedded model 'embedded/llava'. Did you mean 'embedded/llava-next'"):
         Lens.embedded("llava")
 
 

@@ -22,7 +22,7 @@ from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.identify import count_domain
 from mmneuron_lens.runs.checkpoint import Checkpoint
 from mmneuron_lens.runs.merging import Shard, merge_runs, merge_shards, unfinished
-from mmneuron_lens.runs.stages import count_stage, open_lens
+from mmneuron_lens.runs.stages import count_stage
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -178,23 +178,20 @@ def _command(words: list[str], environment: dict[str, str]) -> None:
 
 
 def test_a_process_takes_the_gpu_of_its_rank(monkeypatch):
-    from mmneuron_lens import Lens
+    from mmneuron_lens.architectures.loading import checked_device
 
-    opened = []
-    monkeypatch.setattr(Lens, "embedded", lambda name, **settings: opened.append(settings))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    open_lens("embedded/llava-next")
+    assert checked_device(None) is None
     monkeypatch.setenv("LOCAL_RANK", "1")
-    open_lens("embedded/llava-next")
-    open_lens("embedded/llava-next", device="cpu")
+    assert checked_device(None) == "cuda:1"
+    assert checked_device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    open_lens("embedded/llava-next")
-    assert opened == [{}, {"device": "cuda:1"}, {"device": "cpu"}, {}]
+    assert checked_device(None) is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match="cuda:2"):
-        open_lens("embedded/llava-next")
+        checked_device(None)
 
 
 def test_it_goes_on_where_it_was(tmp_path):
@@ -221,7 +218,7 @@ def test_it_goes_on_where_it_was(tmp_path):
     weight = next(other.module.parameters())
     before = weight.detach().clone()
     weight.data.zero_()
-    with pytest.raises(ValueError, match="cannot go on with counts: provenance weights sampled is"):
+    with pytest.raises(ValueError, match="cannot go on with counts: provenance fingerprint is"):
         count_domain(other, samples, batch_size=2, checkpoint=checkpoint)
     weight.data.copy_(before)
     resumed, whole = (count_domain(lens, samples, batch_size=2, checkpoint=some) for some in (checkpoint, None))

@@ -11,7 +11,6 @@ from conftest import pictures, tiny_lens
 
 from interventions import count_active_by_kind, count_positions, keep, logit_lens
 from mmneuron_lens import Lens
-from mmneuron_lens.runtime.packing import packed
 
 ROWS = [
     (pictures((40, 56), seed=1), ["is it red?", "is it blue?", "how many cars are there?", "x"]),
@@ -31,7 +30,7 @@ def test_packed_counts_equal_one_by_one(attention):
     module.set_attn_implementation(attention)
     lens = Lens.wrap(module, processor)
     graph = count_active_by_kind.at("*.act") | count_positions.at("*.act")
-    expected, found = one_by_one(lens, graph), lens.run(graph, packed(lens, ROWS))
+    expected, found = one_by_one(lens, graph), lens.run(graph, lens.pack(ROWS))
     for key, counts in expected.items():
         if key[0] == "count_positions":
             assert torch.equal(found[key], counts), key
@@ -44,9 +43,9 @@ def test_packed_counts_equal_one_by_one(attention):
 
 def test_each_question_computes_what_it_computes_alone():
     lens = tiny_lens("llava_next")
-    together = lens.run(keep | logit_lens, packed(lens, ROWS[:1]))
+    together = lens.run(keep | logit_lens, lens.pack(ROWS[:1]))
     hidden = together["keep", "llm.residual"][0][:, 0]
-    batch = packed(lens, ROWS[:1])
+    batch = lens.pack(ROWS[:1])
     positions = batch.inputs["position_ids"][0]
     starts = [0, *(positions.diff() < 0).nonzero()[:, 0].add(1).tolist(), len(positions)]
     shared = int(positions[starts[1]])
@@ -59,7 +58,7 @@ def test_each_question_computes_what_it_computes_alone():
 
 def test_weights_say_how_often_a_position_counts():
     lens = tiny_lens("llava_next")
-    batch = packed(lens, ROWS)
+    batch = lens.pack(ROWS)
     weight, kind = batch.fields["llm"]["weight"], batch.fields["llm"]["kind"]
     assert weight[0][kind[0, :, 0]].unique().tolist() == [4]
     assert weight[0].max() == 4
@@ -72,9 +71,9 @@ def test_weights_say_how_often_a_position_counts():
 
 def test_what_cannot_be_packed_is_refused():
     with pytest.raises(ValueError, match="InstructBLIP takes exactly one image per text; these have"):
-        packed(tiny_lens("instructblip"), ROWS)
+        tiny_lens("instructblip").pack(ROWS)
     with pytest.raises(ValueError, match="at least one image"):
-        packed(tiny_lens("llava_next"), [([], ["text alone"])])
+        tiny_lens("llava_next").pack([([], ["text alone"])])
 
 
 def test_identification_packs_and_exact_asks_one_by_one(tmp_path):

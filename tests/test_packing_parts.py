@@ -8,7 +8,6 @@ from conftest import pictures, tiny_lens
 from hooks import neuron_paths, outputs
 
 from interventions import count_active_by_kind, count_positions, keep, lens_entropy, logit_lens, mean_activation
-from mmneuron_lens.runtime.packing import packed
 from mmneuron_lens.wire import pack as packing
 
 GRAPH = count_active_by_kind.at("*.act") | count_positions.at("*.act")
@@ -42,13 +41,13 @@ def assert_counts(found, expected):
 @pytest.mark.parametrize("rows", [ONE_IMAGE, SAME_SIZE, MIXED], ids=["one image", "same size", "mixed"])
 def test_parts_count_what_one_by_one_counts(rows):
     lens = tiny_lens("llava_next")
-    batch = packed(lens, rows, cut=True)
+    batch = lens.pack(rows, cut=True)
     assert len(batch.sharing["cuts"]) > (2 if len(rows) == 1 else 1)
     assert_counts(lens.run(GRAPH, batch), one_by_one(lens, GRAPH, rows))
 
 
 def test_parts_end_between_questions_and_hold_about_as_much_as_they_may():
-    batch = packed(tiny_lens("llava_next"), ONE_IMAGE, cut=True)
+    batch = tiny_lens("llava_next").pack(ONE_IMAGE, cut=True)
     start, *ends = batch.sharing["cuts"]
     positions = batch.inputs["position_ids"][0].tolist()
     assert positions[: start + 1] == list(range(start + 1))
@@ -60,7 +59,7 @@ def test_parts_end_between_questions_and_hold_about_as_much_as_they_may():
 
 
 def test_rows_of_one_image_size_need_no_padding_before_their_questions():
-    batch = packed(tiny_lens("llava_next"), SAME_SIZE, cut=True)
+    batch = tiny_lens("llava_next").pack(SAME_SIZE, cut=True)
     start = batch.sharing["cuts"][0]
     assert (batch.fields["llm"]["weight"][:, :start] > 0).all()
 
@@ -68,14 +67,14 @@ def test_rows_of_one_image_size_need_no_padding_before_their_questions():
 @pytest.mark.parametrize("graph", [mean_activation.at("*.act"), lens_entropy], ids=["mean", "entropy"])
 def test_means_are_those_of_whole_rows(graph):
     lens = tiny_lens("llava_next")
-    found, whole = lens.run(graph, packed(lens, ONE_IMAGE, cut=True)), lens.run(graph, packed(lens, ONE_IMAGE))
+    found, whole = lens.run(graph, lens.pack(ONE_IMAGE, cut=True)), lens.run(graph, lens.pack(ONE_IMAGE))
     for key, value in whole.items():
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def test_what_needs_a_whole_row_is_refused():
     lens = tiny_lens("llava_next")
-    batch = packed(lens, ONE_IMAGE, cut=True)
+    batch = lens.pack(ONE_IMAGE, cut=True)
     with pytest.raises(ValueError, match=r"logit_lens at llm.residual needs a whole row.*cut=False"):
         lens.run(logit_lens, batch)
     with pytest.raises(ValueError, match=r"count_active_by_kind at llm.mlp.act needs a whole row.*cut=False"):
@@ -92,8 +91,8 @@ def test_a_job_packs_and_runs_what_a_local_run_does():
 
     for name, rows in (("llava_next", ONE_IMAGE), ("instructblip", SAME_SIZE)):
         lens = tiny_lens(name)
-        batch = packed(lens, rows, cut=True)
-        plans, _ = travelling(GRAPH, lens)
+        batch = lens.pack(rows, cut=True)
+        plans, _ = travelling(GRAPH, lens.model)
         overs = results_over(GRAPH, lens.architecture)
         item = {**batch.travelling(), "source": None}
         there = run_job(lens.nnsight, plans, [item], {**job_of(lens, {}, False), "overs": overs})["values"]
@@ -105,7 +104,7 @@ def test_a_job_packs_and_runs_what_a_local_run_does():
 @pytest.mark.parametrize("name", ["instructblip", "blip2"])
 def test_a_shared_vision_tower_counts_what_one_by_one_counts(name):
     lens = tiny_lens(name)
-    batch = packed(lens, SAME_SIZE)
+    batch = lens.pack(SAME_SIZE)
     assert batch.inputs["pixel_values"].shape[0] == 2
     assert batch.fields["vision"]["weight"][:, 0].tolist() == [5, 2]
     assert batch.rows == 7
@@ -118,7 +117,7 @@ def test_a_shared_vision_tower_sees_each_image_once_and_every_row_its_own():
     apart = lens.encode(
         [some for some, prompts in SAME_SIZE for _ in prompts], [p for _, some in SAME_SIZE for p in some]
     )
-    once = lens.run(keep.at(["vision.residual", "vision.pooled", "llm.residual"]), packed(lens, SAME_SIZE))
+    once = lens.run(keep.at(["vision.residual", "vision.pooled", "llm.residual"]), lens.pack(SAME_SIZE))
     each = lens.run(keep.at(["vision.residual", "vision.pooled", "llm.residual"]), apart)
     assert once["keep", "vision.residual"][0].shape[1] == once["keep", "vision.pooled"][0].shape[0] == 2
     assert each["keep", "vision.residual"][0].shape[1] == 7

@@ -113,14 +113,14 @@ LIBRARY = ("", "/usr/lib/torch/functional.py", 90, "matmul", "raise")
 def test_an_error_is_the_message_and_the_users_line():
     text = trace_of(LIBRARY, OURS, USERS, LIBRARY) + "\nRuntimeError: size mismatch,\nof 5 and 3\n"
     assert serving.explained(text, "http://there") == (
-        "http://there: RuntimeError: size mismatch, of 5 and 3\n"
-        "  /home/me/notebook.py, line 7, in total: return act @ weight"
+        "http://there: RuntimeError: size mismatch, of 5 and 3 "
+        "(in total, /home/me/notebook.py, line 7: return act @ weight)"
     )
 
 
 def test_an_error_without_a_users_line_names_ours_and_one_without_a_traceback_stays():
     text = trace_of(LIBRARY, OURS) + "\nKeyError: 'image'\n"
-    assert serving.explained(text, "http://there").endswith(', in read: act["function"](value)')
+    assert serving.explained(text, "http://there").endswith(', line 205: act["function"](value))')
     assert serving.explained("Your job exceeded the limit.\n", "http://there") == "Your job exceeded the limit."
 
 
@@ -134,12 +134,12 @@ def test_the_backend_shows_errors_so_and_keeps_the_traceback():
     from nnsight.modeling.huggingface import _ID_CACHE
 
     _ID_CACHE["owner/model"] = "owner/model"
-    backend = backend_of(lens, "http://there/")
+    backend = backend_of(lens.model, "http://there/")
     backend.display.enabled = False
     text = trace_of(USERS) + "\nRuntimeError: no"
     with pytest.raises(RemoteError) as caught:
         backend.handle(ResponseModel(id="1", status=Status.ERROR, description=text))
-    assert str(caught.value).startswith("http://there: RuntimeError: no\n  /home/me/notebook.py, line 7")
+    assert str(caught.value).startswith("http://there: RuntimeError: no (in total, /home/me/notebook.py, line 7")
     assert caught.value.traceback == text  # type: ignore[attr-defined]
 
 
@@ -197,13 +197,14 @@ def test_an_answer_that_could_run_code_is_not_read(name, capsys):
 def test_results_are_loaded_as_tensors_only(monkeypatch):
     from conftest import tiny_lens
 
-    from mmneuron_lens.runtime.remote import backend_of
+    from mmneuron_lens.runtime.remote import RemoteFailed, backend_of
 
     lens = tiny_lens("llava_next")
     monkeypatch.setattr(type(lens.nnsight), "to_model_key", lambda self: KEY)
-    backend = backend_of(lens, "http://there")
+    backend = backend_of(lens.model, "http://there")
     backend.compress = False
     file = io.BytesIO()
     torch.save({"value": Runs()}, file)
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(RemoteFailed, match="http://there: the answer is not plain tensors; it is not read") as caught:
         backend.finalize(file.getvalue())
+    assert "Weights only load failed" in caught.value.traceback

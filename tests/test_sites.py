@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import tiny_models
@@ -13,7 +14,7 @@ from interventions import NEURON_SITES, SITES, keep
 from mmneuron_lens import Lens
 from mmneuron_lens.architectures import architecture_of
 from mmneuron_lens.architectures.checking import check_places
-from mmneuron_lens.runtime.proving import example
+from mmneuron_lens.runtime.proving import example, prove
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -36,7 +37,7 @@ def test_attention_patterns_are_read_under_eager_attention(name):
     assert set(proofs) == set(lens.sites)
     for site in ("llm.attention.pattern", "vision.attention.pattern"):
         assert proofs[site].moved == ()
-        pattern = lens.run(keep.at(site), example(lens))["keep", site][0]
+        pattern = lens.run(keep.at(site), example(lens.model))["keep", site][0]
         torch.testing.assert_close(pattern.sum(-1), torch.ones(pattern.shape[:-1]))
 
 
@@ -46,11 +47,11 @@ def test_a_site_that_is_wired_wrongly_is_caught(lens):
         **lens.architecture.places,
         "llm.mlp.act": type(place)(place.path.replace("act_fn", "up_proj"), 3, {"neuron": 47}),
     }
-    lens.architecture = type(lens.architecture)(lens.architecture.name, wrong, lens.architecture.facts)
+    changed = replace(lens.model, architecture=replace(lens.architecture, places=wrong))
     with pytest.raises(AssertionError, match=r"llm\.mlp\.act layer 0: shape"):
-        lens.prove()
+        prove(changed)
     with pytest.raises(ValueError, match=r"llm\.mlp\.act at '.*up_proj' is 48 wide, not 47"):
-        check_places(lens.architecture, lens.module)
+        check_places(changed.architecture, changed.module)
 
 
 def test_a_renamed_module_is_found_on_load(lens):

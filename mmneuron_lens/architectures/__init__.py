@@ -1,4 +1,4 @@
-"""Models: one file per architecture says where its named sites lie."""
+"""Architectures: one file each says where the named sites of its models lie."""
 
 from __future__ import annotations
 

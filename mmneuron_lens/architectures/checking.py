@@ -20,7 +20,7 @@ def check_places(architecture: Architecture, module: torch.nn.Module) -> None:
             except AttributeError as error:
                 raise InvalidValue(
                     f"{architecture.name}: {site} should be at {path!r}, which this model does not have ({error}). "
-                    "The installed transformers names it differently; correct the table in mmneuron_lens/models."
+                    "The installed transformers names it differently; correct the table in mmneuron_lens/architectures."
                 ) from error
             _check_width(architecture, site, place, path, found)
 

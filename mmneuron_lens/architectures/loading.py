@@ -1,62 +1,141 @@
-"""Loading: a checkpoint and its processor from a folder or a hub id, with weights or without."""
+"""Loading: a checkpoint and its processor from a name, a folder or a hub id, with weights or without."""
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from interventions.errors import UnknownName
+from interventions.errors import FileMissing, InvalidValue, UnknownName
+from interventions.sites import unknown
+from mmneuron_lens.architectures import architecture_of
 
-EMBEDDED = ("llava-next", "instructblip")
-"""Models whose weights ship with the package."""
+GROUP = "mmneuron_lens.checkpoints"
+"""The entry points under which a package offers checkpoints by name: functions that return a folder."""
 
-SMOL = "smol"
-"""Assembled on its first use, from parts that are fetched."""
+DTYPES = ("float32", "bfloat16", "float16")
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
-def load(repo_or_folder: str, revision: str | None = None, **settings: Any) -> tuple[torch.nn.Module, Any]:
+def located(name: str) -> str:
+    """Where a checkpoint lies: the folder that a name such as `embedded/llava-next` stands for; others as they are.
+
+    Raises `UnknownName` with the choices for an `embedded/NAME` that is not there, and `FileMissing` for what is
+    neither a name, nor a folder, nor like a hub id.
+    """
+    named = {point.name: point for point in entry_points(group=GROUP)}
+    if name in named:
+        return str(named[name].load()())
+    if Path(name).is_dir():
+        return name
+    if name.startswith("embedded/"):
+        raise UnknownName(unknown("embedded model", name, sorted(named)))
+    if not HUB_ID.fullmatch(name):
+        raise FileMissing(f"{name}: no such folder. Give a folder, a hub id like owner/model, or {_or(sorted(named))}.")
+    return name
+
+
+def checked_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
+    """A dtype as given. Raises `InvalidValue` with the choices for a name that is none."""
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise InvalidValue(unknown("dtype", dtype, DTYPES))
+    return dtype
+
+
+def checked_device(device: str | torch.device | None) -> str | torch.device | None:
+    """A device as given; without one, a process of several (`torchrun`) takes the GPU of its LOCAL_RANK.
+
+    Raises `InvalidValue` with the choices for a device that is not there.
+    """
+    if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if isinstance(device, str) and device not in (*devices, *(("cuda",) if len(devices) > 1 else ())):
+        raise InvalidValue(unknown("device", device, devices))
+    return device
+
+
+def load(repo: str, revision: str | None = None, **settings: Any) -> tuple[torch.nn.Module, Any]:
     """The stock transformers model in evaluation mode, and its processor.
 
-    settings: what `from_pretrained` takes (`dtype`, `device_map`, `attn_implementation`). Raises `OSError` naming
-    the folder or id when it cannot be found.
+    - repo: a folder or hub id
+    - settings: what `from_pretrained` takes (`dtype`, `device_map`, `attn_implementation`)
+
+    Raises `FileMissing` when it cannot be found, and `InvalidValue` for an architecture without a table of sites,
+    before its weights are read, or for files that cannot be read.
     """
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(repo_or_folder, revision=revision, **settings)
-    return model.eval(), load_processor(repo_or_folder, revision)
+    load_config(repo, revision)
+    with _in_one_line(repo):
+        model = AutoModelForImageTextToText.from_pretrained(repo, revision=revision, **settings)
+    return model.eval(), load_processor(repo, revision)
 
 
-def load_meta(repo_or_folder: str, revision: str | None = None, **settings: Any) -> tuple[torch.nn.Module, Any]:
-    """The same model on the meta device: every module, no weights."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+def load_meta(repo: str, revision: str | None = None, **settings: Any) -> tuple[torch.nn.Module, Any]:
+    """The same model on the meta device: every module, no weights. Raises as `load` does."""
+    from transformers import AutoModelForImageTextToText
 
-    config = AutoConfig.from_pretrained(repo_or_folder, revision=revision)
+    config = load_config(repo, revision)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, **settings)
-    return model.eval(), load_processor(repo_or_folder, revision)
+    model.generation_config = load_generation(repo, revision)
+    return model.eval(), load_processor(repo, revision)
 
 
-def load_processor(repo_or_folder: str, revision: str | None = None) -> Any:
+def load_config(repo: str, revision: str | None = None) -> Any:
+    """The configuration of a checkpoint whose architecture has a table of sites. Raises as `load` does."""
+    from transformers import AutoConfig
+
+    if Path(repo).is_dir() and not (Path(repo) / "config.json").is_file():
+        raise FileMissing(f"{repo} has no config.json; give the folder of a saved model.")
+    with _in_one_line(repo):
+        config = AutoConfig.from_pretrained(repo, revision=revision)
+    architecture_of(config)
+    return config
+
+
+def load_generation(repo: str, revision: str | None = None) -> Any:
+    """The checkpoint's own settings of generation, from where `from_pretrained` takes them."""
+    from transformers import GenerationConfig
+
+    given: dict[str, Any] = {"revision": revision}
+    try:
+        return GenerationConfig.from_pretrained(repo, **given)
+    except OSError:
+        return GenerationConfig.from_pretrained(repo, config_file_name="config.json", _from_model_config=True, **given)
+
+
+def load_processor(repo: str, revision: str | None = None) -> Any:
     """The checkpoint's own processor; its image part falls back to PIL where torchvision is absent."""
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(repo_or_folder, revision=revision)
+    with _in_one_line(repo):
+        return AutoProcessor.from_pretrained(repo, revision=revision)
 
 
-def embedded_folder(name: str) -> Path:
-    """Where an embedded model lies; `smol` is assembled if need be. Raises `KeyError` with the choices."""
-    from interventions.sites import unknown
+@contextmanager
+def _in_one_line(repo: str) -> Iterator[None]:
+    """Whatever transformers says of a checkpoint that it cannot load, as one line with the checkpoint's name."""
+    from safetensors import SafetensorError
 
-    if name == SMOL:
-        from mmneuron_lens.embedded.smol import smol_folder
-
-        return smol_folder()
-    if name not in EMBEDDED:
-        raise UnknownName(unknown("embedded model", name, [*EMBEDDED, SMOL]))
-    return Path(__file__).parent.parent / "embedded" / name
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        first = re.split(r"(?<=[.!])\s", said)[0]
+        if isinstance(error, OSError):
+            kind = "its files cannot be read" if Path(repo).is_dir() else "not found on the hub or in its cache"
+            raise FileMissing(f"{repo}: {kind}. {first}") from error
+        raise InvalidValue(f"{repo}: cannot be loaded. {first}") from error
 
 
 def wrap(module: torch.nn.Module, processor: Any, repo: str, revision: str | None) -> Any:
@@ -79,3 +158,7 @@ def wrap(module: torch.nn.Module, processor: Any, repo: str, revision: str | Non
         model = TransformersModel(module, task=task, processor=processor, tokenizer=processor.tokenizer)
     model.repo_id, model.revision = repo, revision
     return model
+
+
+def _or(names: list[str]) -> str:
+    return f"one of {', '.join(names)}" if names else "install a package that offers one"

@@ -91,10 +91,10 @@ def repo_of(name: str) -> str:
 
     Raises `KeyError` for an unknown embedded model and `FileNotFoundError` for a path without a config.json.
     """
-    from mmneuron_lens.architectures.loading import embedded_folder
+    from mmneuron_lens.architectures.loading import located
 
     if name.startswith("embedded/"):
-        return str(embedded_folder(name.removeprefix("embedded/")).resolve())
+        return str(Path(located(name)).resolve())
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():

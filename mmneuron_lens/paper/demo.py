@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from mmneuron_lens.architectures.loading import EMBEDDED
 from mmneuron_lens.batching.batches import Progress, quietly
 from mmneuron_lens.corpora.folder import by_domain, read_folder, some_of
 from mmneuron_lens.corpora.sample import DOMAINS
+from mmneuron_lens.embedded.checkpoints import EMBEDDED
 from mmneuron_lens.paper.summary import publish
 from mmneuron_lens.runs.stages import ablate_stage, count_stage, open_lens, results_of, select_stage
 

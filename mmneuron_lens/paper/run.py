@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mmneuron_lens.architectures.loading import EMBEDDED
 from mmneuron_lens.batching.batches import Progress, quietly
+from mmneuron_lens.embedded.checkpoints import EMBEDDED
 from mmneuron_lens.runs.done import Say
 from mmneuron_lens.runs.pipeline import run_model
 from mmneuron_lens.runs.plan import Plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,14 +16,18 @@ from mmneuron_lens.wire.images import file_bytes
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What `lens.encode` makes.
+    """What `lens.encode` and `lens.pack` make.
 
-    inputs: the processor's tensors, prompts padded on the left. fields: by group of sites, `weight` int64
-    `[rows, positions]` (0 for padding) and `kind` bool `[rows, positions, kinds]`, one-hot. images: how many
-    each row has. prompt_length: columns before generated tokens; all of them unless an answer was appended.
-    given: the images and texts it was made from (per row a text, or a tuple of those packed in it), which is what
-    travels to a server. sharing: how rows share work: `cuts`, the columns at which a packed row runs in parts, or
-    `spread`, which image each row is about where the vision tower sees each image once; empty otherwise.
+    - inputs: the processor's tensors, prompts padded on the left
+    - fields: by group of sites, `weight` int64 `[rows, positions]` (0 for padding) and `kind` bool
+      `[rows, positions, kinds]`, one-hot
+    - images: how many each row has
+    - prompt_length: columns before generated tokens; all of them unless an answer was appended
+    - facts: of the architecture, what laying out needs
+    - given: the images and texts it was made from (per row a text, or a tuple of those packed in it), which is what
+      travels to a server
+    - sharing: how rows share work: `cuts`, the columns at which a packed row runs in parts, or `spread`, which image
+      each row is about where the vision tower sees each image once; empty otherwise
     """
 
     inputs: Mapping[str, Tensor]
@@ -37,6 +41,7 @@ class Batch:
 
     @property
     def rows(self) -> int:
+        """How many rows the language model sees."""
         return self.inputs["input_ids"].shape[0]
 
     @property
@@ -68,7 +73,7 @@ class Batch:
             shown.append(row)
         return shown
 
-    def span_lengths(self):
+    def span_lengths(self) -> Iterator[list[int]]:
         """Per row, how many positions each of its images takes."""
         is_image = self.fields["llm"]["kind"][..., 0] & (self.fields["llm"]["weight"] > 0)
         lengths = iter(layout.image_lengths(self.inputs, self.facts))

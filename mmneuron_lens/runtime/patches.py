@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,13 +47,13 @@ def _of_image(batch: Batch, place: int) -> list[tuple[float, float, float, float
     return [*overview, *(box for line in lines for box in (*line, None))]
 
 
-def _grid(rows: int, columns: int):
+def _grid(rows: int, columns: int) -> Iterator[tuple[float, float, float, float]]:
     for row in range(rows):
         for column in range(columns):
             yield column / columns, row / rows, (column + 1) / columns, (row + 1) / rows
 
 
-def detail_grid(size: list[int], facts) -> tuple[int, int]:
+def detail_grid(size: list[int], facts: Mapping[str, Any]) -> tuple[int, int]:
     """Rows and columns of the patches of LLaVA-NeXT's larger tiles, padding left out. size: height, width in pixels."""
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
@@ -11,11 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from interventions import Graph, keep, writes
+from mmneuron_lens.architectures import Place
+from mmneuron_lens.model import Model
+from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.caching import reached
+from mmneuron_lens.runtime.encoding import encode
+from mmneuron_lens.runtime.run import run
 from mmneuron_lens.runtime.shapes import site_shape
-
-if TYPE_CHECKING:
-    from mmneuron_lens.lens import Lens
-    from mmneuron_lens.runtime.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -39,50 +41,55 @@ def disturb(value: Tensor) -> Tensor:
     return value + noise * (1 + value.abs().mean())
 
 
-def prove(lens: Lens, batch: Batch | None = None) -> list[Proof]:
-    """See `Lens.prove`."""
-    batch = (batch if batch is not None else example(lens)).to(lens.device)
-    with torch.no_grad():
-        before = lens.module(**batch.inputs).logits
-    proofs = [_prove(lens, site, batch, before) for site in lens.sites if lens._reached(site, batch)]
-    with torch.no_grad():
-        after = lens.module(**batch.inputs).logits
-    assert torch.equal(before, after), "the model's logits changed after the runs"
+def prove(model: Model, batch: Batch | None = None) -> list[Proof]:
+    """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot.
+
+    batch: what to run on; `example` if left out. Raises `AssertionError` naming the first site that fails.
+    """
+    batch = (batch if batch is not None else example(model)).to(model.device)
+    before = _logits(model, batch)
+    proofs = [_prove(model, site, batch, before) for site in model.sites if reached(model, site, batch)]
+    assert torch.equal(before, _logits(model, batch)), "the model's logits changed after the runs"
     return proofs
 
 
-def example(lens: Lens) -> Batch:
+def example(model: Model) -> Batch:
     """Two drawn images of different sizes and two short questions."""
     noise = numpy.random.default_rng(0)
     pictures = [Image.fromarray(noise.integers(0, 255, size, dtype=numpy.uint8)) for size in ((40, 56, 3), (64, 32, 3))]
-    return lens.encode(pictures, ["what is this?", "is it red?"])
+    return encode(model, pictures, ["what is this?", "is it red?"])
 
 
-def _prove(lens: Lens, site: str, batch: Batch, before: Tensor) -> Proof:
-    place = lens.architecture.place(site)
-    values = _as_list(lens.run(keep.at(site), batch)[keep.name, site][0], place.layers)
-    expected = site_shape(site, batch, lens.architecture)
+def _prove(model: Model, site: str, batch: Batch, before: Tensor) -> Proof:
+    place = model.architecture.place(site)
+    values = _as_list(run(model, Graph((keep.at(site),)), [batch])[keep.name, site][0], place.layers)
+    expected = site_shape(site, batch, model.architecture)
     for (layer, path), value in zip(place.paths(), values, strict=True):
         assert tuple(value.shape) == expected, f"{site} layer {layer}: shape {tuple(value.shape)}, not {expected}"
         if place.view != ("mask",):
-            assert torch.equal(value, hooked(lens, path, place, batch).reshape(value.shape)), (
+            assert torch.equal(value, hooked(model, path, place, batch).reshape(value.shape)), (
                 f"{site} layer {layer}: not what a hook sees"
             )
     if place.fixed:
         return Proof(site, expected, (), tuple(layer for layer, _ in place.paths()), place.fixed)
     moved, dead = [], []
+    # Rows of padding may hold anything; only real positions are the model's answer.
+    real = batch.fields["llm"]["weight"].bool().cpu()
     for layer, _ in place.paths():
         change = disturb.at(site) if layer is None else disturb.at(site, layers=layer)
-        logits = lens.run(Graph((change,)), batch, logits=True).logits[0]
-        # Rows of padding may hold anything; only real positions are the model's answer.
-        real = batch.fields["llm"]["weight"].bool()
+        logits = run(model, Graph((change,)), [batch], logits=True).logits[0]
         (dead if torch.equal(logits[real], before[real]) else moved).append(layer)
     said = [layer for layer, _ in place.paths() if not place.reaches(layer)]
     assert dead == said, f"{site}: layers {dead} do not reach the logits, but the table says {said}"
     return Proof(site, expected, tuple(moved), tuple(dead), place.why_dead)
 
 
-def hooked(lens: Lens, path: str, place: Any, batch: Batch) -> Tensor:
+def _logits(model: Model, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return model.module(**batch.inputs).logits.cpu()
+
+
+def hooked(model: Model, path: str, place: Place, batch: Batch) -> Tensor:
     """The value that a plain torch hook sees at a place."""
     seen: list[Any] = []
 
@@ -92,14 +99,14 @@ def hooked(lens: Lens, path: str, place: Any, batch: Batch) -> Tensor:
         else:
             seen.append(positional[0] if positional else keywords[place.item])
 
-    module = lens.module.get_submodule(path)
+    module = model.module.get_submodule(path)
     if place.at == "output":
         handle = module.register_forward_hook(see, with_kwargs=True)
     else:
         handle = module.register_forward_pre_hook(see, with_kwargs=True)
     try:
         with torch.no_grad():
-            lens.module(**batch.inputs)
+            model.module(**batch.inputs)
     finally:
         handle.remove()
     value = seen[0].clone()

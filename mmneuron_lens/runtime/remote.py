@@ -3,91 +3,144 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from interventions import Graph
-from interventions.errors import InvalidType
+from interventions.errors import InvalidType, MMNeuronError
+from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.envelope import refuse_unsafe
 from mmneuron_lens.runtime.result import Result
-from mmneuron_lens.runtime.run import job_of, needs_source, result_of
+from mmneuron_lens.runtime.run import checked_generation, job_of, needs_source, refuse_packed, refuse_parts, result_of
 from mmneuron_lens.runtime.serving import explained, refuse_unserved
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.runtime.shipping import bare, refuse_unshippable
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.describe import describe
 from mmneuron_lens.wire.job import run_job
+from mmneuron_lens.wire.types import Served
 
-if TYPE_CHECKING:
-    from mmneuron_lens.lens import Lens
+
+class RemoteFailed(MMNeuronError, RuntimeError):
+    """A job that raised on the server, or whose answer did not arrive; the message is one line.
+
+    traceback: all that the server or the connection said.
+    """
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback or message
 
 
 def run_remote(
-    lens: Lens,
+    model: Model,
     graph: Graph,
     batches: Iterable[Batch],
-    sources: Iterable[Batch] | None,
-    generation: dict[str, Any],
-    logits: bool,
+    sources: Iterable[Batch] | None = None,
+    logits: bool = False,
+    *,
     remote: bool | str,
+    generation: Mapping[str, Any] | None = None,
 ) -> Result:
-    """One blocking session for all batches. `remote` is True (the configured host), a host's URL, or "local" (nnsight's
-    dry run of the remote path).
+    """One blocking session for all batches.
 
-    Everything wrong with the graph is raised here first; what cannot ship is refused before anything is sent.
-    Before that the server is asked whether it serves the model (`runtime.serving.refuse_unserved`). Raises
-    `RemoteError` with the message and the user's line when the job fails there; its `traceback` is the server's own.
+    - sources: for graphs that rewire, one paired batch per batch
+    - logits: keep them
+    - remote: True (the configured host), a host's URL, or "local" (nnsight's dry run of the remote path)
+    - generation: settings of transformers' `generate`; a forward if left out
+
+    Everything wrong with the graph is raised here first; what cannot ship is refused before anything is sent, as is a
+    model that the server does not have (`runtime.serving.refuse_unserved`). Raises `RemoteFailed` with the message and
+    the user's line when the job fails there.
     """
     batches, sources = list(batches), None if sources is None else list(sources)
-    checked = compile_graph(graph, lens.architecture, typed=True, attention=lens.attention)
+    checked = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
     if needs_source(checked) and sources is None:
         raise InvalidType("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
+    settings = checked_generation(model, generation or {})
+    overs = results_over(graph, model.architecture)
+    job = {**job_of(model, settings, logits), "overs": overs}
     for batch in batches:
-        check_plans(checked, batch, lens.architecture, lens.module, lens.dtype)
-    plans, entry = travelling(graph, lens)
-    overs = results_over(graph, lens.architecture)
-    job = {**job_of(lens, generation, logits), "overs": overs}
+        if settings:
+            refuse_packed(batch)
+        check_plans(checked, batch, model.architecture, model.module, model.dtype)
+        refuse_parts(checked, batch, job)
+    plans, entry = travelling(graph, model)
     items = [
         {**batch.travelling(), "source": sources[index].travelling() if sources and needs_source(plans) else None}
         for index, batch in enumerate(batches)
     ]
-    model, backend = lens.nnsight, backend_of(lens, remote)
-    if remote != "local":
-        refuse_unserved(backend.host, backend.model_key)
-    with model.session(backend=backend):
-        returned = entry(model, plans, items, job).save()
+    held, backend = model.nnsight, ready_backend(model, remote)
+    with in_one_line(remote), held.session(backend=backend):
+        returned = entry(held, plans, items, job).save()
     values = fold.finish(returned["values"], overs)
-    return result_of(lens, values, returned["answers"], returned["logits"], job["pad"])
+    return result_of(model, values, returned["answers"], returned["logits"], job["pad"])
 
 
-def ask_served(lens: Lens, remote: bool | str) -> dict[str, Any]:
+def ask_served(model: Model, remote: bool | str) -> Served:
     """What `wire.describe` tells about the model on the server; raises as `run_remote` does."""
-    model, entry, backend = lens.nnsight, bare(describe), backend_of(lens, remote)
-    if remote != "local":
-        refuse_unserved(backend.host, backend.model_key)
-    with model.session(backend=backend):
-        returned = entry(model).save()
+    held, entry, backend = model.nnsight, bare(describe), ready_backend(model, remote)
+    with in_one_line(remote), held.session(backend=backend):
+        returned = entry(held).save()
     return returned
 
 
-def travelling(graph: Graph, lens: Lens) -> tuple[list[dict[str, Any]], Any]:
+def as_served(model: Model, remote: bool | str) -> Model:
+    """The model with what the server says of its device and weights: its fingerprint is theirs."""
+    return replace(model, served=ask_served(model, remote))
+
+
+def ready_backend(model: Model, remote: bool | str) -> Any:
+    """The backend of a host that was asked whether it serves the model; raises as `refuse_unserved` does."""
+    backend = backend_of(model, remote)
+    if remote != "local":
+        refuse_unserved(backend.host, backend.model_key)
+    return backend
+
+
+@contextmanager
+def in_one_line(remote: bool | str) -> Iterator[None]:
+    """Turns whatever nnsight, the connection or the answer raise into `RemoteFailed`; a fault of ours stays one."""
+    import httpx
+    import websocket
+    from nnsight.intervention.backends.remote import RemoteError
+    from pydantic import ValidationError
+
+    answers = (ValidationError, json.JSONDecodeError)
+    try:
+        yield
+    except MMNeuronError:
+        raise
+    except RemoteError as error:
+        raise RemoteFailed(" ".join(str(error).split()), getattr(error, "traceback", str(error))) from error
+    except (httpx.HTTPError, websocket.WebSocketException, OSError, *answers) as error:
+        host = remote if isinstance(remote, str) else "NDIF"
+        what = "its answer cannot be read" if isinstance(error, answers) else "the connection failed; try again"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise RemoteFailed(f"{host}: {what} ({said})", repr(error)) from error
+
+
+def travelling(graph: Graph, model: Model) -> tuple[list[dict[str, Any]], Any]:
     """The compiled graph with bare functions, and the bare function that runs it."""
     made: dict[int, Any] = {}
-    plans = compile_graph(graph, lens.architecture, typed=False, attention=lens.attention)
+    plans = compile_graph(graph, model.architecture, typed=False, attention=model.attention)
     for plan in plans:
         for act in plan["acts"]:
             act["function"] = bare(act["function"], made)
     return plans, bare(run_job, made)
 
 
-def backend_of(lens: Lens, remote: bool | str, **settings: Any) -> Any:
+def backend_of(model: Model, remote: bool | str, **settings: Any) -> Any:
     """The nnsight backend of a host, whose payloads are inspected and whose results load tensors only."""
     if remote == "local":
-        return lens.nnsight._remote_backend("local", True, None, False)
+        return model.nnsight._remote_backend("local", True, None, False)
     from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 
     class Backend(RemoteBackend):
@@ -98,11 +151,17 @@ def backend_of(lens: Lens, remote: bool | str, **settings: Any) -> Any:
             return super()._serialize(tracer)
 
         def finalize(self, content: bytes) -> Any:
-            if self.compress:
-                import zstandard
+            try:
+                if self.compress:
+                    import zstandard
 
-                content = zstandard.ZstdDecompressor().decompress(content)
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                    content = zstandard.ZstdDecompressor().decompress(content)
+                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            except Exception as error:
+                # The readers raise whatever bytes make them raise.
+                raise RemoteFailed(
+                    f"{self.host}: the answer is not plain tensors; it is not read.", str(error)
+                ) from error
 
         @staticmethod
         def parse(message: str | bytes) -> Any:
@@ -120,4 +179,4 @@ def backend_of(lens: Lens, remote: bool | str, **settings: Any) -> Any:
                 raise short from None
 
     host = remote.rstrip("/") if isinstance(remote, str) else None
-    return Backend(lens.nnsight.to_model_key(), host=host, **settings)
+    return Backend(model.nnsight.to_model_key(), host=host, **settings)

@@ -14,9 +14,12 @@ from interventions.sites import unknown
 class Result(Mapping[tuple[str, str], Any]):
     """A mapping from `(intervention name, site)` to a tensor whose first axis is the layer, where the site has layers.
 
-    text: the answers, one per row of all batches. tokens: their token ids, int64, without padding. logits: on
-    request, one tensor per batch: `[rows, tokens, vocabulary]` of a forward, `[rows, answer tokens, vocabulary]`
-    of a generation (teacher-forced).
+    `out["name"]` is the value at the one site that has this name.
+
+    - text: the answers, one per row of all batches; empty where nothing was generated
+    - tokens: their token ids, int64, without padding
+    - logits: on request, one CPU tensor per batch: `[rows, tokens, vocabulary]` of a forward,
+      `[rows, answer tokens, vocabulary]` of a generation (teacher-forced)
     """
 
     def __init__(
@@ -27,10 +30,21 @@ class Result(Mapping[tuple[str, str], Any]):
         self.tokens = tokens
         self.logits = logits
 
-    def __getitem__(self, key: tuple[str, str]) -> Any:
+    def __getitem__(self, key: tuple[str, str] | str) -> Any:
+        """The value of `name, site`, or of a name that one site has.
+
+        Raises `UnknownName` with the results that are there, or with the sites of a name that several have.
+        """
+        if isinstance(key, str):
+            sites = [site for name, site in self._values if name == key]
+            if len(sites) > 1:
+                raise UnknownName(f"{key!r} has results at {', '.join(sites)}; write out[{key!r}, {sites[0]!r}].")
+            if not sites:
+                raise UnknownName(unknown("result", key, list(dict.fromkeys(name for name, _ in self._values))))
+            key = (key, sites[0])
         if key not in self._values:
             shown = [f"{name}, {site}" for name, site in self._values]
-            raise UnknownName(unknown("result", ", ".join(key) if isinstance(key, tuple) else str(key), shown))
+            raise UnknownName(unknown("result", ", ".join(key), shown))
         return self._values[key]
 
     def __iter__(self) -> Iterator[tuple[str, str]]:

@@ -2,87 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from interventions import Graph
-from interventions.errors import InvalidType
+from interventions.errors import InvalidType, InvalidValue
+from interventions.sites import unknown
+from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.checked import check_once
 from mmneuron_lens.runtime.compile import Plan, compile_graph, results_over
 from mmneuron_lens.runtime.result import Result
-from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
+from mmneuron_lens.wire.parts import refuse_whole
 from mmneuron_lens.wire.trace import run_batch
-
-if TYPE_CHECKING:
-    from mmneuron_lens.lens import Lens
 
 
 def run(
-    lens: Lens,
+    model: Model, graph: Graph, batches: Iterable[Batch], sources: Iterable[Batch] | None = None, logits: bool = False
+) -> Result:
+    """A forward per batch. Memory does not grow with batches, except for what `over="list"` reads and `logits` keep.
+
+    - sources: for graphs that rewire, one paired batch per batch
+    - logits: keep them
+
+    Raises what does not fit before the first forward: as `compile_graph` and `check_plans` do.
+    """
+    return _run(model, graph, batches, sources, logits, {})
+
+
+def generate(
+    model: Model,
+    graph: Graph,
+    batches: Iterable[Batch],
+    sources: Iterable[Batch] | None = None,
+    logits: bool = False,
+    *,
+    generation: Mapping[str, Any],
+) -> Result:
+    """A generation per batch; as `run`. generation: settings of transformers' `generate`."""
+    return _run(model, graph, batches, sources, logits, checked_generation(model, generation))
+
+
+def _run(
+    model: Model,
     graph: Graph,
     batches: Iterable[Batch],
     sources: Iterable[Batch] | None,
-    generation: dict[str, Any],
     logits: bool,
+    generation: dict[str, Any],
 ) -> Result:
-    """A forward per batch, or a generation when there are generation settings. Memory does not grow with batches
-    except for what `over="list"` reads and `logits` keep.
-    """
-    plans = compile_graph(graph, lens.architecture, typed=True, attention=lens.attention)
-    overs = results_over(graph, lens.architecture)
+    if model.device.type == "meta":
+        raise InvalidValue(
+            f"{model.name} has no weights here; run it on a server, remote=True or a URL, or load it with Lens(...)."
+        )
+    plans = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
+    overs = results_over(graph, model.architecture)
     rewires = needs_source(plans)
     if rewires and sources is None:
         raise InvalidType("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
-    job = job_of(lens, generation, logits)
+    job = job_of(model, generation, logits)
     total: dict[tuple[str, str], Any] = {}
     answers: list[Tensor] = []
     kept: list[Tensor] = []
     paired = zip(batches, sources, strict=True) if sources is not None else ((batch, None) for batch in batches)
     for batch, source in paired:
-        batch = batch.to(lens.device)
-        signature = (graph, _signature(batch))
-        if signature not in lens.proved:
-            check_plans(plans, batch, lens.architecture, lens.module, lens.dtype)
-            lens.proved.add(signature)
-        beside = source.to(lens.device).plain() if rewires and source is not None else None
-        results, answered, logits_of = run_batch(lens.nnsight, plans, batch.plain(), beside, job)
+        if generation:
+            refuse_packed(batch)
+        batch = batch.to(model.device)
+        check_once(graph, plans, model, batch)
+        refuse_parts(plans, batch, job)
+        beside = source.to(model.device).plain() if rewires and source is not None else None
+        results, answered, logits_of = run_batch(model.nnsight, plans, batch.plain(), beside, job)
         total = fold.merge(total, fold.stack(results, overs), overs)
         answers += [] if answered is None else list(answered.cpu())
-        kept += [] if logits_of is None else [logits_of]
-    return result_of(lens, fold.finish(total, overs), answers, kept, job["pad"])
+        kept += [] if logits_of is None else [logits_of.cpu()]
+    return result_of(model, fold.finish(total, overs), answers, kept, job["pad"])
+
+
+def checked_generation(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a generation. Raises `InvalidValue` for `max_new_tokens` below 1, `InvalidType` for one that
+    transformers does not know.
+    """
+    known = {*vars(model.module.generation_config), *inspect.signature(model.module.generate).parameters}
+    for name in settings:
+        if name not in known:
+            near = unknown("setting of generation", name, sorted(known)).partition(" Choices: ")[0]
+            raise InvalidType(f"{near} Those of transformers' GenerationConfig are known.")
+    if settings.get("max_new_tokens", 1) < 1:
+        raise InvalidValue(f"max_new_tokens is {settings['max_new_tokens']}; an answer has at least 1 token.")
+    return dict(settings)
+
+
+def refuse_packed(batch: Batch) -> None:
+    """Raise `InvalidValue` for a batch whose rows hold several prompts: none of them could be answered."""
+    if batch.sharing or any(isinstance(text, tuple) and len(text) > 1 for text in batch.given[1]):
+        raise InvalidValue("A packed batch is not for generation; make one with lens.encode(images, texts).")
+
+
+def refuse_parts(plans: list[Plan], batch: Batch, job: dict[str, Any]) -> None:
+    """Raise `InvalidValue` for a graph that needs whole rows of a batch that runs in parts."""
+    if batch.sharing.get("cuts"):
+        try:
+            refuse_whole(plans, job)
+        except ValueError as error:
+            raise InvalidValue(str(error)) from error
 
 
 def needs_source(plans: list[Plan]) -> bool:
+    """Whether any part of a compiled graph is given a paired batch's value."""
     return any(act["mode"] == "rewires" for plan in plans for act in plan["acts"])
 
 
-def job_of(lens: Lens, generation: dict[str, Any], logits: bool) -> dict[str, Any]:
+def job_of(model: Model, generation: Mapping[str, Any], logits: bool) -> dict[str, Any]:
     """What `wire.trace.run_batch` needs to know beside the plans."""
-    tokenizer = lens.processor.tokenizer
+    tokenizer = model.processor.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return {
         "generation": dict(generation),
         "logits": logits,
-        "facts": dict(lens.architecture.facts),
+        "facts": dict(model.architecture.facts),
         "pad": pad,
         "end": tokenizer.eos_token_id,
         # What a packed batch's mask is made of.
-        "additive": lens.dtype if lens.attention == "eager" else None,
+        "additive": model.dtype if model.attention == "eager" else None,
     }
 
 
 def result_of(
-    lens: Lens, values: dict[tuple[str, str], Any], answers: list[Tensor], logits: list[Tensor], pad: int
+    model: Model, values: dict[tuple[str, str], Any], answers: list[Tensor], logits: list[Tensor], pad: int
 ) -> Result:
-    """Answers as text and as tokens without padding."""
-    text = lens.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    """Answers as text and as tokens without padding; none where nothing was generated."""
+    tokenizer = model.processor.tokenizer
+    # Of no answer at all, transformers makes one empty text.
+    text = tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
     return Result(values, [answer.strip() for answer in text], [row[row != pad] for row in answers], logits)
-
-
-def _signature(batch: Batch) -> tuple[Any, ...]:
-    """What decides whether a graph fits a batch: the fields, and which positions must not count."""
-    weighted = tuple(bool((some["weight"] != 1).any()) for some in batch.fields.values())
-    return tuple((group, tuple(some)) for group, some in batch.fields.items()), weighted

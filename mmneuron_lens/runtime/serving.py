@@ -8,7 +8,7 @@ import warnings
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import mmneuron_lens.wire
 from interventions.errors import MissingPackage, ServerUnreachable, UnknownName
@@ -25,14 +25,25 @@ FRAME = re.compile(r'^  File "\[(?P<block>[^\]]*)\] (?P<file>.*)", line (?P<line
 """How nnsight names a line of shipped code in a traceback: block, the client's own file and line, function."""
 
 
+class Deployment(TypedDict, total=False):
+    """One model of a server's list; what a server leaves out is absent."""
+
+    model_key: str
+    repo_id: str
+    task: str
+    deployment_level: str
+
+
 def refuse_unserved(host: str, model_key: str) -> None:
     """Ask a server whether it serves a model and whether versions fit.
 
-    model_key: nnsight's, `class:{"repo_id": ...}`. Raises `ConnectionError` when nobody answers or the server is not
-    ready, `LookupError` when it does not list the model, `ImportError` when nnsight differs in its second number.
-    Warns when transformers or torch differ in theirs, or when the model is cold and has to be loaded first.
+    model_key: nnsight's, `class:{"repo_id": ...}`.
+
+    Raises `ServerUnreachable` when nobody answers or the server is not ready, `UnknownName` when it does not list the
+    model, `MissingPackage` when nnsight differs in its second number. Warns when transformers or torch differ in
+    theirs, or when the model is cold and has to be loaded first.
     """
-    deployments = _ask(host, "/status").get("deployments", {}).values()
+    deployments: list[Deployment] = list(_ask(host, "/status").get("deployments", {}).values())
     held = [one for one in deployments if one.get("model_key") == model_key]
     name = json.loads(model_key.partition(":")[2])["repo_id"]
     if not held:
@@ -49,7 +60,7 @@ def refuse_unserved(host: str, model_key: str) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-def _is_loaded(deployment: dict[str, Any]) -> bool:
+def _is_loaded(deployment: Deployment) -> bool:
     return deployment.get("deployment_level") in ("HOT", "WARM")
 
 
@@ -92,22 +103,21 @@ def _ask(host: str, path: str) -> dict[str, Any]:
 
 
 def explained(message: str, host: str) -> str:
-    """A server's traceback in two lines: what was raised, and the user's line that raised it.
+    """A server's traceback in one line: what was raised, and the user's line that raised it.
 
     Lines of this package's own travelling code are left out while there is a line of the user's. A message without a
     traceback stays as it is.
     """
     lines = message.rstrip().splitlines()
     if not any(line.startswith("Traceback ") for line in lines):
-        return message.strip()
+        return " ".join(message.split())
     frames = [(found, index) for index, line in enumerate(lines) if (found := FRAME.match(line))]
     users = [(found, index) for found, index in frames if not found["file"].startswith(TRAVELLING)]
     # The message may take several lines; it starts behind the last indented one.
     last = max((index for index, line in enumerate(lines) if line.startswith("  ")), default=-1)
-    said = " ".join(" ".join(lines[last + 1 :]).split())
-    text = f"{host}: {said}"
+    text = f"{host}: {' '.join(' '.join(lines[last + 1 :]).split())}"
     if users or frames:
         found, index = (users or frames)[-1]
         code = lines[index + 1].strip() if index + 1 < len(lines) else ""
-        text += f"\n  {found['file']}, line {found['line']}, in {found['function']}: {code}"
+        text += f" (in {found['function']}, {found['file']}, line {found['line']}: {code})"
     return text

@@ -227,7 +227,7 @@ def job_raises(live: Live, corpus: Path, jobs: Path) -> Any:
     batch = lens.encode([samples[0].images[0]], ["why"])
     shard = Shard("one", lambda: ([batch], {}))
     with pytest.raises(JobFailed, match="no such neuron"):
-        run_shards(lens, Graph((fails_there,)), [shard], remote=live.url, jobs=jobs / "raising", limits=LIMITS)
+        run_shards(lens.model, Graph((fails_there,)), [shard], remote=live.url, jobs=jobs / "raising", limits=LIMITS)
     return counted(live, corpus, jobs)
 
 
@@ -239,7 +239,7 @@ def large_result(live: Live, corpus: Path, jobs: Path) -> Any:
     batch = lens.encode([samples[0].images[0]] * 8, ["why"] * 8)
     shard = Shard("large", lambda: ([batch] * 8, {}))
     graph = keep.at("llm.mlp.act")
-    ((values, _),) = run_shards(lens, graph, [shard], remote=live.url, jobs=jobs / "large", limits=LIMITS)
+    ((values, _),) = run_shards(lens.model, graph, [shard], remote=live.url, jobs=jobs / "large", limits=LIMITS)
     expected = here.run(graph, [batch] * 8)["keep", "llm.mlp.act"]
     assert sum(part.numel() * part.element_size() for part in values["keep", "llm.mlp.act"]) > 8 * 2**20
     assert all(torch.equal(one, two) for one, two in zip(values["keep", "llm.mlp.act"], expected, strict=True))

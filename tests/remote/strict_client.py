@@ -68,13 +68,13 @@ class StrictServer:
         """From here on, `remote=URL` is answered by this process."""
         genuine = remote.backend_of
 
-        def backend_of(lens, where, **settings):
-            made = genuine(lens, where, **settings)
+        def backend_of(model, where, **settings):
+            made = genuine(model, where, **settings)
             server = self
 
             class Strict(type(made)):
                 def __call__(self, tracer=None):
-                    result = server.run(lens.nnsight.repo_id, self._serialize(tracer))
+                    result = server.run(model.nnsight.repo_id, self._serialize(tracer))
                     self._push(result, tracer)
                     return result
 

@@ -46,7 +46,7 @@ def test_count(name, tmp_path, monkeypatch):
         assert all(torch.equal(one.tokens[site], other.tokens[site]) for site in one.tokens)
         differing = {key for key in one.provenance if one.provenance[key] != other.provenance[key]}
         # A sandbox sees neither device nor weights.
-        assert differing == ({"device", "weights sampled"} if sandboxed else set())
+        assert differing == ({"device", "fingerprint"} if sandboxed else set())
         here, there = (tmp_path / side / "counts" / name / f"{domain}.safetensors" for side in ("here", "there"))
         assert (here.read_bytes() == there.read_bytes()) != sandboxed
 

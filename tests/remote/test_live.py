@@ -10,7 +10,6 @@ import torch
 from conftest import mixed_batch, pictures
 from drawn_corpus import write_corpus
 from equality import assert_equal, assert_same_results
-from nnsight.intervention.backends.remote import RemoteError
 
 from interventions import (
     batch_field,
@@ -28,6 +27,7 @@ from mmneuron_lens import Lens
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.identify import identify
 from mmneuron_lens.runtime.jobs import JobStore, Limits
+from mmneuron_lens.runtime.remote import RemoteFailed
 
 URL = os.environ.get("MMNEURON_NDIF_URL", "").rstrip("/")
 pytestmark = pytest.mark.skipif(
@@ -49,7 +49,7 @@ def _quiet(monkeypatch):
 def pair(request):
     """The model here, and the same folder without weights."""
     local = Lens.embedded(request.param)
-    return local, Lens.weightless(local.repo)
+    return local, Lens.weightless(local.model.repo)
 
 
 def mask(lens) -> torch.Tensor:
@@ -63,8 +63,9 @@ def both(pair, graph, *, sources=False, batches=2, **settings):
     local, client = pair
     some = [mixed_batch(client)] * batches
     given = [mixed_batch(client)] * batches if sources else None
-    one = local.run(graph, some, sources=given, **settings)
-    assert_same_results(one, client.run(graph, some, sources=given, remote=URL, **settings))
+    kind = "generate" if "max_new_tokens" in settings else "run"
+    one = getattr(local, kind)(graph, some, sources=given, **settings)
+    assert_same_results(one, getattr(client, kind)(graph, some, sources=given, remote=URL, **settings))
     return one
 
 
@@ -148,12 +149,13 @@ def test_a_fault_there_is_the_users_line_and_message(pair, monkeypatch):
         return act[..., :3] @ torch.ones(5)  # the line
 
     monkeypatch.setattr(remote, "check_plans", lambda *given: None)
-    with pytest.raises(RemoteError) as caught:
+    with pytest.raises(RemoteFailed) as caught:
         pair[1].run(broken, mixed_batch(pair[1]), remote=URL)
-    first, second = str(caught.value).splitlines()
-    assert first.startswith(f"{URL}: RuntimeError: size mismatch")
-    assert second.endswith(", in broken: return act[..., :3] @ torch.ones(5)  # the line")
-    assert __file__ in second
+    said = str(caught.value)
+    assert said.startswith(f"{URL}: RuntimeError: size mismatch")
+    assert said.endswith(": return act[..., :3] @ torch.ones(5)  # the line)")
+    assert f" (in broken, {__file__}, line " in said
+    assert "\n" not in said
     assert "Traceback" in caught.value.traceback
 
 

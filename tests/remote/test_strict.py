@@ -14,13 +14,13 @@ import torch
 from conftest import mixed_batch, tiny_lens
 from equality import assert_same_results
 from jaxtyping import Bool, Float, Int
-from nnsight.intervention.backends.remote import RemoteError
 from strict_client import NO_ENVIRONMENT, URL, StrictServer, environment_is_there
 from torch import Tensor
 
 import interventions
 from interventions import Intervention, batch_field, count_active, keep, module, per_layer, reads, writes, zero_neurons
 from mmneuron_lens import Lens
+from mmneuron_lens.runtime.remote import RemoteFailed
 
 pytestmark = pytest.mark.skipif(not environment_is_there(), reason=NO_ENVIRONMENT)
 
@@ -58,8 +58,9 @@ def both(pair, graph, *, batches=2, sources=None, **settings):
     batch = batch.with_fields(mark=torch.arange(batch.inputs["input_ids"].numel()).reshape(batch.rows, -1) % 2)
     some = [batch] * batches
     given = None if sources is None else [mixed_batch(client)] * batches
-    one = local.run(graph, some, sources=given, **settings)
-    other = client.run(graph, some, sources=given, remote=URL, **settings)
+    kind = "generate" if "max_new_tokens" in settings else "run"
+    one = getattr(local, kind)(graph, some, sources=given, **settings)
+    other = getattr(client, kind)(graph, some, sources=given, remote=URL, **settings)
     assert_same_results(one, other)
     return one
 
@@ -187,7 +188,7 @@ def test_an_error_there_names_the_message(pair, monkeypatch):
         return act[..., :3] @ torch.ones(5)
 
     monkeypatch.setattr(remote, "check_plans", lambda *given: None)
-    with pytest.raises(RemoteError, match="error RuntimeError: size mismatch"):
+    with pytest.raises(RemoteFailed, match="error RuntimeError: size mismatch"):
         pair[1].run(broken, mixed_batch(pair[1]), remote=URL)
 
 

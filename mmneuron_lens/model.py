@@ -1,0 +1,113 @@
+"""Model: a loaded vision-language model and what is known of it, frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from mmneuron_lens.architectures import Architecture, architecture_of, loading
+from mmneuron_lens.architectures.checking import check_places
+from mmneuron_lens.fingerprint import fingerprint_of
+from mmneuron_lens.wire.types import Served
+
+ModelFacts = TypedDict(
+    "ModelFacts",
+    {
+        "model id": str,
+        "revision": str | None,
+        "fingerprint": str,
+        "dtype": str,
+        "device": str,
+        "attention": str,
+    },
+)
+"""What identifies a model in an artifact: plain JSON, no path."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A transformers vision-language model with its processor and its table of sites; two are equal if they are one.
+
+    - module: the transformers model, with weights or on the meta device
+    - processor: the checkpoint's own
+    - architecture: where its named sites lie
+    - name: as artifacts and tables show it: `embedded/NAME`, a hub id, or the last part of a folder's path
+    - repo: a folder or hub id, by which an NDIF server knows it
+    - revision: of a hub id
+    - served: what a server said of its device and weights, where it was asked
+    """
+
+    module: Any = field(repr=False)
+    processor: Any = field(repr=False)
+    architecture: Architecture = field(repr=False)
+    name: str
+    repo: str
+    revision: str | None = None
+    served: Served | None = field(repr=False, default=None)
+
+    @cached_property
+    def nnsight(self) -> Any:
+        """The nnsight model around the module, made on first use."""
+        return loading.wrap(self.module, self.processor, self.repo, self.revision)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of everything that decides this model's numbers (`fingerprint_of`), computed on first use."""
+        weights = None if self.served is None else self.served["weights"]
+        return fingerprint_of(self.module, self.processor, repo=self.repo, revision=self.revision, weights=weights)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The names of the sites, in forward order."""
+        return self.architecture.sites
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first weight lies; "meta" without weights."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The first weight's dtype: the server's, where one was asked."""
+        if self.served is not None and self.served["weights"]:
+            return getattr(torch, self.served["weights"][0]["dtype"])
+        return next(self.module.parameters()).dtype
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation of the language model: "sdpa", "eager", ..."""
+        return self.module.config.get_text_config()._attn_implementation or "eager"
+
+    def facts(self) -> ModelFacts:
+        """What identifies this model; `device` is "server" where the weights are on one and it does not say more."""
+        here = "server" if self.device.type == "meta" else self.device.type
+        return {
+            "model id": self.name,
+            "revision": self.revision or getattr(self.module.config, "_commit_hash", None),
+            "fingerprint": self.fingerprint,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": here if self.served is None else self.served["device"],
+            "attention": self.attention,
+        }
+
+
+def model_of(module: Any, processor: Any, *, repo: str, name: str | None = None, revision: str | None = None) -> Model:
+    """A model whose table of sites is checked against its modules.
+
+    - repo: a folder or hub id
+    - name: as `Model.name`; of the repo if left out
+
+    Raises `InvalidValue` for an architecture without a table, or a table that does not fit the module.
+    """
+    architecture = architecture_of(module.config)
+    check_places(architecture, module)
+    return Model(module, processor, architecture, name or shown_name(repo), repo, revision)
+
+
+def shown_name(repo: str) -> str:
+    """A checkpoint's name in artifacts and tables: the last part of a folder's path, or the hub id as it is."""
+    return Path(repo).resolve().name if Path(repo).is_dir() else repo

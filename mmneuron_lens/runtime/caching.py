@@ -1,0 +1,34 @@
+"""Caching: all activations of one forward at once, as TransformerLens gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from interventions import Graph, keep
+from interventions.sites import matching
+from mmneuron_lens.model import Model
+from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.result import Result
+
+
+def cached_graph(model: Model, batch: Batch, sites: Sequence[str] | str = "*") -> Graph:
+    """The graph that keeps these sites; globs leave out what the batch does not reach."""
+    patterns = (sites,) if isinstance(sites, str) else tuple(sites)
+    names = [name for pattern in patterns for name in matching(pattern, model.sites)]
+    found = [name for name in dict.fromkeys(names) if name in patterns or reached(model, name, batch)]
+    return Graph((keep.at(found),))
+
+
+def cache_of(out: Result) -> tuple[Tensor, dict[str, Any]]:
+    """The logits of a run of `cached_graph` on one batch, and the values by site."""
+    return out.logits[0], {site: values[0] for (_, site), values in out.items()}
+
+
+def reached(model: Model, site: str, batch: Batch) -> bool:
+    """Whether a forward of this batch comes by a site: text alone has no image, and SDPA returns no weights."""
+    if site.endswith("attention.pattern") and model.attention != "eager":
+        return False
+    return site.startswith("llm.") or "vision" in batch.fields

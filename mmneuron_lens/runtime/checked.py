@@ -1,0 +1,47 @@
+"""Checked: which graphs were proved to fit which kind of batch, so that a sweep of many runs proves each once."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from interventions import Graph
+from mmneuron_lens.model import Model
+from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.compile import Plan
+from mmneuron_lens.runtime.shapes import check_plans
+
+AT_MOST = 256
+"""Digests kept per model; the one that was asked for longest ago goes first."""
+
+Functions = tuple[Callable[[], Any], ...]
+
+_checked: weakref.WeakKeyDictionary[Model, OrderedDict[str, Functions]] = weakref.WeakKeyDictionary()
+
+
+def check_once(graph: Graph, plans: list[Plan], model: Model, batch: Batch) -> None:
+    """`check_plans`, unless the same graph passed it on a batch of the same fields. Raises as that does.
+
+    Kept are digests and weak references: no tensor that a graph binds, and no function, lives longer for it.
+    """
+    known = _checked.setdefault(model, OrderedDict())
+    functions = [one.function for one in graph]
+    key = _digest(graph, batch)
+    if key in known and all(held() is function for held, function in zip(known[key], functions, strict=True)):
+        known.move_to_end(key)
+        return
+    check_plans(plans, batch, model.architecture, model.module, model.dtype)
+    # A function defined again may get the address of the old one, which is then dead.
+    known[key] = tuple(weakref.ref(function) for function in functions)
+    while len(known) > AT_MOST:
+        known.popitem(last=False)
+
+
+def _digest(graph: Graph, batch: Batch) -> str:
+    """What decides whether a graph fits: its parts, the batch's fields, and which positions must not count."""
+    parts = [(id(one.function), one.identity()[1:]) for one in graph]
+    fields = [(group, tuple(some), bool((some["weight"] != 1).any())) for group, some in batch.fields.items()]
+    return hashlib.sha256(repr((parts, fields)).encode()).hexdigest()

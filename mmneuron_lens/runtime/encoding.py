@@ -1,0 +1,137 @@
+"""Encoding: images and texts to a batch that knows its token layout, one prompt a row or several that share images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from interventions.errors import InvalidValue
+from mmneuron_lens.model import Model
+from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.wire import images, layout
+from mmneuron_lens.wire.encode import encode as encode_inputs
+from mmneuron_lens.wire.pack import pack
+from mmneuron_lens.wire.share import share
+
+
+def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] | str) -> Batch:
+    """Images and texts as one padded batch.
+
+    - images_of: per text an image, a list of images, or None; an image is a path, the bytes of a file, a PIL image or
+      an array
+    - texts: prompts; where images stand in the text (LLaVA), one without `<image>` gets one per image before it
+
+    Raises `InvalidValue` for an image that cannot be read, a count that does not match, or a text without an image
+    where the architecture needs one.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    per_text = _per_text(images_of, len(texts))
+    pictures = [_decoded(some) for some in per_text]
+    facts = model.architecture.facts
+    if facts["images_in_text"]:
+        token = getattr(model.processor, "image_token", "<image>")
+        texts = [with_placeholders(text, len(some), token) for text, some in zip(texts, pictures, strict=True)]
+    else:
+        _refuse_several(model, pictures)
+    inputs = encode_inputs(model.processor, pictures, texts)
+    return Batch(
+        inputs=inputs,
+        fields=layout.lay_out(inputs, facts),
+        images=tuple(len(some) for some in pictures),
+        prompt_length=inputs["input_ids"].shape[1],
+        facts=facts,
+        tokenizer=model.processor.tokenizer,
+        given=(tuple(map(tuple, per_text)), tuple(texts)),
+    )
+
+
+def can_pack(model: Model) -> bool:
+    """Whether questions can share a row: images come before the question and do not depend on it, as in LLaVA.
+
+    Elsewhere (InstructBLIP, BLIP-2) `packed` still shares the vision tower's pass.
+    """
+    return bool(model.architecture.facts["images_in_text"])
+
+
+def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *, cut: bool = False) -> Batch:
+    """One batch in which what prompts have in common is computed once: many questions at the price of one image.
+
+    - rows: `(images, prompts)` each
+    - cut: run prefixes of 512 positions and more, and their questions, one after the other behind a cache, which saves
+      attention between all positions; then only reads that sum over positions fit, `over="sum"` or `"mean"`
+
+    LLaVA family: one row each; its images and common prefix once, the questions behind it in the same row.
+    InstructBLIP, BLIP-2: a row per prompt, as in `encode`, but each image passes the vision tower once. Every position
+    that several prompts share carries their number as its weight, so a graph that counts with weights counts what it
+    would count one prompt at a time, but for float rounding at zero. Not for generation.
+
+    Raises `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one.
+    """
+    if not all(some and prompts for some, prompts in rows):
+        raise InvalidValue("Every packed row needs at least one image and one prompt.")
+    pictures = [_decoded(some) for some, _ in rows]
+    processor, facts = model.processor, model.architecture.facts
+    if can_pack(model):
+        texts = [
+            [with_placeholders(prompt, len(some), processor.image_token) for prompt in prompts]
+            for some, (_, prompts) in zip(pictures, rows, strict=True)
+        ]
+        additive = model.dtype if model.attention == "eager" else None
+        inputs, fields, sharing = pack(processor, pictures, texts, facts, additive, cut)
+        held = tuple(len(some) for some in pictures)
+    else:
+        _refuse_several(model, pictures)
+        texts = [list(prompts) for _, prompts in rows]
+        inputs, fields, sharing = share(processor, pictures, texts, facts)
+        held = (1,) * inputs["input_ids"].shape[0]
+    return Batch(
+        inputs=inputs,
+        fields=fields,
+        images=held,
+        prompt_length=inputs["input_ids"].shape[1],
+        facts=facts,
+        tokenizer=processor.tokenizer,
+        given=(tuple(tuple(some) for some, _ in rows), tuple(map(tuple, texts))),
+        sharing=sharing,
+    )
+
+
+def with_placeholders(text: str, count: int, token: str) -> str:
+    """The prompt with a placeholder line per image before it, unless it has them.
+
+    Raises `InvalidValue` where it has another number of them.
+    """
+    present = text.count(token)
+    if present == 0 and count:
+        return f"{token}\n" * count + text
+    if present != count:
+        raise InvalidValue(f"{present} {token} in the text for {count} images: {text[:80]!r}.")
+    return text
+
+
+def _decoded(some: Sequence[Any]) -> list[Image.Image]:
+    try:
+        return [images.decode(image) for image in some]
+    except ValueError as error:
+        raise InvalidValue(str(error)) from error
+
+
+def _refuse_several(model: Model, pictures: Sequence[Sequence[Any]]) -> None:
+    if any(len(some) != 1 for some in pictures):
+        counts = [len(some) for some in pictures]
+        raise InvalidValue(f"{model.architecture.name} takes exactly one image per text; these have {counts}.")
+
+
+def _per_text(images_of: Sequence[Any] | None, count: int) -> list[list[Any]]:
+    if images_of is None:
+        return [[] for _ in range(count)]
+    if isinstance(images_of, str | bytes | os.PathLike) or not isinstance(images_of, Sequence):
+        images_of = [images_of]
+    if len(images_of) != count:
+        raise InvalidValue(
+            f"{len(images_of)} entries of images for {count} texts; give one entry (or a list, or None) per text."
+        )
+    return [list(some) if isinstance(some, list | tuple) else [] if some is None else [some] for some in images_of]
