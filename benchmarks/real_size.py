@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import models
 import torch
+from mmneuron_lens.runs.stages import count_stage, select_stage
 from turns import MIB, resident
 
 from interventions import Graph, keep, per_layer, zero_neurons
 from mmneuron_lens import Lens
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.runs.stages import count_stage, select_stage
 
 DOMAINS = ("common", "document")
 QUESTIONS = 8

@@ -138,12 +138,11 @@ def count(
     question and answer; bad rows are named, counted and skipped.
     """
     from mmneuron_lens.batching.gather import Part
-    from mmneuron_lens.corpora.frames import check_frames
     from mmneuron_lens.lens import Lens
     from mmneuron_lens.runs.count import count_stage
     from mmneuron_lens.runs.folder import file_of
 
-    part, store, shown = Part.parse(shard), _store(out, replace), check_frames(frames)
+    part, store = Part.parse(shard), _store(out, replace)
     asked = _corpus(corpus, domain, images, questions_per_image)
     _quiet_loading()
     lens = Lens(model, remote=_host(remote), dtype=dtype, device=device)
@@ -151,7 +150,7 @@ def count(
     try:
         counts = count_stage(
             lens, asked.by_domain(), store, part=part, workers=workers, again=again, batch_size=batch_size,
-            corpus=asked.name, exact=exact, frames=shown, problems=asked.problems, progress=_bar,
+            corpus=asked.name, exact=exact, frames=frames, problems=asked.problems, progress=_bar,
         )  # fmt: skip
     finally:
         _print_problems(asked.problems, out)
@@ -221,7 +220,7 @@ def ablate(
     replace: Replace = False,
     plan: Plan = None,
 ) -> None:
-    """Answer your own corpus with a selection's neurons off, and with as many random ones off; write tables and a page."""
+    """Answer your own corpus with selected neurons off, and with as many random ones off; write tables and a page."""
     from mmneuron_lens.paper.ablate import ablate_run
     from mmneuron_lens.paper.summary import publish_summary
 

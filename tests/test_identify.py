@@ -11,12 +11,12 @@ import torch
 from conftest import tiny_lens
 from drawn_corpus import row, write_corpus, write_images, write_rows
 from hooks import neuron_paths, outputs
+from mmneuron_lens.experiments.identify import count_domain, find, identify
 from PIL import Image
 
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.batching.batches import batches, encode, prompt_of, sized
 from mmneuron_lens.corpora.folder import by_domain, read_folder
-from mmneuron_lens.experiments.identify import count_domain, find, identify
 
 KINDS = {
     "vision.mlp.act": ("cls", "patch"),

@@ -15,16 +15,16 @@ from conftest import tiny_lens
 from drawn_corpus import write_corpus
 from failing_there import fails_there
 from fake_ndif import FakeNdif, served_model
+from mmneuron_lens.experiments.identify import count_domain
+from mmneuron_lens.runtime.command import jobs_app
+from mmneuron_lens.runtime.jobs.identity import digest
+from mmneuron_lens.runtime.jobs.returned import read_returned, write_returned
 from typer.testing import CliRunner
 
 from interventions import Graph, batch_field, count_active, keep, reads
 from mmneuron_lens import Lens
 from mmneuron_lens.corpora.folder import read_folder
-from mmneuron_lens.experiments.identify import count_domain
-from mmneuron_lens.runtime.command import jobs_app
 from mmneuron_lens.runtime.jobs import Clock, JobFailed, JobsBusy, JobStore, JobsUnfinished, Limits, Shard, run_shards
-from mmneuron_lens.runtime.jobs.identity import digest
-from mmneuron_lens.runtime.jobs.returned import read_returned, write_returned
 from mmneuron_lens.runtime.jobs.server import is_servers_trouble
 
 

@@ -15,14 +15,14 @@ import pytest
 import torch
 from conftest import tiny_lens
 from drawn_corpus import write_corpus
+from mmneuron_lens.experiments.identify import count_domain
+from mmneuron_lens.runs.checkpoint import Checkpoint
+from mmneuron_lens.runs.stages import count_stage
 
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.batching.throughput import Pace
 from mmneuron_lens.corpora.folder import by_domain, read_folder
-from mmneuron_lens.experiments.identify import count_domain
-from mmneuron_lens.runs.checkpoint import Checkpoint
 from mmneuron_lens.runs.merging import Shard, merge_runs, merge_shards, unfinished
-from mmneuron_lens.runs.stages import count_stage
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

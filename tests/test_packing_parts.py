@@ -139,10 +139,10 @@ def test_counting_asks_for_one_column_of_logits_and_no_cache(lens):
 
 def test_identification_shares_the_vision_tower_and_keeps_an_image_together(tmp_path):
     from drawn_corpus import write_corpus
+    from mmneuron_lens.experiments.identify import count_domain, whole_images
 
     from mmneuron_lens.batching.batches import sized
     from mmneuron_lens.corpora.folder import read_folder
-    from mmneuron_lens.experiments.identify import count_domain, whole_images
 
     lens = tiny_lens("instructblip")
     samples, _ = read_folder(write_corpus(tmp_path, ("common",)))

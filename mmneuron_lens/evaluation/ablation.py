@@ -31,8 +31,8 @@ class Ablation:
         return pl.DataFrame(scores(self.answers, self.scoring), infer_schema_length=None)
 
     def against_random(self) -> pl.DataFrame:
-        """How much more the domain's neurons cost than as many random ones: model, module, domain, difference, low, high,
-        questions, in points, paired by question.
+        """How much more the domain's neurons cost than as many random ones, in points, paired by question: model,
+        module, domain, difference, low, high, questions.
         """
         return pl.DataFrame(against_random(self.answers, self.scoring), infer_schema_length=None)
 

@@ -101,7 +101,7 @@ def conditions_of(
     - controls: those of `modules` that random draws and other domains are tried in; all of them unless given.
     - cross: also the neurons of each other domain.
 
-    Raises `UnknownName` with the choices for an unknown domain or module, `InvalidValue` where too few neurons are free.
+    Raises `UnknownName` with the choices for an unknown domain or module, `InvalidValue` where too few are free.
     """
     off, layerless = off or Off(), selection.layerless
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interventions import GROUP_KINDS, SITES, Graph, count_active_by_kind, count_positions
 from interventions.errors import InvalidValue
+from interventions.sites import unknown
 from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, Counts
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.batching.batches import Step, one_domain, parted, sized, steps_of, steps_of_whole_images
@@ -24,7 +25,7 @@ from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.batching.remote import Jobs, Values, gather_remotely
 from mmneuron_lens.corpora.content import content_digest
 from mmneuron_lens.corpora.folder import Problems, open_images
-from mmneuron_lens.corpora.frames import Frames
+from mmneuron_lens.corpora.frames import FRAMES, Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
@@ -73,6 +74,8 @@ def plan_count(
     Raises `InvalidValue` for samples of several domains, or none.
     """
     domain = one_domain(samples, "counts")
+    if frames not in FRAMES:
+        raise InvalidValue(unknown("frames", frames, FRAMES))
     if frames == "fit":
         samples = with_frames_that_fit(lens, samples, prompt)
     found = sized(samples, problems)
@@ -188,7 +191,8 @@ def counts_of(held: Sequence[Held], facts: Mapping[str, Any]) -> Counts:
             tokens[site][piece.group] = piece.tensors[f"tokens/{site}"]
     left = sorted({name for one in held for name in one.piece.left}, key=json.dumps)
     samples = sum(len(one.piece.seen) for one in held)
-    return Counts(model, domain, active, tokens, kinds, samples, {**facts, LEFT_OUT: left})
+    shared = {name: value for name, value in facts.items() if name != "domain"}
+    return Counts(model, domain, active, tokens, kinds, samples, {**shared, LEFT_OUT: left})
 
 
 def prompt_kinds(site: str) -> tuple[str, ...]:

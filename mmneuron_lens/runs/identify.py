@@ -133,7 +133,7 @@ def select_stage(
                     store=store,
                     progress=progress,
                     cited={one.domain: content_hash(file) for one, file in zip(counts, files, strict=True)},
-                )  # fmt: skip
+                )
             )
     return found
 

@@ -82,7 +82,7 @@ def cancel(run: Run) -> None:
 
 @jobs_app.command()
 def resume(run: Run) -> None:
-    """Run again the command that started a run's jobs: what the server has finished is kept, what is missing is sent."""
+    """Run again the command that started a run's jobs: what is finished is kept, what is missing is sent."""
     from mmneuron_lens.runs.jobs import jobs_of
 
     found = jobs_of(run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
@@ -46,9 +45,7 @@ def _whole(path: str, files: list[Path], parts: list[Path]) -> tuple[Key, Counts
     """What the files and pieces of one domain come to."""
     counts = {file: Counts.load_with_key(file) for file in files}
     pieces = {file: KeptPiece.load_with_key(file) for file in parts}
-    keys: list[tuple[Path, dict[str, Any]]] = [
-        (file, key or {}) for file, (_, key) in (*counts.items(), *pieces.items())
-    ]
+    keys = [(file, key or {}) for held in (counts, pieces) for file, (_, key) in held.items()]
     (first, facts), *others = keys
     for file, key in others:
         if differing := differences(facts, key):
@@ -69,6 +66,6 @@ def _refuse_missing(path: str, kept: Sequence[KeptPiece]) -> None:
     of = max(Part.parse(one.part).of for one in kept)
     lost = [f"{number}/{of}" for number in range(1, of + 1) if absent & set(Part(number, of).steps(steps))]
     raise InvalidValue(
-        f"cannot merge {path}: {len(absent)} of {steps} steps are missing, of shards {', '.join(lost)}; count them with "
-        f"--shard {lost[0]}, or give the folder they are in."
+        f"cannot merge {path}: {len(absent)} of {steps} steps are missing, of shards {', '.join(lost)}; count them "
+        f"with --shard {lost[0]}, or give the folder they are in."
     )

@@ -14,6 +14,7 @@ from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.frames import with_frames_that_fit
 from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.content import content_digest
 from mmneuron_lens.corpora.folder import some_of
 from mmneuron_lens.corpora.sample import Sample
@@ -50,14 +51,8 @@ def run_model(
     """
     assert store.folder is not None
     shared: dict[str, Any] = {"batch_size": plan.batch_size, "problems": questions.problems, "progress": progress}
-    frames = plan.new_tokens
-    identification = {
-        name: with_frames_that_fit(lens, some, "identification", frames)
-        for name, some in questions.identification.items()
-    }
-    evaluation = {
-        name: with_frames_that_fit(lens, some, "evaluation", frames) for name, some in questions.evaluation.items()
-    }
+    identification = fitted(lens, questions.identification, "identification", plan.new_tokens)
+    evaluation = fitted(lens, questions.evaluation, "evaluation", plan.new_tokens)
     count_stage(lens, identification, store, corpus=questions.name, again=again, **shared)
     rule: dict[str, Any] = {"fraction": plan.fraction, "percentile": plan.percentile}
     (found,) = select_stage(
@@ -79,6 +74,13 @@ def run_model(
         )
     read_model(lens, selection, cited, identification, asked, off, plan, store, shared)
     return selection
+
+
+def fitted(lens: Lens, samples_by_domain: ByDomain, prompt: Prompt, new_tokens: int) -> dict[str, list[Sample]]:
+    """Of several images a question, those that fit into the model."""
+    return {
+        domain: with_frames_that_fit(lens, samples, prompt, new_tokens) for domain, samples in samples_by_domain.items()
+    }
 
 
 def read_model(

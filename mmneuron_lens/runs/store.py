@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self, TypeVar
 from filelock import FileLock, Timeout
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.files import sweep
+from mmneuron_lens.artifacts.files import file_name, sweep
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Part
 from mmneuron_lens.runs.keys import Key, StoreConflict, differences, refusal
@@ -113,7 +113,7 @@ class Store:
         """
         if self.folder is None:
             raise InvalidValue(f"{key.path}: this store keeps nothing; give it a folder.")
-        name = key.path.replace("/", "+") + ("" if part == WHOLE else f".{part.number}-of-{part.of}")
+        name = file_name(key.path if part == WHOLE else f"{key.path} {part}")
         file = self.folder / LOCKS / f"{name}.lock"
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file, timeout=-1 if wait else 0)

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from mmneuron_lens.experiments.identify import count_domain
 
 from mmneuron_lens import Lens
 from mmneuron_lens.corpora.folder import read_folder
-from mmneuron_lens.experiments.identify import count_domain
 from mmneuron_lens.ndif import services
 from mmneuron_lens.ndif.environment import redis_server
 from mmneuron_lens.ndif.state import State, processes

@@ -10,6 +10,7 @@ import torch
 from conftest import mixed_batch, pictures
 from drawn_corpus import write_corpus
 from equality import assert_equal, assert_same_results
+from mmneuron_lens.experiments.identify import identify
 
 from interventions import (
     batch_field,
@@ -25,7 +26,6 @@ from interventions import (
 )
 from mmneuron_lens import Lens
 from mmneuron_lens.corpora.folder import by_domain, read_folder
-from mmneuron_lens.experiments.identify import identify
 from mmneuron_lens.runtime.jobs import JobStore, Limits
 from mmneuron_lens.runtime.remote import RemoteFailed
 

@@ -27,9 +27,13 @@ class JobsUnfinished(MMNeuronError, TimeoutError):
 
 @dataclass(frozen=True)
 class Limits:
-    """in_flight: jobs at a time. seconds: for everything; None: no limit. job_seconds: without any news of a job.
-    outage_seconds: how long an unreachable server is waited for. grace_seconds: how long a server that answers may
-    not know a job before the job counts as lost. attempts: how often one job is submitted. poll_seconds: between rounds.
+    """How long, and how often.
+
+    - in_flight: jobs at a time.
+    - seconds: for everything; None: no limit. job_seconds: without any news of a job.
+    - outage_seconds: how long an unreachable server is waited for.
+    - grace_seconds: how long a server that answers may not know a job before the job counts as lost.
+    - attempts: how often one job is submitted. poll_seconds: between rounds.
     """
 
     in_flight: int = 8
