@@ -107,16 +107,17 @@ def ablate(
         steps = steps_of(sized(samples, problems), batch_size, buckets=False)
         groups = [steps[start : start + TOGETHER] for start in range(0, len(steps), TOGETHER)]
         for group in progress(groups, f"answering {domain} under {len(conditions)} conditions"):
-            held: tuple[list[Batch], list[Sample]] | None = None
+            batches, read = None, [sample for step in group for sample in step.samples]
             for condition in conditions:
-                wanted = [by_place[id(condition), one.id] for step in group for one in step.samples]
-                if all(rows.get(one.digest) for one in wanted):
+                if all(rows.get(by_place[id(condition), one.id].digest) for one in read):
                     continue
-                held = _encoded(lens, group, prompt, problems) if held is None else held
-                if held[0]:
-                    out = lens.generate(condition.graph, held[0], **settings)
-                    said = zip(held[1], out.text, strict=True)
-                    rows.add([by_place[id(condition), one.id].answered(text) for one, text in said])
+                if batches is None:
+                    batches, read = _encoded(lens, group, prompt, problems)
+                wanted = [by_place[id(condition), one.id] for one in read]
+                # Those that cannot be read never have an answer.
+                if not all(rows.get(one.digest) for one in wanted):
+                    out = lens.generate(condition.graph, batches, **settings)
+                    rows.add([one.answered(text) for one, text in zip(wanted, out.text, strict=True)])
         found = [rows.get(one.digest) for one in asked]
         answers += [question.answered(one.answer) for question, one in zip(asked, found, strict=True) if one]
     return answers

@@ -18,7 +18,7 @@ from mmneuron_lens.experiments.ablate import ablate, generation_settings
 from mmneuron_lens.experiments.conditions import Off
 from mmneuron_lens.experiments.means import mean_activations
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.runs.folder import key_of
+from mmneuron_lens.runs.folder import key_of, selection_facts
 from mmneuron_lens.runs.rows import rows_of
 from mmneuron_lens.runs.store import Store
 
@@ -49,7 +49,7 @@ def answer_stage(
     generation = {name: value for name, value in settings.items() if name not in ASKED}
     facts = {
         **lens.model.facts(),
-        "selection": selection_id,
+        **selection_facts(selection, selection_id),
         "questions": {domain: content_digest(samples) for domain, samples in samples_by_domain.items()},
         "off": (off or Off()).described,
         "conditions": asked,
