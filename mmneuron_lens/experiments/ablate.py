@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypedDict
 from mmneuron_lens.artifacts.answers import ALL, Answer
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.batches import Step, sized, steps_of
+from mmneuron_lens.batching.batches import sized, steps_of
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
@@ -107,17 +107,16 @@ def ablate(
         steps = steps_of(sized(samples, problems), batch_size, buckets=False)
         groups = [steps[start : start + TOGETHER] for start in range(0, len(steps), TOGETHER)]
         for group in progress(groups, f"answering {domain} under {len(conditions)} conditions"):
-            batches, read = None, [sample for step in group for sample in step.samples]
+            encoded, batches, read = None, [], []
             for condition in conditions:
-                if all(rows.get(by_place[id(condition), one.id].digest) for one in read):
-                    continue
-                if batches is None:
-                    batches, read = _encoded(lens, group, prompt, problems)
-                wanted = [by_place[id(condition), one.id] for one in read]
-                # Those that cannot be read never have an answer.
-                if not all(rows.get(one.digest) for one in wanted):
+                questions = [[by_place[id(condition), one.id] for one in step.samples] for step in group]
+                todo = [[one.sample for one in some if not rows.get(one.digest)] for some in questions]
+                if todo != encoded:
+                    encoded, (batches, read) = todo, _encoded(lens, todo, prompt, problems)
+                if batches:
                     out = lens.generate(condition.graph, batches, **settings)
-                    rows.add([one.answered(text) for one, text in zip(wanted, out.text, strict=True)])
+                    said = zip(read, out.text, strict=True)
+                    rows.add([by_place[id(condition), one.id].answered(text) for one, text in said])
         found = [rows.get(one.digest) for one in asked]
         answers += [question.answered(one.answer) for question, one in zip(asked, found, strict=True) if one]
     return answers
@@ -152,7 +151,7 @@ class Question:
 
 
 def _encoded(
-    lens: Lens, group: Iterable[Step], prompt: Prompt, problems: Problems | None
+    lens: Lens, group: Iterable[Sequence[Sample]], prompt: Prompt, problems: Problems | None
 ) -> tuple[list[Batch], list[Sample]]:
-    pairs = [encode(lens, step.samples, prompt, problems) for step in group]
+    pairs = [encode(lens, samples, prompt, problems) for samples in group]
     return [batch for batch, _ in pairs if batch is not None], [sample for _, kept in pairs for sample in kept]
