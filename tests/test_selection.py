@@ -278,6 +278,6 @@ def test_random_neurons_that_do_not_suffice() -> None:
 
 def test_html_is_short() -> None:
     html = select(all_counts(), fraction=0.1)._repr_html_()
-    assert "lowest 10 %" in html
     assert "remote_sensing" in html
-    assert len(html) < 1500
+    assert "qformer.text.act" in html
+    assert len(html) < 4000
