@@ -20,10 +20,12 @@ from mmneuron_lens import Lens
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.format import ArtifactError
 from mmneuron_lens.batching import gather as gathering
+from mmneuron_lens.batching.batches import Step
 from mmneuron_lens.batching.gather import Held, Memory, Part, Piece, disjoint, gather, missing
 from mmneuron_lens.batching.throughput import Throughput
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.count import count_domain
+from mmneuron_lens.experiments.entropy import read_entropy
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.merging import merge_runs
 from mmneuron_lens.runs.store import Store, StoreBusy, StoreConflict
@@ -392,8 +394,6 @@ def test_one_process_at_a_time_writes_a_value_and_the_other_is_told_which(tmp_pa
 
 
 def test_steps_are_done_once_whatever_the_pieces_that_are_there():
-    from mmneuron_lens.batching.batches import Step
-
     steps = [Step(group, ()) for group in (0, 0, 0, 1, 1, 3)]
     ran: list[int] = []
 
@@ -415,6 +415,53 @@ def test_steps_are_done_once_whatever_the_pieces_that_are_there():
     pieces = [Held(0, 3, found[0].piece), Held(0, 2, found[0].piece), Held(2, 4, found[0].piece)]
     assert [(one.first, one.last) for one in disjoint(pieces)] == [(0, 3)]
     assert missing(range(5), disjoint(pieces)) == [3, 4]
+
+
+def test_float_sums_of_a_run_that_was_stopped_have_the_bits_of_one_that_was_not(tmp_path):
+    lens = tiny_lens("llava_next")
+    samples, _ = read_folder(write_corpus(tmp_path, ("common",), images=3))
+    whole = read_entropy(lens, samples, batch_size=1)
+    keeper = Memory()
+
+    class Stopped(Exception):
+        pass
+
+    def stops(items, name):
+        yield from items[:2]
+        raise Stopped
+
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            read_entropy(lens, samples, batch_size=1, keeper=keeper, progress=stops)
+    resumed = read_entropy(lens, samples, batch_size=1, keeper=keeper)
+    for name in ("entropy", "confidence", "below", "tokens"):
+        assert torch.equal(getattr(resumed, name), getattr(whole, name))
+
+
+def test_the_order_of_a_fold_is_the_order_of_the_steps():
+    values = torch.randn(40, generator=torch.Generator().manual_seed(0)).double() * 10.0 ** torch.arange(40)
+    steps = [Step(0, ()) for _ in values]
+    by_hand = values[0]
+    for value in values[1:]:
+        by_hand = by_hand + value
+    keeper, done = Memory(), []
+
+    def run(step, opened):
+        if len(done) % 7 == 6:
+            done.append(-1)
+            raise KeyboardInterrupt
+        place = len([one for one in done if one >= 0])
+        done.append(place)
+        return Piece(0, {"sum": values[place]})
+
+    while True:
+        try:
+            (found,) = gather(steps, run, gathering.add, keeper=keeper)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert done.count(-1) > 3
+    assert torch.equal(found.piece.tensors["sum"], by_hand)
 
 
 def test_shards_are_named_and_hold_every_step_once():
