@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmneuron_lens.architectures.loading import EMBEDDED
+from mmneuron_lens.artifacts.files import write_atomically
 from mmneuron_lens.batching.batches import Progress, quietly
 from mmneuron_lens.runs.done import Say
 from mmneuron_lens.runs.pipeline import run_model
@@ -35,18 +36,24 @@ def paper(
 ) -> Path:
     """Runs every stage for every model and writes `out/index.html`; returns its path.
 
-    questions: the drawn corpus if left out. settings: of `open_lens`. Raises as the stages do.
+    - models: `embedded/NAME`, folders or hub ids.
+    - questions: the drawn corpus if None.
+    - plan: how much is asked; the defaults of `Plan` if None.
+    - settings: of `open_lens`.
+    - progress: shows how far a stage is. say: is given a line before each stage.
+
+    Raises as the stages do.
     """
-    from mmneuron_lens.paper.page import publish_paper
+    from mmneuron_lens.paper.page import PAPER, publish_paper
 
     plan, out = plan or Plan(), Path(out)
     questions = drawn_questions(out, plan, say) if questions is None else questions
     (out / "stages").mkdir(parents=True, exist_ok=True)
     described = {"corpus": questions.name, "drawn": questions.drawn, "plan": asdict(plan)}
     described["models"] = [run_model(out, model, questions, plan, settings or {}, progress, say) for model in models]
-    (out / "paper.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_atomically(out / PAPER, json.dumps(described, indent=1, sort_keys=True) + "\n")
     say("Drawing figures and writing the page")
-    return publish_paper(out, progress=progress)
+    return publish_paper(out)
 
 
 def paper_command(
@@ -62,7 +69,15 @@ def paper_command(
     progress: Progress = quietly,
     say: Say = lambda text: None,
 ) -> Path:
-    """What `mmneuron paper` does. Raises `RunError` when it is not said which models or which questions."""
+    """What `mmneuron paper` does.
+
+    - embedded: the embedded models, before `models`.
+    - corpora: a folder of corpora as published. corpus: a folder of one's own images; one of them, or neither.
+    - questions: so many a domain are answered; the plan's if None.
+    - settings, progress, say: as of `paper`.
+
+    Raises `RunError` when it is not said which models or which questions.
+    """
     if not embedded and not models:
         raise RunError("say which models: --embedded, or --model with a folder or hub id (repeat it for several).")
     if corpora is not None and corpus is not None:
