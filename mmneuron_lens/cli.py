@@ -54,7 +54,9 @@ def demo(
     model: Annotated[
         Literal["embedded", "smol"], typer.Option(help="The two embedded models, or one with a real language model.")
     ] = "embedded",
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions in one forward pass: 32, and 16 of smol.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")
     ] = None,
@@ -66,13 +68,16 @@ def demo(
     after that it needs no network either. It is larger and takes longer.
     """
     with _in_one_line():
-        if model == "smol":
-            from mmneuron_lens.embedded.smol.demo import smol_demo as run
-        else:
-            from mmneuron_lens.paper.demo import demo as run
+        from dataclasses import replace
+
+        from mmneuron_lens.paper.demo import SMALL_MODELS, SMOL, demo_plan
+        from mmneuron_lens.paper.demo import demo as run
+
+        models = (SMOL,) if model == "smol" else SMALL_MODELS
+        plan = demo_plan(models) if batch_size is None else replace(demo_plan(models), batch_size=batch_size)
         _quiet_loading()
         settings = {"remote": _host(remote), "dtype": dtype}
-        _print_tables(out, run(out, batch_size=batch_size, settings=settings, progress=_bar, say=_say))
+        _print_tables(run(out, models=models, plan=plan, settings=settings, progress=_bar, say=_say))
 
 
 @app.command(
@@ -155,13 +160,12 @@ def select(
     """Select each model's domain-specific neurons from its counts; write tables, figures and a page."""
     with _in_one_line():
         from mmneuron_lens.paper.summary import publish
-        from mmneuron_lens.runs.stages import results_of, select_stage
+        from mmneuron_lens.runs.stages import select_stage
 
         target = out or run
         names = [name.strip() for name in kinds.split(",") if name.strip()]
         found = select_stage(run, target, fraction=fraction, percentile=percentile, kinds=names, progress=_bar)
-        page = publish([results_of(target, one) for one in found], target)
-        _print_tables(target, page)
+        _print_tables(publish(found, target, counts_in=run))
         if stability:
             from mmneuron_lens.runs.command import print_stability
 
@@ -177,7 +181,7 @@ def show(run: Run) -> None:
         page = run / "index.html"
         if not page.is_file():
             raise RunError(f"{run} holds no tables yet; write them with `mmneuron select {run}`.")
-        _print_tables(run, page)
+        _print_tables(page)
 
 
 @app.command(epilog="Example: [bold]mmneuron paper --embedded --out runs/paper[/bold]")
@@ -231,7 +235,7 @@ def paper(
             out, plan, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus, questions=questions,
             settings={"dtype": dtype, "device": device, "remote": _host(remote)}, progress=_bar, say=_say,
         )  # fmt: skip
-        _print_tables(out, page)
+        _print_tables(page)
 
 
 @app.command(epilog="Example: [bold]mmneuron report runs/paper[/bold]")
@@ -302,15 +306,15 @@ def _print_problems(problems: Problems, out: Path) -> None:
     typer.echo("\n".join([*shown, f"All of them: {file}"]), err=True)
 
 
-def _print_tables(out: Path, page: Path) -> None:
+def _print_tables(page: Path) -> None:
     from rich.console import Console
 
-    from mmneuron_lens.paper.summary import printed
+    from mmneuron_lens.report.terminal import terminal_tables
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    for table in printed(out):
+    for table in terminal_tables(page):
         console.print(table)
         console.print()
     typer.echo(f"Page: {page.resolve()}")

@@ -27,7 +27,6 @@ from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.ablate import Off, ablate, generation_settings, questions_digest
 from mmneuron_lens.experiments.identify import Identified, count_domain, find
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.paper.summary import Results
 from mmneuron_lens.runs.checkpoint import SECONDS, Checkpoint
 from mmneuron_lens.runs.merging import WHOLE, Shard, shard_file, unfinished
 from mmneuron_lens.runtime.remote import ask_served
@@ -148,6 +147,7 @@ def select_stage(
             progress=progress,
         )
         found.selection.save(selection_file(out, found.selection.model))
+        found.wider.save(Path(out) / "selection_wider" / selection_file(out, found.selection.model).name)
         controls = Path(out) / "controls" / file_name(found.selection.model)
         if found.discovery is not None and found.overlap is not None:
             found.discovery.save(controls / "false_discovery.safetensors")
@@ -199,14 +199,6 @@ def _answer_facts(
         "off": (settings.get("off") or Off()).described,
         "generation": generation_settings(**given),
     }
-
-
-def results_of(out: str | Path, found: Identified) -> Results:
-    """What a page shows of one model: what was found, and the answers that were given with this very selection."""
-    model = found.selection.model
-    path, digest = answers_file(out, model), content_hash(selection_file(out, model))
-    answers = load_answers(path) if path.is_file() else []
-    return Results(found, tuple(answer for answer in answers if answer.selection == digest))
 
 
 def selection_file(out: str | Path, model: str) -> Path:
