@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -80,9 +80,11 @@ Plan = Annotated[
 def demo(
     out: Out = Path("runs/demo"),
     model: Annotated[
-        str, typer.Option(help="embedded: the two small models; smol: one with a real language model.")
+        Literal["embedded", "smol"], typer.Option(help="The two small models, or one with a real language model.")
     ] = "embedded",
-    batch_size: BatchSize = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions in one forward pass: 32, and 16 of smol.")
+    ] = None,
     dtype: Dtype = None,
     remote: Remote = None,
     replace: Replace = False,
@@ -92,14 +94,17 @@ def demo(
     `--model smol` is LLaVA-NeXT from DINOv2-small and SmolLM2-135M: its parts, 183 MB, are fetched once and checked;
     after that it needs no network either. It is larger and takes longer.
     """
-    from mmneuron_lens.paper.demo import demo, models_of
+    from dataclasses import replace as changed
 
+    from mmneuron_lens.paper.demo import SMALL_MODELS, SMOL, demo_plan
+    from mmneuron_lens.paper.demo import demo as run
+
+    models = (SMOL,) if model == "smol" else SMALL_MODELS
+    plan = demo_plan(models) if batch_size is None else changed(demo_plan(models), batch_size=batch_size)
     _quiet_loading()
     settings = {"remote": _host(remote), "dtype": dtype}
     store = _store(out, replace)
-    _print_tables(
-        out, demo(store, models=models_of(model), batch_size=batch_size, settings=settings, progress=_bar, say=_say)
-    )
+    _print_tables(run(store, models=models, plan=plan, settings=settings, again=_again(remote), progress=_bar))
 
 
 @app.command(
@@ -146,10 +151,9 @@ def count(
     asked = _corpus(corpus, domain, images, questions_per_image)
     _quiet_loading()
     lens = Lens(model, remote=_host(remote), dtype=dtype, device=device)
-    again = tuple(sys.argv[1:]) if remote else ()
     try:
         counts = count_stage(
-            lens, asked.by_domain(), store, part=part, workers=workers, again=again, batch_size=batch_size,
+            lens, asked.by_domain(), store, part=part, workers=workers, again=_again(remote), batch_size=batch_size,
             corpus=asked.name, exact=exact, frames=frames, problems=asked.problems, progress=_bar,
         )  # fmt: skip
     finally:
@@ -175,19 +179,23 @@ def select(
     plan: Plan = None,
 ) -> None:
     """Select each model's domain-specific neurons from its counts; write tables, figures and a page."""
-    from mmneuron_lens.paper.summary import publish_summary
+    from mmneuron_lens.paper.summary import publish
     from mmneuron_lens.runs.identify import select_stage
 
     target = out or run
     names = [name.strip() for name in kinds.split(",") if name.strip()]
     rule: dict[str, Any] = {"fraction": fraction, "percentile": percentile, "kinds": names}
     found = select_stage(run, _store(target, replace), progress=_bar, **rule)
-    _print_tables(target, publish_summary(target, found))
+    missing = {one.selection.model: one.controls.missing for one in found}
+    _print_tables(publish(target, counts_in=run, uncontrolled=missing))
     if stability:
-        from mmneuron_lens.report.stability import print_stability
+        from mmneuron_lens.neurons.stability import stability as stability_of
+        from mmneuron_lens.report.stability import save_stability, stability_table
 
-        for file in print_stability([one.counts for one in found], target, fraction, percentile, _console()):
-            typer.echo(str(file))
+        for one in found:
+            shown = stability_of(list(one.counts), fraction, percentile)
+            _console().print(stability_table(shown))
+            typer.echo(str(save_stability(shown, target)))
 
 
 @app.command(epilog="Example: [bold]mmneuron ablate runs/mine --model embedded/llava-next --corpus my-images[/bold]")
@@ -221,22 +229,22 @@ def ablate(
     plan: Plan = None,
 ) -> None:
     """Answer your own corpus with selected neurons off, and with as many random ones off; write tables and a page."""
+    from mmneuron_lens.lens import Lens
     from mmneuron_lens.paper.ablate import ablate_run
-    from mmneuron_lens.paper.summary import publish_summary
+    from mmneuron_lens.paper.summary import publish
 
-    asked = _corpus(corpus, domain, images, questions_per_image, skip_images)
+    asked, store = _corpus(corpus, domain, images, questions_per_image, skip_images), _store(run, replace)
     _quiet_loading()
-    generation = {"num_beams": beams, "max_new_tokens": max_new_tokens}
-    settings = {"remote": _host(remote), "dtype": dtype, "device": device}
+    lens = Lens(model, remote=_host(remote), dtype=dtype, device=device)
     try:
-        found = ablate_run(
-            _store(run, replace), model, asked, settings, modules=tuple(module or ("All",)), random_draws=random_draws,
-            match=match, off=off, factor=factor, cross=cross, seed=seed, batch_size=batch_size, progress=_bar,
-            generation=generation,
+        ablate_run(
+            store, lens, asked, off=off, factor=factor, modules=tuple(module or ("All",)), random_draws=random_draws,
+            match=match, cross=cross, seed=seed, batch_size=batch_size, progress=_bar,
+            generation={"num_beams": beams, "max_new_tokens": max_new_tokens},
         )  # fmt: skip
     finally:
         _print_problems(asked.problems, run)
-    _print_tables(run, publish_summary(run, found))
+    _print_tables(publish(run))
 
 
 @app.command(epilog="Example: [bold]mmneuron show runs/demo[/bold]")
@@ -247,7 +255,7 @@ def show(run: Run) -> None:
     page = run / "index.html"
     if not page.is_file():
         raise RunError(f"{run} holds no tables yet; write them with `mmneuron select {run}`.")
-    _print_tables(run, page)
+    _print_tables(page)
 
 
 @app.command(epilog="Example: [bold]mmneuron paper --embedded --out runs/paper[/bold]")
@@ -302,9 +310,9 @@ def paper(
     page = paper_command(
         _store(out, replace), amounts, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus,
         questions=questions, settings={"dtype": dtype, "device": device, "remote": _host(remote)},
-        again=tuple(sys.argv[1:]) if remote else (), progress=_bar,
+        again=_again(remote), progress=_bar,
     )  # fmt: skip
-    _print_tables(out, page)
+    _print_tables(page)
 
 
 @app.command(epilog="Example: [bold]mmneuron report runs/paper[/bold]")
@@ -344,6 +352,11 @@ def _store(out: Path, replace: bool) -> Store:
     from mmneuron_lens.runs.store import Store
 
     return Store(out, replace=replace, say=_say)
+
+
+def _again(remote: str | None) -> tuple[str, ...]:
+    """The command line, for `mmneuron jobs resume`."""
+    return tuple(sys.argv[1:]) if remote else ()
 
 
 def _bar(items: Sequence[Any], name: str) -> Iterable[Any]:
@@ -399,11 +412,11 @@ def _console() -> Any:
     return console if console.is_terminal else Console(width=WIDTH)
 
 
-def _print_tables(out: Path, page: Path) -> None:
-    from mmneuron_lens.paper.summary import printed
+def _print_tables(page: Path) -> None:
+    from mmneuron_lens.report.terminal import terminal_tables
 
     console = _console()
-    for table in printed(out):
+    for table in terminal_tables(page):
         console.print(table)
         console.print()
     typer.echo(f"Page: {page.resolve()}")

@@ -15,6 +15,7 @@ from typing import Any
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.runs.keys import Key
 
 
@@ -40,6 +41,11 @@ def counts_files(run: str | Path) -> list[list[Path]]:
     if not found:
         raise RunError(f"{run} holds no counts; write them with `mmneuron count --model ... --corpus ... --out {run}`.")
     return found
+
+
+def selected_models(run: str | Path) -> list[str]:
+    """The models that a run has a selection of."""
+    return [Selection.load(file).model for file in sorted((Path(run) / "selection").glob("*.safetensors"))]
 
 
 def counted(run: str | Path) -> list[list[Counts]]:
