@@ -6,9 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.artifacts.files import file_name, write_atomically
 from mmneuron_lens.neurons.stability import Stability
-from mmneuron_lens.report.tables import save_csv
 
 
 def stability_table(found: Stability) -> Table:
@@ -26,5 +25,5 @@ def stability_table(found: Stability) -> Table:
 def save_stability(found: Stability, out: str | Path) -> Path:
     """Writes `tables/MODEL.stability.csv` in a run's folder; returns the file."""
     file = Path(out) / "tables" / f"{file_name(found.model)}.stability.csv"
-    save_csv(found.frame(), file)
+    write_atomically(file, found.frame().write_csv())
     return file
