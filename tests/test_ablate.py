@@ -205,7 +205,7 @@ def test_exact_match_ignores_case_and_space_alone():
 def test_answering_goes_on_where_it_was_stopped(lens, corpus, selection, tmp_path, monkeypatch):
     settings = {"batch_size": 1, "random_draws": 1, **GENERATION}
     whole = ablate(lens, selection, corpus, **settings)
-    log, real, left = AnswerLog(tmp_path / "log.jsonl", {"seed": 0}), type(lens).run, [3]
+    log, real, left = AnswerLog(tmp_path / "log.jsonl", {"seed": 0}), type(lens).generate, [3]
 
     def stopping(*arguments, **given):
         if not left[0]:
@@ -213,7 +213,7 @@ def test_answering_goes_on_where_it_was_stopped(lens, corpus, selection, tmp_pat
         left[0] -= 1
         return real(*arguments, **given)
 
-    monkeypatch.setattr(type(lens), "run", stopping)
+    monkeypatch.setattr(type(lens), "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
         ablate(lens, selection, corpus, log=log, **settings)
     kept = len(log.answers)
@@ -236,8 +236,8 @@ def test_other_modules_are_answered_without_asking_again(lens, corpus, selection
     first = ablate_stage(lens, corpus, tmp_path, random_draws=0, batch_size=4, **GENERATION)
     before = load_answers(first)
     calls = []
-    real = type(lens).run
-    monkeypatch.setattr(type(lens), "run", lambda *some, **given: calls.append(1) or real(*some, **given))
+    real = type(lens).generate
+    monkeypatch.setattr(type(lens), "generate", lambda *some, **given: calls.append(1) or real(*some, **given))
     modules = ("LLM", "All")
     ablate_stage(lens, corpus, tmp_path, modules=modules, random_draws=1, controls=("All",), batch_size=4, **GENERATION)
     after = load_answers(first)

@@ -102,7 +102,7 @@ PROBLEMS = {
     ),
     "no such model": (
         ["count", "--model", "{corpus}", "--corpus", "{corpus}", "--out", "{nothing}"],
-        "Unrecognized model in {corpus}. Should have a `model_type` key in its config.json.",
+        "{corpus} has no config.json; give the folder of a saved model.",
     ),
     "unknown dtype": (
         ["count", *MODEL, "--corpus", "{corpus}", "--out", "{nothing}", "--dtype", "float31"],

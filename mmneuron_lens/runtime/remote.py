@@ -78,7 +78,7 @@ def run_remote(
         for index, batch in enumerate(batches)
     ]
     held, backend = model.nnsight, ready_backend(model, remote)
-    with in_one_line(remote), held.session(backend=backend):
+    with in_one_line(backend), held.session(backend=backend):
         returned = entry(held, plans, items, job).save()
     values = fold.finish(returned["values"], overs)
     return result_of(model, values, returned["answers"], returned["logits"], job["pad"])
@@ -87,7 +87,7 @@ def run_remote(
 def ask_served(model: Model, remote: bool | str) -> Served:
     """What `wire.describe` tells about the model on the server; raises as `run_remote` does."""
     held, entry, backend = model.nnsight, bare(describe), ready_backend(model, remote)
-    with in_one_line(remote), held.session(backend=backend):
+    with in_one_line(backend), held.session(backend=backend):
         returned = entry(held).save()
     return returned
 
@@ -106,22 +106,23 @@ def ready_backend(model: Model, remote: bool | str) -> Any:
 
 
 @contextmanager
-def in_one_line(remote: bool | str) -> Iterator[None]:
+def in_one_line(backend: Any) -> Iterator[None]:
     """Turns whatever nnsight, the connection or the answer raise into `RemoteFailed`; a fault of ours stays one."""
     import httpx
     import websocket
     from nnsight.intervention.backends.remote import RemoteError
     from pydantic import ValidationError
 
-    answers = (ValidationError, json.JSONDecodeError)
+    host, answers = getattr(backend, "host", "local"), (ValidationError, json.JSONDecodeError)
     try:
         yield
     except MMNeuronError:
         raise
     except RemoteError as error:
-        raise RemoteFailed(" ".join(str(error).split()), getattr(error, "traceback", str(error))) from error
+        said = " ".join(str(error).split())
+        whole = getattr(error, "traceback", str(error))
+        raise RemoteFailed(said if said.startswith(host) else f"{host}: {said}", whole) from error
     except (httpx.HTTPError, websocket.WebSocketException, OSError, *answers) as error:
-        host = remote if isinstance(remote, str) else "NDIF"
         what = "its answer cannot be read" if isinstance(error, answers) else "the connection failed; try again"
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise RemoteFailed(f"{host}: {what} ({said})", repr(error)) from error
