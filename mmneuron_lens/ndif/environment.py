@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from mmneuron_lens.artifacts.files import write_atomically
+
 CONSTRAINTS = Path(__file__).parent / "server-constraints.txt"
 
 # torch first and alone: a looser request may take a build of several gigabytes. ndif's metadata asks for Python 3.12;
@@ -56,7 +58,7 @@ def prepare(state: Path, say: Callable[[str], None]) -> Path:
         say(f"  {number}/{len(STEPS)} {name}")
         quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
         _step([str(python), "-m", "pip", "install", *quiet, "-c", str(CONSTRAINTS), *wanted], log)
-    (folder / "ready").write_text(_fingerprint())
+    write_atomically(folder / "ready", _fingerprint())
     return python
 
 
