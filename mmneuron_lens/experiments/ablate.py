@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypedDict
 
 from mmneuron_lens.artifacts.answers import ALL, Answer
@@ -114,14 +115,20 @@ def ablate(
         for group in progress(groups, f"answering {domain} under {len(conditions)} conditions"):
             held: tuple[list[Batch], list[Sample]] | None = None
             for condition in conditions:
-                wanted = [by_place[id(condition), one.id] for step in group for one in step.samples]
-                if all(rows.get(one.digest) for one in wanted):
+                questions = {one.id: by_place[id(condition), one.id] for step in group for one in step.samples}
+                absent = {name for name, one in questions.items() if rows.get(one.digest) is None}
+                if not absent:
                     continue
-                held = _encoded(lens, group, prompt, problems) if held is None else held
-                if held[0]:
-                    out = lens.generate(condition.graph, held[0], **settings)
-                    said = zip(held[1], out.text, strict=True)
-                    rows.add([by_place[id(condition), one.id].answered(text) for one, text in said])
+                if len(absent) == len(questions):
+                    batches, kept = held = _encoded(lens, group, prompt, problems) if held is None else held
+                else:
+                    # The others were answered before this process began.
+                    some = [replace(one, samples=tuple(s for s in one.samples if s.id in absent)) for one in group]
+                    batches, kept = _encoded(lens, [one for one in some if one.samples], prompt, problems)
+                if batches:
+                    out = lens.generate(condition.graph, batches, **settings)
+                    said = zip(kept, out.text, strict=True)
+                    rows.add([questions[one.id].answered(text) for one, text in said])
         found = [rows.get(one.digest) for one in asked]
         answers += [question.answered(one.answer) for question, one in zip(asked, found, strict=True) if one]
     return answers

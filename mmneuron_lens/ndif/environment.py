@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from interventions.errors import ServiceFailed
+from mmneuron_lens.artifacts.files import write_atomically
 
 CONSTRAINTS = Path(__file__).parent / "server-constraints.txt"
 
@@ -60,7 +61,7 @@ def prepare(state: Path, say: Callable[[str], None]) -> Path:
         say(f"  {number}/{len(STEPS)} {name}")
         quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
         _step([str(python), "-m", "pip", "install", *quiet, "-c", str(CONSTRAINTS), *wanted], log)
-    (folder / "ready").write_text(_fingerprint())
+    write_atomically(folder / "ready", _fingerprint())
     return python
 
 

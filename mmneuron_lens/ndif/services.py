@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from interventions.errors import ServiceFailed
+from mmneuron_lens.artifacts.files import write_atomically
 from mmneuron_lens.ndif.environment import redis_server
 from mmneuron_lens.ndif.state import State
 
@@ -100,7 +101,7 @@ def serve(state: State, python: Path, models: Sequence[tuple[str, str]], say: Ca
     specifications = [{"checkpoint": repo, "model_key": model_key(repo), "pinned": True} for _, repo in wanted]
     file = state.folder / "models.yaml"
     # JSON is YAML.
-    file.write_text(json.dumps({"models": specifications}, indent=1) + "\n")
+    write_atomically(file, json.dumps({"models": specifications}, indent=1) + "\n")
     say(f"Loading {', '.join(name for name, _ in wanted)}")
     surroundings = environment_of(state, python, server, server["offline"])
     _finish(state, "deploy", [python.parent / "ndif", "deploy", "-f", file], surroundings, patience=None)

@@ -25,7 +25,7 @@ from mmneuron_lens.experiments.deviate import deviate as deviate_domain
 from mmneuron_lens.experiments.entropy import read_entropy as read_domain
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.runs.answer import answer_stage, score_stage
+from mmneuron_lens.runs.answer import answer_stage, score_stage, selection_facts
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.folder import file_of, key_of
 from mmneuron_lens.runs.identify import Identified, find
@@ -108,8 +108,7 @@ def ablate(
     Raises `UnknownName` for a domain that the selection does not have.
     """
     store, asked = Store(out, replace=replace), corpus.by_domain()
-    file = None if out is None else file_of(out, "selection", selection.model)
-    cited = content_hash(file) if file is not None and file.is_file() else ""
+    cited = _cited(selection, out)
     answers = answer_stage(
         lens, selection, asked, store, selection_id=cited, modules=modules, random_draws=random_draws, seed=seed,
         match=match, off=off, cross=cross, batch_size=batch_size, prompt=prompt, problems=corpus.problems,
@@ -144,7 +143,9 @@ def deviate(
     - out, replace: as of `identify`.
     """
     store = Store(out, replace=replace)
+    cited = _cited(selection, out)
     how = {"draws": random_draws, "seed": seed, "off": (off or Off()).described, "batch size": batch_size}
+    how |= selection_facts(selection, cited)
     found = []
     for domain, samples in corpus.by_domain().items():
         facts = {**lens.model.facts(), **how, "questions": content_digest(samples)}
@@ -152,7 +153,7 @@ def deviate(
         def make(keeper: Keeper, samples: Sequence[Sample] = samples) -> Deviations:
             return deviate_domain(
                 lens, selection, samples, random_draws=random_draws, seed=seed, off=off, batch_size=batch_size,
-                keeper=keeper, problems=corpus.problems, progress=progress,
+                selection_id=cited, keeper=keeper, problems=corpus.problems, progress=progress,
             )  # fmt: skip
 
         found.append(store.get_or_make(key_of("deviations", lens.name, domain, facts=facts), make, Deviations))
@@ -191,3 +192,9 @@ def read_entropy(
         domain: read_domain(lens, samples, progress=progress, **shared)
         for domain, samples in corpus.by_domain().items()
     }
+
+
+def _cited(selection: Selection, out: str | Path | None) -> str:
+    """The `content_hash` of a selection's file in a run's folder; empty where there is none."""
+    file = None if out is None else file_of(out, "selection", selection.model)
+    return content_hash(file) if file is not None and file.is_file() else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -72,7 +73,9 @@ class Pieces:
                 # Another part was the last, and has finished the value meanwhile.
                 continue
             except ArtifactError as error:
-                file.replace(file.with_suffix(".damaged"))
+                # Unless another part has moved it already.
+                with suppress(FileNotFoundError):
+                    file.replace(file.with_suffix(".damaged"))
                 self.say(f"{error} It was moved aside, and is made again.")
                 continue
             if differing := differences(key or {}, self.key):
@@ -98,5 +101,6 @@ class Pieces:
             for file in folder.glob("*"):
                 if file.is_file():
                     file.unlink(missing_ok=True)
-            if folder.is_dir():
+            # What another process puts there at this moment goes with the next that finds the value.
+            with suppress(OSError):
                 folder.rmdir()

@@ -24,7 +24,7 @@ from mmneuron_lens.experiments.embed import embed_images
 from mmneuron_lens.experiments.entropy import read_entropy
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.runs.answer import answer_stage, off_stage, score_stage
+from mmneuron_lens.runs.answer import answer_stage, off_stage, score_stage, selection_facts
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.folder import file_of, key_of
 from mmneuron_lens.runs.identify import select_stage
@@ -97,7 +97,7 @@ def read_model(
     """What needs forwards alone: deviations, entropies, embeddings and traces."""
     facts = {**lens.model.facts(), "batch size": plan.batch_size}
     drawn = {"random_draws": plan.random_draws, "seed": plan.seed, "off": off, "selection_id": cited}
-    how = {"selection": cited, "off": off.described, "seed": plan.seed, "draws": plan.random_draws}
+    how = {"off": off.described, "seed": plan.seed, "draws": plan.random_draws, **selection_facts(selection, cited)}
 
     def each(kind: str, what: str, asked: ByDomain, codec: type[Codec], make: Any, **inputs: Any) -> None:
         for domain, samples in asked.items():
