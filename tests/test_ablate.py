@@ -7,6 +7,8 @@ import pytest
 import torch
 from drawn_corpus import write_corpus
 from hooks import hooked, neuron_paths
+from mmneuron_lens.experiments.identify import count_domain
+from mmneuron_lens.runs.stages import ablate_stage
 from scipy.stats import binom
 
 from interventions.bindings import PerLayer
@@ -17,11 +19,9 @@ from mmneuron_lens.batching.batches import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
 from mmneuron_lens.experiments.ablate import ablate, conditions_of
-from mmneuron_lens.experiments.identify import count_domain
 from mmneuron_lens.metrics.intervals import mean_interval
 from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.report import tables
-from mmneuron_lens.runs.stages import ablate_stage
 
 GENERATION = {"max_new_tokens": 4}
 

@@ -14,7 +14,7 @@ from interventions.sites import unknown
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.checked import check_once
-from mmneuron_lens.runtime.compile import Plan, compile_graph, results_over
+from mmneuron_lens.runtime.compile import SitePlan, compile_graph, results_over
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.parts import refuse_whole
@@ -103,7 +103,7 @@ def refuse_packed(batch: Batch) -> None:
         raise InvalidValue("A packed batch is not for generation; make one with lens.encode(images, texts).")
 
 
-def refuse_parts(plans: list[Plan], batch: Batch, job: dict[str, Any]) -> None:
+def refuse_parts(plans: list[SitePlan], batch: Batch, job: dict[str, Any]) -> None:
     """Raise `InvalidValue` for a graph that needs whole rows of a batch that runs in parts."""
     if batch.sharing.get("cuts"):
         try:
@@ -112,7 +112,7 @@ def refuse_parts(plans: list[Plan], batch: Batch, job: dict[str, Any]) -> None:
             raise InvalidValue(str(error)) from error
 
 
-def needs_source(plans: list[Plan]) -> bool:
+def needs_source(plans: list[SitePlan]) -> bool:
     """Whether any part of a compiled graph is given a paired batch's value."""
     return any(act["mode"] == "rewires" for plan in plans for act in plan["acts"])
 

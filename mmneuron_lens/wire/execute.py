@@ -17,15 +17,15 @@ from mmneuron_lens.wire.types import (
     Layer,
     Module,
     Part,
-    Plan,
     Port,
     Results,
+    SitePlan,
     Value,
     View,
 )
 
 
-def serve(plan: Plan, root: Module, context: Context, step: int, results: Results) -> None:
+def serve(plan: SitePlan, root: Module, context: Context, step: int, results: Results) -> None:
     """Visit the layers of one site in one forward pass: read each value once, apply, write once."""
     for layer, path in plan["places"]:
         acts = [act for act in plan["acts"] if acts_here(act, layer, step, context["columns"])]
@@ -167,7 +167,7 @@ def allowed(mask: Shaped[Tensor, "row 1 query key"] | None, held: Any, layer: La
 
 
 def bound(
-    act: Act, plan: Plan, root: Module, context: Context, layer: Layer, step: int, value: Shaped[Tensor, "..."]
+    act: Act, plan: SitePlan, root: Module, context: Context, layer: Layer, step: int, value: Shaped[Tensor, "..."]
 ) -> dict[str, Any]:
     """The arguments of an intervention at this layer and step."""
     arguments = {name: beside(constant, value) for name, constant in act["constants"].items()}
@@ -197,7 +197,7 @@ def chain(modules: list[Module]) -> Callable[[Tensor], Tensor]:
 
 
 def field_at(
-    name: str, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "..."], act: Act
+    name: str, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "..."], act: Act
 ) -> Shaped[Tensor, "..."]:
     """A field at one step: as laid out for the prompt, one column of generated tokens afterwards."""
     assert plan["group"] is not None, f"{plan['site']} has no positions"
@@ -215,13 +215,13 @@ def field_at(
     return field
 
 
-def sees_beams(act: Act, plan: Plan, step: int) -> bool:
+def sees_beams(act: Act, plan: SitePlan, step: int) -> bool:
     """Writes and `all_beams` reads see the LLM's rows beam by beam; other reads see one row per sample."""
     return plan["stepped"] and (act["mode"] != "reads" or act["all_beams"] or step > 0)
 
 
 def read(
-    act: Act, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "..."], arguments: dict[str, Any]
+    act: Act, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "..."], arguments: dict[str, Any]
 ) -> Value:
     if context["beams"] > 1 and plan["stepped"] and not sees_beams(act, plan, step):
         value = value[:: context["beams"]]
@@ -234,7 +234,7 @@ def read(
 
 
 def write(
-    act: Act, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "*all"], arguments: dict[str, Any]
+    act: Act, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "*all"], arguments: dict[str, Any]
 ) -> Shaped[Tensor, "*all"]:
     chosen = choose(act, plan, context, step, value)
     part, source = value, arguments.pop("source", None)
@@ -267,7 +267,9 @@ def write(
     return whole
 
 
-def choose(act: Act, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "row token ..."]) -> Chosen | None:
+def choose(
+    act: Act, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "row token ..."]
+) -> Chosen | None:
     """An index of the positions to act on (rows x tokens), or None for all of them."""
     positions, columns = act["positions"], context["columns"]
     partial = columns is not None and plan["stepped"] and act["steps"] != "all"

@@ -144,7 +144,7 @@ class Act(TypedDict):
     all_beams: bool
 
 
-class Plan(TypedDict):
+class SitePlan(TypedDict):
     """All that happens at one site. stepped: whether it is reached at every step of a generation, or once."""
 
     site: str

@@ -39,7 +39,7 @@ class JobFailed(MMNeuronError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class JobStatus:
     """status: "" when the server does not know the job. returned: the job's totals once it is complete."""
 
     status: str
@@ -55,7 +55,7 @@ class Server(Protocol):
 
     def submit(self, items: list[dict[str, Any]]) -> str: ...
 
-    def ask(self, job: str) -> Answer: ...
+    def ask(self, job: str) -> JobStatus: ...
 
 
 class NdifServer:
@@ -82,12 +82,12 @@ class NdifServer:
             returned = entry(model, plans, items, job).save()  # noqa: F841  (it comes back under this name)
         return str(backend.job_id)
 
-    def ask(self, job: str) -> Answer:
+    def ask(self, job: str) -> JobStatus:
         """What the server knows about a job, and its result when it is complete."""
         return asked(self._backend(job))
 
 
-def ask_host(host: str, job: str) -> Answer:
+def ask_host(host: str, job: str) -> JobStatus:
     """What a host knows about a job, without its model: the key is not needed for asking."""
     anyone: Any = SimpleNamespace(nnsight=SimpleNamespace(to_model_key=lambda: ""))
     return asked(_quiet(backend_of(anyone, host, blocking=False, job_id=job)))
@@ -99,13 +99,13 @@ def _quiet(backend: Any) -> Any:
     return backend
 
 
-def asked(backend: Any) -> Answer:
+def asked(backend: Any) -> JobStatus:
     """Poll once with a backend that carries a job's id."""
     with translated(backend):
         result = backend.poll()
     if result is not None:
-        return Answer("COMPLETED", result["returned"])
-    return Answer("" if backend.status is None else backend.status.value)
+        return JobStatus("COMPLETED", result["returned"])
+    return JobStatus("" if backend.status is None else backend.status.value)
 
 
 class translated:
