@@ -24,17 +24,21 @@ from mmneuron_lens.batching.batches import encode
 from mmneuron_lens.batching.frames import with_frames_that_fit
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.sampling import SampleList
-from mmneuron_lens.evaluation.claims import Evidence, claims, largest_share, silent_in_vision, turning_points
+from mmneuron_lens.evaluation.claims import claims
+from mmneuron_lens.evaluation.findings import Evidence
+from mmneuron_lens.evaluation.neuron_claims import largest_share, silent_in_vision, turning_points
 from mmneuron_lens.evaluation.official_scores import Marks, mark_answers
-from mmneuron_lens.paper import page as sheet
-from mmneuron_lens.paper import paper_numbers as printed
+from mmneuron_lens.paper import page as paper_page
+from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper import run as whole
 from mmneuron_lens.paper.page import paper_of
 from mmneuron_lens.report import latex
-from mmneuron_lens.report.paper_page import claims_frame
+from mmneuron_lens.report.claims_table import claims_table
 from mmneuron_lens.runs import pipeline as model_stages
 
 MODEL = "embedded/instructblip"
+NAME = "embedded+instructblip"
+"""The model in names of files."""
 DOMAINS = ("remote_sensing", "document")
 LITTLE = whole.Plan(
     identification_images=4,
@@ -50,7 +54,7 @@ LITTLE = whole.Plan(
     fraction=0.05,
     generation={"num_beams": 2, "length_penalty": -1.0, "max_new_tokens": 3, "do_sample": False},
 )
-NAMES = [
+SECTIONS = [
     *("Figure 2", "Figure 5", "Table 1", "Table 2", "Table 3", "Figure 6", "Figure 7", "Table 4", "Figure 9"),
     *("Figures 10–13", "Table 6", "Table 7", "Table 8", "Table 9", "Controls", "Cross matrix"),
 ]
@@ -72,8 +76,8 @@ def run(tmp_path_factory) -> Path:
 
 def test_every_table_and_figure_by_name_and_in_the_papers_order(run):
     html = (run / "index.html").read_text()
-    assert re.findall(r'<section id="[^"]*">\n<h2><span class="count">([^<]*)</span>', html) == NAMES
-    items = {item.name: item for item in paper_of(run).items}
+    assert re.findall(r'<section id="[^"]*">\n<h2><span class="count">([^<]*)</span>', html) == SECTIONS
+    items = {item.name: item for item in paper_of(run).sections}
     assert [name for name, item in items.items() if item.missing] == ["Table 7", "Table 8"]
     for name, item in items.items():
         assert item.missing or item.sources, name
@@ -85,30 +89,30 @@ def test_every_table_and_figure_by_name_and_in_the_papers_order(run):
     for stem in ("neurons_per_domain", "ablation_accuracy", "deviation", "entropy", "claims", "cross", "silent"):
         assert (run / "tables" / f"{stem}.csv").is_file()
         assert "\\toprule" in (run / "tables" / f"{stem}.tex").read_text()
-    for stem in ("figure_2_embeddings", "figure_5_layers_instructblip", "figure_7_entropy"):
+    for stem in ("figure_2_embeddings", f"figure_5_layers_{NAME}", "figure_7_entropy"):
         assert (run / "figures" / f"{stem}.png").read_bytes()[:4] == b"\x89PNG"
     assert "not a model of the paper, so its printed numbers are not shown" in html
     assert "http" not in re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
 
 
 def test_numbers_on_the_page_are_those_of_the_artifacts(run):
-    selection = Selection.load(run / "selection" / "instructblip.safetensors")
+    selection = Selection.load(run / "selection" / f"{NAME}.safetensors")
     table = pl.read_csv(run / "tables" / "neurons_per_domain.csv")
     for row in table.iter_rows(named=True):
         own = selection.neurons(row["domain"], row["module"])
         assert row["neurons"] == sum(int(mask.sum()) for mask in own.values())
-    answers = load_answers(run / "answers" / "instructblip.jsonl")
+    answers = load_answers(run / "answers" / f"{NAME}.jsonl")
     accuracy = pl.read_csv(run / "tables" / "ablation.csv")
     here = accuracy.filter((pl.col("module") == "None") & (pl.col("domain") == "document"))["accuracy"][0]
     mine = [one.answer == one.answers[0] for one in answers if (one.condition, one.domain) == ("none", "document")]
     assert here == 100 * sum(mine) / len(mine)
-    found = Deviations.load(run / "deviations" / "instructblip" / "document.safetensors")
+    found = Deviations.load(run / "deviations" / NAME / "document.safetensors")
     number = found.conditions.index(("LLM", "domain"))
     shown = pl.read_csv(run / "tables" / "deviation.csv").filter(
         (pl.col("module") == "LLM") & (pl.col("condition") == "domain") & (pl.col("domain") == "document")
     )
     assert shown["deviation"][0] == pytest.approx(100 * float(found.values["after norm"][number].mean()))
-    entropies = Entropies.load(run / "entropies" / "instructblip" / "document.safetensors")
+    entropies = Entropies.load(run / "entropies" / NAME / "document.safetensors")
     entropy = pl.read_csv(run / "tables" / "entropy.csv").filter(pl.col("domain") == "document")
     assert entropy["entropy"].to_list() == pytest.approx(entropies.mean().T.flatten().tolist())
     assert {"None", "Vision Encoder", "Q-Former", "LLM", "All"} == set(accuracy["module"])
@@ -119,14 +123,14 @@ def test_done_again_nothing_is_made_and_the_page_has_the_same_bytes(run, monkeyp
     make(run, said=said)
     assert [line for line in said if not line.startswith(("already done", "Drawing figures"))] == []
     assert (run / "index.html").read_bytes() == before
-    monkeypatch.setattr(sheet, "publish_paper", lambda out: out / "index.html")
+    monkeypatch.setattr(paper_page, "publish_paper", lambda out: out / "index.html")
     assert mmneuron("report", run).stdout.strip() == f"Page: {run / 'index.html'}"
 
 
 @pytest.fixture
 def _no_page(monkeypatch):
     """Leaves out the page, whose figures take seconds, where a test is about stages."""
-    monkeypatch.setattr(sheet, "publish_paper", lambda out, progress: out)
+    monkeypatch.setattr(paper_page, "publish_paper", lambda out: out)
 
 
 @pytest.mark.usefixtures("_no_page")
@@ -147,7 +151,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(run, tmp_path, monkeypatch)
     make(tmp_path, said=said)
     made = [line for line in said if not line.startswith("already done")]
     assert made[0] == f"{MODEL}: deviation of the last hidden state, document"
-    artifacts = [file.relative_to(run) for file in run.rglob("*.safetensors")] + [Path("answers/instructblip.jsonl")]
+    artifacts = [file.relative_to(run) for file in run.rglob("*.safetensors")] + [Path(f"answers/{NAME}.jsonl")]
     assert len(artifacts) > 12
     for file in artifacts:
         assert (tmp_path / file).read_bytes() == (run / file).read_bytes(), file
@@ -165,7 +169,7 @@ def test_a_change_repeats_what_depends_on_it_alone(run, tmp_path):
         "Drawing figures and writing the page"
     ]
     # A file that lost bytes is made again.
-    file = tmp_path / "run" / "entropies" / "instructblip" / "document.safetensors"
+    file = tmp_path / "run" / "entropies" / NAME / "document.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     said.clear()
     make(tmp_path / "run", replace(LITTLE, random_draws=1), said)
@@ -175,7 +179,7 @@ def test_a_change_repeats_what_depends_on_it_alone(run, tmp_path):
 def test_claims_are_one_row_a_statement_and_model(run):
     found = paper_of(run).claims
     assert [claim.number for claim in found] == ["1", "2", "3", "4a", "4b", "4c", "5", "6", "7", "8"]
-    frame = claims_frame(found)
+    frame = claims_table(found)
     assert frame["verdict"].is_in(["holds", "does not hold", "not decided"]).all()
     shares = frame.filter(pl.col("claim") == "3").to_dicts()[0]
     assert shares["low"] <= shares["value"] + 1e-9
@@ -226,14 +230,14 @@ def test_the_interval_of_silent_neurons_holds_their_number():
 
 
 def test_the_papers_numbers_stand_beside_its_own_models_only():
-    table = printed.accuracy("llava-hf/llava-v1.6-vicuna-7b-hf")
+    table = paper_numbers.accuracy("llava-hf/llava-v1.6-vicuna-7b-hf")
     assert table is not None
     row = table.filter((pl.col("module") == "All") & (pl.col("domain") == "remote_sensing"))
     assert row["accuracy"].to_list() == [38.5]
-    assert printed.neurons("Salesforce/instructblip-vicuna-7b", 0.05)["neurons"].sum() == 17065 + 5229 + 28946  # type: ignore[index]
-    assert printed.deviation("llava-hf/llava-v1.6-vicuna-13b-hf") is None
-    assert printed.entropy("llava-hf/llava-v1.6-vicuna-13b-hf") is not None
-    assert printed.neurons(MODEL, 0.01) is None
+    assert paper_numbers.neurons("Salesforce/instructblip-vicuna-7b", 0.05)["neurons"].sum() == 17065 + 5229 + 28946  # type: ignore[index]
+    assert paper_numbers.deviation("llava-hf/llava-v1.6-vicuna-13b-hf") is None
+    assert paper_numbers.entropy("llava-hf/llava-v1.6-vicuna-13b-hf") is not None
+    assert paper_numbers.neurons(MODEL, 0.01) is None
 
 
 def test_latex_escapes_what_it_would_read_as_a_command():
@@ -246,7 +250,7 @@ def test_latex_escapes_what_it_would_read_as_a_command():
 
 
 def test_official_marks_where_a_corpus_has_them(run, tmp_path):
-    answers = [one for one in load_answers(run / "answers" / "instructblip.jsonl") if one.domain == "document"]
+    answers = [one for one in load_answers(run / "answers" / f"{NAME}.jsonl") if one.domain == "document"]
     questions = whole.drawn_questions(run, LITTLE, lambda text: None, DOMAINS)
     samples = {"document": [replace(one, options=()) for one in questions.evaluation["document"]]}
     spelt = [replace(one, answer=one.answers[0] + "x") for one in answers]
@@ -274,16 +278,16 @@ def test_published_corpora_through_their_own_readers_and_scores(tmp_path):
     arguments = {"models": [MODEL], "corpora": tmp_path / "corpora", "questions": 2, "say": said.append}
     whole.paper_command(out, plan, **arguments)
     assert f"1 records are skipped and named in {out / 'problems.txt'}" in said
-    marks = Marks.load(out / "answers" / "instructblip.marks.json")
+    marks = Marks.load(out / "answers" / f"{NAME}.marks.json")
     assert list(marks.metrics) == ["common", "remote_sensing", "medical", "document", "auto_driving"]
     assert "ANLS" in marks.metrics["document"]
     html = (out / "index.html").read_text()
     assert "LingoQA was not scored by Lingo-Judge, whose weights were not given (--judge)." in html
     assert {"VQAv2", "RSVQA-HR", "PMC-VQA", "DocVQA", "LingoQA"} == set(
-        json.loads((out / "stages" / "marks-instructblip.json").read_text())["inputs"]["corpora"].values()
+        json.loads((out / "stages" / f"marks-{NAME}.json").read_text())["inputs"]["corpora"].values()
     )
     listed = SampleList.load(out / "samples" / "identification" / "document.json")
-    counts = Counts.load(out / "counts" / "instructblip" / "document.safetensors")
+    counts = Counts.load(out / "counts" / NAME / "document.safetensors")
     assert counts.samples == len(listed.ids)
 
 
@@ -329,5 +333,5 @@ def test_the_run_says_what_it_was_made_with(run):
     described = json.loads((run / "paper.json").read_text())
     assert described["models"] == [MODEL]
     assert described["plan"]["generation"]["num_beams"] == 2
-    stamp = json.loads((run / "stages" / "answers-instructblip.json").read_text())
-    assert stamp["files"] == {"answers/instructblip.jsonl": content_hash(run / "answers" / "instructblip.jsonl")}
+    stamp = json.loads((run / "stages" / f"answers-{NAME}.json").read_text())
+    assert stamp["files"] == {f"answers/{NAME}.jsonl": content_hash(run / "answers" / f"{NAME}.jsonl")}

@@ -18,6 +18,7 @@ from test_paper import LITTLE, MODEL
 
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.paper import run as whole
+from mmneuron_lens.report.heat import heat_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 CHROMIUM = os.environ.get("MMNEURON_CHROMIUM") or shutil.which("chromium")
@@ -97,14 +98,14 @@ def test_the_page_follows_the_theme(page):
 
 
 def test_hovering_a_patch_shows_what_it_decodes_to(page, run):
-    trace = LensTrace.load(run / "traces" / "1" / "llava-next" / "remote_sensing.safetensors")
+    trace = LensTrace.load(run / "traces" / "1" / "embedded+llava-next" / "remote_sensing.safetensors")
     lens = page.locator("#figure-6 .lens").first
     first = trace.kinds.index("image")
     for number in (0, 5):
         lens.locator(".patch").nth(number).hover()
         assert f"image patch {trace.labels[first + number]}" in lens.locator(".said .title").inner_text()
         rows = [row.locator("td.word").all_inner_texts() for row in lens.locator("tbody tr").all()]
-        assert rows == [list(words) for words in trace.heat(first + number).words]
+        assert rows == [list(words) for words in heat_of(trace, first + number).words]
     word = trace.labels.index("User") if "User" in trace.labels else len(trace.labels) - 1
     chips = lens.locator(".words").last.locator(".chip")
     chips.nth([place for place, kind in enumerate(trace.kinds) if kind != "image"].index(word)).click()
