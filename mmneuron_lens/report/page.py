@@ -126,12 +126,18 @@ def _environment() -> Environment:
         "shown": tables.shown,
         "heading": tables.heading,
         "largest": _largest,
+        "breakable": _breakable,
         "measured": measured,
         "uri": _uri,
         "style": Markup((folder / "style.css").read_text(encoding="utf-8")),
         "hover_script": Markup((folder / "hover.js").read_text(encoding="utf-8")),
     }
     return environment
+
+
+def _breakable(text: str) -> Markup:
+    """The text, which may go on in the next line after a slash: names of models are long."""
+    return Markup("/<wbr>").join(text.split("/"))
 
 
 def _uri(image: bytes) -> str:
