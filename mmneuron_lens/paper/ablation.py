@@ -31,6 +31,7 @@ SHOWN = pl.struct("difference", "low", "high").map_elements(between, return_dtyp
 
 
 def table_2(runs: Sequence[ModelRun]) -> Section:
+    """Accuracy with a domain’s neurons off, against nothing off and against as many random neurons."""
     title = "Accuracy with domain-specific neurons off"
     asked = [run for run in runs if run.answers]
     if not asked:
@@ -88,6 +89,7 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
 
 
 def table_3(runs: Sequence[ModelRun]) -> Section:
+    """How far the last hidden state moves with a domain’s neurons off, and with as many random ones."""
     title = "Deviation of the last hidden state with neurons off"
     asked = [run for run in runs if run.deviations]
     if not asked:
@@ -146,6 +148,7 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
 
 
 def cross_matrix(runs: Sequence[ModelRun]) -> Section:
+    """Accuracy on each domain with the neurons of every other domain off."""
     title = "Neurons of one domain off, questions of another"
     rows = [row for run in runs for row in (cross_scores(run.answers, run.scoring) if run.answers else ())]
     pairs = {(row["neurons_of"], row["domain"]) for row in rows}

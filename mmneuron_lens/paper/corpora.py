@@ -16,6 +16,7 @@ LLM = "llm.mlp.act"
 
 
 def table_4(runs: Sequence[ModelRun]) -> Section:
+    """Questions and tokens of each domain."""
     rows = []
     for counts in runs[0].counts:
         own = {run.model: some for run in runs for some in run.counts if some.domain == counts.domain}
@@ -38,6 +39,7 @@ def table_4(runs: Sequence[ModelRun]) -> Section:
 
 
 def figure_2(runs: Sequence[ModelRun]) -> Section:
+    """Every image’s pooled embedding on two principal components, a panel a model."""
     title = "Image embeddings on two principal components"
     found = [run.embeddings for run in runs if run.embeddings is not None]
     if not found:

@@ -21,6 +21,7 @@ from mmneuron_lens.report.tables import domain_name
 
 
 def figure_6(runs: Sequence[ModelRun]) -> Section:
+    """One case a model: what the logit lens decodes at every layer, still and to be pointed at."""
     title = "What the layers say: the logit lens"
     chosen = [(run, trace) for run in runs if (trace := _first_case(run)) is not None]
     if not chosen:
@@ -46,6 +47,7 @@ def figure_6(runs: Sequence[ModelRun]) -> Section:
 
 
 def figures_10_to_13(runs: Sequence[ModelRun]) -> Section:
+    """The cases of the other domains."""
     title = "More cases of the logit lens, other domains"
     others = [(run, trace) for run in runs for trace in run.traces if trace is not _first_case(run)]
     if not others:
@@ -84,6 +86,7 @@ def _case(trace: LensTrace) -> Markup:
 
 
 def figure_7(runs: Sequence[ModelRun]) -> Section:
+    """Entropy of the next-token distribution over layers, by domain and kind of token."""
     title = "Average entropy of the next-token distribution"
     read = [run for run in runs if run.entropies]
     if not read:
@@ -102,6 +105,7 @@ def figure_7(runs: Sequence[ModelRun]) -> Section:
 
 
 def table_9(runs: Sequence[ModelRun]) -> Section:
+    """Entropy at the embedding, at the paper’s two middle layers and at the output, over all domains."""
     title = "Average entropy in selected layers"
     read = [run for run in runs if run.entropies]
     if not read:

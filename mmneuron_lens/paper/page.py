@@ -64,6 +64,7 @@ def paper_of(out: str | Path) -> Page:
 
 
 def said_of_run(runs: Sequence[ModelRun], described: dict[str, Any]) -> tuple[str, ...]:
+    """What was run, in paragraphs."""
     plan = described["plan"]
     generation = plan["generation"]
     asked = sum(counts.samples for counts in runs[0].counts)
@@ -82,6 +83,7 @@ def said_of_run(runs: Sequence[ModelRun], described: dict[str, Any]) -> tuple[st
 
 
 def said_not_run(runs: Sequence[ModelRun], described: dict[str, Any], sections: Sequence[Section]) -> tuple[str, ...]:
+    """What was not run, a line each."""
     said = []
     strange = [run.model for run in runs if run.model not in paper_numbers.MODELS]
     if strange:

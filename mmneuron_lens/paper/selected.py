@@ -19,6 +19,7 @@ LARGEST_PAPER_MODEL = "llava-hf/llava-v1.6-vicuna-13b-hf"
 
 
 def table_1(runs: Sequence[ModelRun]) -> Section:
+    """Neurons of each module by domain, at the run’s own fraction."""
     grids = _neurons([run.selection for run in runs], "neurons_per_domain")
     summary = stacked(tables.selection_summary(run.selection) for run in runs)
     grids.append(Grid("selection", "What the rule came to at each site", summary, folded=True))
@@ -37,6 +38,7 @@ def table_1(runs: Sequence[ModelRun]) -> Section:
 
 
 def table_6(runs: Sequence[ModelRun]) -> Section:
+    """The same at a larger fraction."""
     found = [run.wider for run in runs if run.wider is not None]
     if not found:
         missing = "the selection was not repeated at a larger fraction."
@@ -76,6 +78,7 @@ def _fraction(selection: Selection) -> str:
 
 
 def figure_5(runs: Sequence[ModelRun]) -> Section:
+    """Neurons of each domain over the layers of each module, a picture a model."""
     frames = [tables.layer_distribution(run.selection) for run in runs]
     pictures = tuple(
         Picture(
@@ -95,6 +98,7 @@ def figure_5(runs: Sequence[ModelRun]) -> Section:
 
 
 def figure_9(runs: Sequence[ModelRun]) -> Section:
+    """Neurons that were active on no token of any domain; drawn for the vision encoder, listed for every site."""
     counted = [run for run in runs if run.counts]
     if not counted:
         return Section("Silent neurons", missing="no neurons were counted.", name="Figure 9")
@@ -136,6 +140,7 @@ def tables_of_13b(runs: Sequence[ModelRun]) -> tuple[Section, ...]:
 
 
 def controls(runs: Sequence[ModelRun]) -> Section:
+    """False discovery rate and overlap of halves, by module."""
     title = "Is the selection more than chance?"
     # Files of controls may be older than a selection that could have none.
     pairs = [(run.discovery, run.overlap) for run in runs if not run.uncontrolled]
