@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -50,7 +49,7 @@ class TokenCount:
     """
 
     tokenizer: Any
-    facts: Mapping[str, Any] = field(default_factory=lambda: LLAVA_NEXT)
+    facts: Tiles = field(default_factory=lambda: LLAVA_NEXT)
     frames: Frames = "fit"
     room: int = CONTEXT - ANSWER
 

@@ -25,7 +25,7 @@ from mmneuron_lens.runtime.shipping import bare, refuse_unshippable
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.describe import describe
 from mmneuron_lens.wire.job import run_job
-from mmneuron_lens.wire.types import Served
+from mmneuron_lens.wire.types import FoldedJob, PairedItem, Served, SitePlan
 
 
 class RemoteFailed(MMNeuronError, RuntimeError):
@@ -66,14 +66,14 @@ def run_remote(
         raise InvalidType("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
     settings = checked_generation(model, generation or {})
     overs = results_over(graph, model.architecture)
-    job = {**job_of(model, settings, logits), "overs": overs}
+    job: FoldedJob = {**job_of(model, settings, logits), "overs": overs}
     for batch in batches:
         if settings:
             refuse_packed(batch)
         check_plans(checked, batch, model.architecture, model.module, model.dtype)
         refuse_parts(checked, batch, job)
     plans, entry = travelling(graph, model)
-    items = [
+    items: list[PairedItem] = [
         {**batch.travelling(), "source": sources[index].travelling() if sources and needs_source(plans) else None}
         for index, batch in enumerate(batches)
     ]
@@ -128,7 +128,7 @@ def in_one_line(backend: Any) -> Iterator[None]:
         raise RemoteFailed(f"{host}: {what} ({said})", repr(error)) from error
 
 
-def travelling(graph: Graph, model: Model) -> tuple[list[dict[str, Any]], Any]:
+def travelling(graph: Graph, model: Model) -> tuple[list[SitePlan], Any]:
     """The compiled graph with bare functions, and the bare function that runs it."""
     made: dict[int, Any] = {}
     plans = compile_graph(graph, model.architecture, typed=False, attention=model.attention)

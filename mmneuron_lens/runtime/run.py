@@ -19,6 +19,7 @@ from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.parts import refuse_whole
 from mmneuron_lens.wire.trace import run_batch
+from mmneuron_lens.wire.types import Job
 
 
 def run(
@@ -103,7 +104,7 @@ def refuse_packed(batch: Batch) -> None:
         raise InvalidValue("A packed batch is not for generation; make one with lens.encode(images, texts).")
 
 
-def refuse_parts(plans: list[SitePlan], batch: Batch, job: dict[str, Any]) -> None:
+def refuse_parts(plans: list[SitePlan], batch: Batch, job: Job) -> None:
     """Raise `InvalidValue` for a graph that needs whole rows of a batch that runs in parts."""
     if batch.sharing.get("cuts"):
         try:
@@ -117,14 +118,14 @@ def needs_source(plans: list[SitePlan]) -> bool:
     return any(act["mode"] == "rewires" for plan in plans for act in plan["acts"])
 
 
-def job_of(model: Model, generation: Mapping[str, Any], logits: bool) -> dict[str, Any]:
+def job_of(model: Model, generation: Mapping[str, Any], logits: bool) -> Job:
     """What `wire.trace.run_batch` needs to know beside the plans."""
     tokenizer = model.processor.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return {
         "generation": dict(generation),
         "logits": logits,
-        "facts": dict(model.architecture.facts),
+        "facts": model.architecture.facts,
         "pad": pad,
         "end": tokenizer.eos_token_id,
         # What a packed batch's mask is made of.

@@ -18,7 +18,7 @@ def refuse_whole(plans: list[SitePlan], job: Job) -> None:
         if not summing or not (act["positions"] is None or isinstance(act["positions"], str)):
             raise ValueError(
                 f"{act['name']} at {plan['site']} needs a whole row, and this batch runs in parts that are added up; "
-                "pack it with packed(lens, rows, cut=False)."
+                "pack it with lens.pack(rows, cut=False)."
             )
     if job["logits"]:
         raise ValueError("logits need a whole row, and this batch runs in parts; pack it with cut=False.")

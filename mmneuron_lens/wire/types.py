@@ -308,24 +308,3 @@ class Served(TypedDict):
 
 Chosen: TypeAlias = tuple[slice, list[int]] | Bool[Tensor, "row token"]
 """An index of the positions to act on: the same columns in every row, or a mask."""
-
-
-class WeightFacts(TypedDict):
-    """What tells one weight from another, in plain values; both are None where it cannot be seen (the meta device).
-
-    - sampled: the bits of 64 values, evenly spaced from the first to the last, as integers.
-    - checksum: an exact integer over all bytes, the same on every kind of device.
-    """
-
-    name: str
-    shape: list[int]
-    dtype: str
-    sampled: list[int] | None
-    checksum: int | None
-
-
-class Served(TypedDict):
-    """What an NDIF server says of a model: its kind of device, "server" where a sandbox hides it, and its weights."""
-
-    device: str
-    weights: list[WeightFacts]

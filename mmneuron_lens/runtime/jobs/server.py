@@ -10,6 +10,7 @@ from interventions.errors import InvalidValue, MMNeuronError
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.remote import backend_of
 from mmneuron_lens.runtime.serving import refuse_unserved
+from mmneuron_lens.wire.types import FoldedJob, PairedItem, SitePlan
 
 OURS_TO_RETRY = ("botocore", "boto3", "redis", "ray", "urllib3", "requests", "httpx", "httpcore", "grpc")
 """Packages of a server's own plumbing: an exception of theirs says nothing about the job."""
@@ -53,7 +54,7 @@ class Server(Protocol):
 
     def check(self) -> None: ...
 
-    def submit(self, items: list[dict[str, Any]]) -> str: ...
+    def submit(self, items: list[PairedItem]) -> str: ...
 
     def ask(self, job: str) -> JobStatus: ...
 
@@ -61,7 +62,7 @@ class Server(Protocol):
 class NdifServer:
     """One model on one NDIF host. The API key comes from nnsight's configuration and stays in its headers."""
 
-    def __init__(self, model: Model, remote: bool | str, plans: list[dict[str, Any]], entry: Any, job: dict[str, Any]):
+    def __init__(self, model: Model, remote: bool | str, plans: list[SitePlan], entry: Any, job: FoldedJob):
         if remote == "local" or not remote:
             raise InvalidValue(f"jobs need a server: remote is {remote!r}; give True or a URL, or leave out `jobs`.")
         self.model, self.remote, self.plans, self.entry, self.job = model, remote, plans, entry, job
@@ -74,7 +75,7 @@ class NdifServer:
         """Refuse before the first job what cannot work; raises as `runtime.serving.refuse_unserved`."""
         refuse_unserved(self.host, self.model.nnsight.to_model_key())
 
-    def submit(self, items: list[dict[str, Any]]) -> str:
+    def submit(self, items: list[PairedItem]) -> str:
         """Send a job of these items and return its id at once."""
         backend, model = self._backend(), self.model.nnsight
         entry, plans, job = self.entry, self.plans, self.job
