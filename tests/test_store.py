@@ -107,9 +107,9 @@ def test_a_value_does_not_leave_the_folder(tmp_path: Path, path: str) -> None:
 
 OTHERS = {
     "another number": ({"batch size": 16}, "batch size is 32 there and 16 here"),
-    "another input": ({"questions": {"medical": "2" * 64}}, f'questions medical is "{"1" * 56}... there and "{"2" * 56}'),
+    "another input": ({"questions": {"medical": "2" * 64}}, f'questions medical is "{"1" * 56}... there'),
     "another model": ({"fingerprint": "e" * 64}, f'fingerprint is "{"f" * 56}... there and "{"e" * 56}... here'),
-    "one fact more": ({"seed": 0}, "seed is null there and 0 here"),
+    "one fact more": ({"seed": 0}, "seed is absent there and 0 here"),
     "a fact of another type": ({"batch size": "32"}, 'batch size is 32 there and "32" here'),
 }  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_a_value_to_be_replaced_stays_until_the_other_is_there(tmp_path: Path) -
 
 def test_a_file_that_does_not_say_what_it_was_made_from_is_refused(tmp_path: Path) -> None:
     means(1).save(tmp_path / "means" / "m.safetensors")
-    with pytest.raises(StoreConflict, match="holds another value: .*batch size is null there and 32 here"):
+    with pytest.raises(StoreConflict, match=r"holds another value: .*batch size is absent there and 32 here"):
         Store(tmp_path).get_or_make(key(), never, Means)
     with pytest.raises(StoreConflict, match="holds another value: it does not say what it was made from"):
         Store(tmp_path).get_or_make(Key("means/m.safetensors", {}), never, Means)
@@ -161,9 +161,10 @@ def test_differences_are_named_by_their_place_however_deep() -> None:
     assert differences(held, wanted) == [
         "list is [1,2] there and [2,1] here",
         "a b c is 1 there and 2 here",
-        "a new is null there and 3 here",
+        "a new is absent there and 3 here",
+        "a gone is null there and absent here",
         'x is {"y":1} there and "y" here',
-        "left is true there and null here",
+        "left is true there and absent here",
     ]
     assert differences(held, held) == []
     assert differences({"n": 1.0}, {"n": 1}) == ["n is 1.0 there and 1 here"]
@@ -173,7 +174,7 @@ def test_a_refusal_names_six_differences_and_counts_the_others() -> None:
     held = {f"fact {number}": number for number in range(9)}
     text = refusal(Path("x"), differences(held, {}))
     assert text.count(" there and ") == SHOWN == 6
-    assert "fact 5 is 5 there and null here; and 3 more. Give another folder" in text
+    assert "fact 5 is 5 there and absent here; and 3 more. Give another folder" in text
     assert "more" not in refusal(Path("x"), differences(dict(list(held.items())[:6]), {}))
     assert "\n" not in text
 
@@ -206,7 +207,7 @@ def test_a_damaged_value_is_an_error_and_not_made_again(tmp_path: Path, replace:
 
 def test_a_value_of_another_kind_is_an_error(tmp_path: Path) -> None:
     means(1).save(tmp_path / "means" / "m.safetensors", FACTS)
-    with pytest.raises(ArtifactError, match="not an artifact|kind is 'means', not 'official scores'"):
+    with pytest.raises(ArtifactError, match="not an artifact"):
         Store(tmp_path).get_or_make(key(), never, OfficialScores)
 
 
@@ -278,7 +279,7 @@ def test_a_damaged_piece_is_moved_aside_said_and_made_again(begun: Path, whole: 
 
 def test_pieces_of_another_value_are_refused_or_removed(begun: Path) -> None:
     before = files_of(begun)
-    with pytest.raises(StoreConflict, match=r"m\.pieces holds another value: seed is null there and 1 here\. Give"):
+    with pytest.raises(StoreConflict, match=r"m\.pieces holds another value: seed is absent there and 1 here\. Give"):
         Store(begun).get_or_make(key(seed=1), Summing(), Means)
     assert files_of(begun) == before
     made = Summing()
