@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,15 @@ import torch
 from safetensors.torch import save_file
 
 from mmneuron_lens.artifacts import format as artifacts
-from mmneuron_lens.artifacts.format import ArtifactError, content_hash, provenance, read_artifact, write_artifact
+from mmneuron_lens.artifacts.format import (
+    ArtifactError,
+    content_hash,
+    provenance,
+    read_artifact,
+    read_lines,
+    write_artifact,
+    write_lines,
+)
 
 TENSORS = {
     "mask": torch.tensor([[True, False], [False, True]]),
@@ -59,9 +69,32 @@ def test_header_holds_one_json_document(tmp_path: Path) -> None:
     raw = (tmp_path / "a").read_bytes()
     header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
     assert list(header["__metadata__"]) == ["mmneuron_lens"]
-    document = json.loads(header["__metadata__"]["mmneuron_lens"])
-    assert document.keys() == {"kind", "version", "model", "provenance"}
-    assert (document["kind"], document["version"]) == ("thing", 1)
+    text = header["__metadata__"]["mmneuron_lens"]
+    document = json.loads(text)
+    assert list(document) == ["sha256", "kind", "model", "provenance", "version"]
+    assert (document["kind"], document["version"]) == ("thing", 2)
+
+
+def test_the_checksum_is_the_sha256_of_the_file_with_zeros_in_its_place(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "a", "thing", TENSORS, {"model": "m"})
+    write_lines(tmp_path / "b", "thing", [{"x": 1}], {"model": "m"})
+    for file in ("a", "b"):
+        content = (tmp_path / file).read_bytes()
+        # 64 hexadecimal digits stand nowhere else in these files.
+        (said,) = re.findall(rb"[0-9a-f]{64}", content)
+        assert hashlib.sha256(content.replace(said, b"0" * 64)).hexdigest().encode() == said
+
+
+def test_lines_come_back_whole_and_tell_their_number(tmp_path: Path) -> None:
+    # Unicode has more ends of lines than JSON lines do.
+    rows = [{"text": "one\u2028two\x85\r\n", "n": [1, None]}, {"text": "é", "n": []}]
+    write_lines(tmp_path / "a", "thing", rows, {"model": "m", "provenance": {}})
+    assert read_lines(tmp_path / "a", "thing") == (rows, {"model": "m", "provenance": {}})
+    first, *others = (tmp_path / "a").read_bytes().decode().split("\n")[:-1]
+    assert json.loads(first)["rows"] == len(others) == 2
+    write_lines(tmp_path / "b", "thing", [], {"model": "m"})
+    assert read_lines(tmp_path / "b", "thing")[0] == []
+    assert json.loads((tmp_path / "b").read_bytes())["model"] == "m"
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,12 +111,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert os.listdir(tmp_path) == ["a"]
 
 
-def tampered(path: Path, **changes: Any) -> Path:
-    document = {"kind": "thing", "version": 1, "provenance": {}, **changes}
-    save_file({"x": torch.zeros(2)}, path, metadata={"mmneuron_lens": json.dumps(document)})
-    return path
-
-
 def message(path: Path) -> str:
     with pytest.raises(ArtifactError) as caught:
         read_artifact(path, "thing")
@@ -94,40 +121,42 @@ def message(path: Path) -> str:
 
 
 def test_wrong_kind(tmp_path: Path) -> None:
-    assert "kind is 'other', not 'thing'; give a file of kind 'thing'." in message(
-        tampered(tmp_path / "a", kind="other")
-    )
+    write_artifact(tmp_path / "a", "other", TENSORS, {})
+    assert message(tmp_path / "a").endswith("kind is 'other', not 'thing'; give a file of kind 'thing'.")
 
 
-@pytest.mark.parametrize("found", [artifacts.VERSION + 1, 99])
-def test_newer_version(tmp_path: Path, found: int) -> None:
-    text = message(tampered(tmp_path / "a", version=found))
-    assert f"version is {found}, newer than {artifacts.VERSION}; upgrade with `pip install -U mmneuron-lens`." in text
+def test_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        for found in (artifacts.VERSION + 1, 1):
+            patch.setattr(artifacts, "VERSION", found)
+            write_artifact(tmp_path / f"{found}", "thing", TENSORS, {})
+    newer, older = message(tmp_path / "3"), message(tmp_path / "1")
+    assert "version is 3, and this package reads 2; upgrade with `pip install -U mmneuron-lens`." in newer
+    assert "version is 1, and this package reads 2; run the command that wrote it again." in older
 
 
-@pytest.mark.parametrize("found", [None, "1", 0])
-def test_nonsense_version(tmp_path: Path, found: Any) -> None:
-    assert f"version is {found!r}, not a positive number" in message(tampered(tmp_path / "a", version=found))
+@pytest.mark.parametrize("header", [None, "{", "[]", '{"kind":"thing","version":2}', '{"kind":"thing","version":1}'])
+def test_a_foreign_safetensors_file_and_one_of_the_first_version(tmp_path: Path, header: str | None) -> None:
+    save_file({"x": torch.zeros(2)}, tmp_path / "a", metadata=None if header is None else {"mmneuron_lens": header})
+    text = message(tmp_path / "a")
+    assert "has no checksum where version 2 has it: damaged, no artifact, or of an earlier version" in text
+    assert text.endswith("delete it and run the command that wrote it again.")
 
 
-@pytest.mark.parametrize("kept", [0, 4, 60, 0.5, -1])
-def test_cut_off_file(tmp_path: Path, kept: float) -> None:
-    path = tmp_path / "a"
-    write_artifact(path, "thing", TENSORS, {"x": 1})
-    raw = path.read_bytes()
-    path.write_bytes(raw[: int(len(raw) * kept) if isinstance(kept, float) else kept])
-    text = message(path)
-    assert "not a complete safetensors file" in text
-    assert text.endswith("copy it again or rerun the stage that wrote it.")
+def test_a_sealed_file_that_is_no_artifact(tmp_path: Path) -> None:
+    """What no bit has been flipped in, and yet is another thing."""
+    content = f'{{"sha256":"{"0" * 64}"'.encode()
+    for name, rest in (("no JSON", b"}{"), ("no text", b',"kind":"\xff"}'), ("no tensors", b',"kind":"thing"}')):
+        (tmp_path / name).write_bytes(artifacts.sealed(content + rest))
+        assert "not an artifact (" in message(tmp_path / name)
+        if name != "no tensors":
+            with pytest.raises(ArtifactError, match=r"not an artifact \("):
+                read_lines(tmp_path / name, "thing")
 
 
-def test_a_foreign_safetensors_file(tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(2)}, tmp_path / "a")
-    assert "without the header 'mmneuron_lens', so not an artifact" in message(tmp_path / "a")
-    save_file({"x": torch.zeros(2)}, tmp_path / "b", metadata={"mmneuron_lens": "{"})
-    assert "is not JSON" in message(tmp_path / "b")
-    save_file({"x": torch.zeros(2)}, tmp_path / "c", metadata={"mmneuron_lens": "[]"})
-    assert "is [], not an object" in message(tmp_path / "c")
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert "cannot be read (Is a directory)" in message(tmp_path / "folder")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -142,7 +171,7 @@ def test_metadata_that_json_cannot_hold(tmp_path: Path, metadata: dict[str, Any]
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("key", ["kind", "version"])
+@pytest.mark.parametrize("key", ["sha256", "kind", "version"])
 def test_reserved_keys(tmp_path: Path, key: str) -> None:
     with pytest.raises(ArtifactError, match=f"metadata key '{key}' is reserved"):
         write_artifact(tmp_path / "a", "thing", {}, {key: 1})

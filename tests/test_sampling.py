@@ -223,16 +223,11 @@ def test_an_artifact_is_the_same_bytes_and_refuses_what_it_is_not(count, tmp_pat
     assert (document["parameters"]["seed"], document["parameters"]["budget"]) == (2, 300)
     assert document["parameters"]["count"]["tile_size"] == 64
     assert str(tmp_path) not in one.read_text()
-    for change, message in [
-        ({"ids": document["ids"][1:]}, r"one\.json: the ids do not have the sha256 beside them"),
-        ({"kind": "counts"}, r"kind is 'counts', not 'sample list'"),
-        ({"version": 99}, r"version is 99, newer than 1"),
-    ]:
-        one.write_text(json.dumps(document | change))
-        with pytest.raises(ArtifactError, match=message):
-            SampleList.load(one)
-    one.write_text("{")
-    with pytest.raises(ArtifactError, match=r"one\.json: not JSON \(.*\); draw the sample list anew"):
+    one.write_text(one.read_text().replace(made.ids[0], made.ids[1], 1))
+    with pytest.raises(ArtifactError, match=r"one\.json: is damaged .*run the command that wrote it again"):
+        SampleList.load(one)
+    one.write_text(json.dumps({"kind": "sample list", "version": 1, "ids": ["id0"]}))
+    with pytest.raises(ArtifactError, match=r"one\.json: has no checksum .*an earlier version, which is not read"):
         SampleList.load(one)
     with pytest.raises(ArtifactError, match=r"1 of \d listed samples are not in VQAv2 train, the first: id\d+; give"):
         made.pick(one for one in samples if one.id != made.ids[0])

@@ -67,6 +67,10 @@ class Answers(Sequence[Answer]):
     def __getitem__(self, place: Any) -> Any:
         return self.answers[place]
 
+    def given_with(self, selection: str) -> Answers:
+        """Those that were given with this very selection, by the `content_hash` of its file."""
+        return Answers(tuple(one for one in self.answers if one.selection == selection), self.settings)
+
     def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
         """Writes a line of settings, then one answer a line; raises as `write_lines`."""
         metadata = {"settings": dict(self.settings)} | ({} if key is None else {KEY: dict(key)})

@@ -25,12 +25,13 @@ def file_name(name: str) -> str:
 
     Lower-case letters, digits, `.`, `_` and `-` stay, and `/` becomes `+`: `embedded+llava-next`. Where anything else
     had to be changed (capitals too, since some file systems do not tell them apart), a digest of the name follows:
-    `qwen+qwen2.5-vl~8c1f2a90d3`.
+    `qwen+qwen2.5-vl~8c1f2a90d3`. A name that Windows keeps for a device begins with `_`.
     """
     plain = re.sub(r"[^a-z0-9._+-]", "_", name.lower().replace("+", "_").replace("/", "+"))
     plain = re.sub(r"^[.]|[.]$", "_", plain)[:LONGEST] or "_"
-    kept = name.replace("/", "+")
-    if plain == kept and "+" not in name and plain.partition(".")[0] not in _DEVICES:
+    if plain.partition(".")[0] in _DEVICES:
+        plain = f"_{plain}"
+    if plain == name.replace("/", "+") and "+" not in name:
         return plain
     return f"{plain}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
 
@@ -46,7 +47,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     path = Path(path)
     content = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    with _named(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "xb") as file:
@@ -71,7 +72,8 @@ def sweep(path: str | Path) -> None:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def storage_errors(path: str | Path) -> Iterator[None]:
+    """Raises every `OSError` of what is done inside as `StorageFailed`, naming this file."""
     try:
         yield
     except OSError as error:

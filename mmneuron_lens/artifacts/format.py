@@ -82,10 +82,16 @@ def read_sealed(path: str | Path, kind: str) -> bytes:
     Raises `FileMissing` when there is no such file, `ArtifactError` naming it and how to make it again when any byte
     differs from what was written.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileMissing(f"{path}: no such file; run the stage that writes {kind!r} artifacts, or check the path.")
-    content = path.read_bytes()
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        step = f"run the stage that writes {kind!r} artifacts, or check the path"
+        raise FileMissing(f"{path}: no such file; {step}.") from None
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be read ({error.strerror or error}); copy it again, or delete it and run the command that "
+            "wrote it again."
+        ) from error
     found = _SEAL.match(content)
     if found is None:
         raise ArtifactError(
@@ -150,9 +156,10 @@ def write_lines(path: str | Path, kind: str, rows: list[dict[str, Any]], metadat
 def read_lines(path: str | Path, kind: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows and the metadata of what `write_lines` wrote; raises as `read_artifact`."""
     path = Path(path)
-    # Not splitlines: text may hold other line separators of Unicode.
-    head, *lines = read_sealed(path, kind).decode().rstrip("\n").split("\n")
+    content = read_sealed(path, kind)
     try:
+        # Not splitlines: text may hold other line separators of Unicode.
+        head, *lines = content.decode().rstrip("\n").split("\n")
         document, rows = json.loads(head), [json.loads(line) for line in lines]
     except ValueError as error:
         raise ArtifactError(f"{path}: not an artifact ({error}); check the path.") from error

@@ -1,16 +1,14 @@
-"""A sample list: which questions of a corpus every model is asked, as an artifact in JSON."""
+"""A sample list: which questions of a corpus every model is asked, as an artifact of one JSON document."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
-from mmneuron_lens.artifacts import format as artifacts
-from mmneuron_lens.artifacts.format import ArtifactError, provenance
+from mmneuron_lens.artifacts.format import ArtifactError, read_lines, write_lines
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.token_count import CountParameters
 
@@ -72,28 +70,14 @@ class SampleList:
         return [found[one] for one in self.ids]
 
     def save(self, path: str | Path) -> None:
-        """Writes a JSON artifact; the same list gives the same bytes."""
-        document = {
-            "kind": KIND, "version": artifacts.VERSION, "domain": self.domain, "corpus": self.corpus,
-            "split": self.split, "purpose": self.purpose, "parameters": dict(self.parameters), "total": self.total,
-            "ids sha256": self.digest, "ids": self.ids, "tokens": self.tokens, "provenance": provenance(),
-        }  # fmt: skip
-        text = json.dumps(document, ensure_ascii=False, sort_keys=True, indent=1) + "\n"
-        artifacts.write_atomically(Path(path), text.encode())
+        """Writes a JSON document; the same list gives the same bytes. Raises as `write_lines`."""
+        facts = {**asdict(self), "total": self.total, "ids sha256": self.digest}
+        write_lines(path, KIND, [], facts)
 
     @classmethod
     def load(cls, path: str | Path) -> SampleList:
-        """Reads what `save` wrote. Raises `ArtifactError` when it is another thing, newer, or changed since."""
-        path = Path(path)
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ArtifactError(f"{path}: not JSON ({error}); draw the sample list anew.") from error
-        if not isinstance(document, dict):
-            raise ArtifactError(f"{path}: no object; draw the sample list anew.")
-        artifacts.check_document(path, document, KIND)
+        """Reads what `save` wrote; raises as `read_lines`."""
+        _, document = read_lines(path, KIND)
         names = ("domain", "corpus", "split", "purpose", "parameters")
-        made = cls(**{name: document[name] for name in names}, ids=(*document["ids"],), tokens=(*document["tokens"],))
-        if made.digest != document["ids sha256"]:
-            raise ArtifactError(f"{path}: the ids do not have the sha256 beside them; draw the sample list anew.")
-        return made
+        ids, tokens = tuple(document["ids"]), tuple(document["tokens"])
+        return cls(**{name: document[name] for name in names}, ids=ids, tokens=tokens)

@@ -49,12 +49,17 @@ class AnswerRows(Protocol):
     def add(self, answers: Sequence[Answer], /) -> None: ...
 
 
-class MemoryRows(dict[str, Answer]):
+class MemoryRows:
     """Answers of this process alone."""
 
+    def __init__(self) -> None:
+        self._known: dict[str, Answer] = {}
+
+    def get(self, digest: str) -> Answer | None:
+        return self._known.get(digest)
+
     def add(self, answers: Sequence[Answer]) -> None:
-        """Keeps these answers."""
-        self.update({one.digest: one for one in answers})
+        self._known |= {one.digest: one for one in answers}
 
 
 def generation_settings(given: Mapping[str, Any]) -> dict[str, Any]:

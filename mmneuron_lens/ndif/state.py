@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmneuron_lens.artifacts.files import write_atomically
+
 
 def default_folder() -> Path:
     """`$MMNEURON_NDIF_STATE`, or `mmneuron/ndif` in the user's cache folder."""
@@ -56,7 +58,7 @@ class State:
 
     def record(self, name: str, pid: int) -> None:
         """Remember a service's leader. Raises `KeyError` when it is already gone."""
-        (self.folder / f"{name}.pid").write_text(f"{pid} {processes()[pid].started}\n")
+        write_atomically(self.folder / f"{name}.pid", f"{pid} {processes()[pid].started}\n")
 
     def leaders(self) -> dict[str, tuple[int, int]]:
         """`(pid, start)` by service, dead or alive."""
@@ -74,7 +76,7 @@ class State:
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def save_server(self, server: dict[str, Any]) -> None:
-        (self.folder / "server.json").write_text(json.dumps(server, indent=1) + "\n")
+        write_atomically(self.folder / "server.json", json.dumps(server, indent=1) + "\n")
 
     def forget(self) -> None:
         for path in [*self.folder.glob("*.pid"), self.folder / "server.json"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,10 +19,13 @@ from mmneuron_lens.evaluation.official_scores import score_answers
 from mmneuron_lens.experiments.ablate import ablate, generation_settings
 from mmneuron_lens.experiments.conditions import Off
 from mmneuron_lens.experiments.means import mean_activations
+from mmneuron_lens.fingerprint import settings_of, tokenizer_facts
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.metrics.lingo_judge import LingoJudge
 from mmneuron_lens.runs.folder import key_of, selection_facts
 from mmneuron_lens.runs.rows import rows_of
 from mmneuron_lens.runs.store import Store
+from mmneuron_lens.wire.describe import weights_of
 
 ASKED = ("modules", "random_draws", "seed", "match", "cross", "controls", "prompt")
 """Settings of `ablate` that say which questions are asked under which conditions; others are of `generate`."""
@@ -84,15 +89,21 @@ def score_stage(
     - judge: folder or hub id of Lingo-Judge.
     """
 
-    def make(keeper: Any) -> OfficialScores:
-        from mmneuron_lens.metrics import LingoJudge
+    loaded = None if judge is None else LingoJudge.load(judge)
+    facts = {"answers": answers_id, "corpora": dict(corpora), "judge": None if loaded is None else judge_facts(loaded)}
+    return store.get_or_make(
+        key_of("official_scores", model, facts=facts, suffix=".jsonl"),
+        lambda _: score_answers(answers, samples_by_domain, corpora, loaded),
+        OfficialScores,
+        what=f"{model}: scoring answers",
+    )
 
-        loaded = None if judge is None else LingoJudge.load(judge)
-        return score_answers(answers, samples_by_domain, corpora, loaded)
 
-    facts = {"answers": answers_id, "corpora": dict(corpora), "judge": judge}
-    key = key_of("official_scores", model, facts=facts, suffix=".jsonl")
-    return store.get_or_make(key, make, OfficialScores, what=f"{model}: scoring answers")
+def judge_facts(judge: LingoJudge) -> dict[str, str]:
+    """What says which judge it is: its name, and the sha256 of its configuration, tokenizer and weights."""
+    parts = [settings_of(judge.model.config), tokenizer_facts(judge.tokenizer), weights_of(judge.model)]
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return {"name": judge.name, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def off_stage(

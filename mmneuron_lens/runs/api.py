@@ -27,7 +27,7 @@ from mmneuron_lens.runs.answer import answer_stage, score_stage
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.deviate import deviate_stage
 from mmneuron_lens.runs.folder import file_of, selection_facts
-from mmneuron_lens.runs.identify import WIDER, Identified, find
+from mmneuron_lens.runs.identify import Identified, find
 from mmneuron_lens.runs.store import Store
 
 
@@ -71,9 +71,10 @@ def identify(
     )  # fmt: skip
     made = {domain: one for domain, one in counts.items() if one is not None}
     cited = {} if out is None else {name: content_hash(file_of(out, "counts", lens.name, name)) for name in made}
-    rule: dict[str, Any] = {"fraction": fraction, "percentile": percentile, "kinds": dict(kinds or {}), "wider": WIDER}
-    chance = {"permutations": permutations, "seed": seed}
-    return find(list(made.values()), store=store, cited=cited, progress=progress, **rule, **chance)
+    return find(
+        list(made.values()), fraction=fraction, percentile=percentile, kinds=dict(kinds or {}),
+        permutations=permutations, seed=seed, store=store, cited=cited, progress=progress,
+    )  # fmt: skip
 
 
 def ablate(

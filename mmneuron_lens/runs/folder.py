@@ -50,6 +50,11 @@ def counts_files(run: str | Path) -> list[list[Path]]:
     return found
 
 
+def selected_models(run: str | Path) -> list[str]:
+    """The models that a run has a selection of."""
+    return [Selection.load(file).model for file in sorted((Path(run) / "selection").glob("*.safetensors"))]
+
+
 def counted(run: str | Path) -> list[list[Counts]]:
     """The counts of every model in a run; raises as `counts_files`."""
     return [[Counts.load(file) for file in files] for files in counts_files(run)]

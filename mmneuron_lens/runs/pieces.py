@@ -69,7 +69,9 @@ class Pieces:
                 # Another part was the last, and has finished the value meanwhile.
                 continue
             except ArtifactError as error:
-                file.replace(file.with_suffix(".damaged"))
+                # Unless another part has moved it already.
+                with suppress(FileNotFoundError):
+                    file.replace(file.with_suffix(".damaged"))
                 self.say(f"{error} It was moved aside, and is made again.")
                 continue
             if differing := differences(key or {}, self.key):

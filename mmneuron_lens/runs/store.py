@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self, TypeVar
 from filelock import FileLock, Timeout
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.files import file_name, sweep
+from mmneuron_lens.artifacts.files import file_name, storage_errors, sweep, write_atomically
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Part
 from mmneuron_lens.runs.keys import Key, StoreConflict, differences, refusal
@@ -114,25 +114,30 @@ class Store:
             raise InvalidValue(f"{key.path}: this store keeps nothing; give it a folder.")
         name = file_name(key.path if part == WHOLE else f"{key.path} {part}")
         file = self.folder / LOCKS / f"{name}.lock"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        holder = file.with_suffix(".holder")
         lock = FileLock(file, timeout=-1 if wait else 0)
+        with storage_errors(self.path(key)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise StoreBusy(
+                    f"{self.path(key)} is being written by {_told(holder)}; wait for it, or give another --out."
+                ) from None
         try:
-            lock.acquire()
-        except Timeout:
-            raise StoreBusy(
-                f"{self.path(key)} is being written by {_holder(file)}; wait for it, or give another --out."
-            ) from None
-        try:
-            file.with_suffix(".holder").write_text(f"process {os.getpid()} ({' '.join(sys.argv[:2])})")
-            sweep(self.path(key))
+            sweep(holder)
+            write_atomically(holder, f"process {os.getpid()} ({' '.join(sys.argv[:2])})")
+            if part == WHOLE:
+                # The holder of another part may be writing the value at this moment.
+                sweep(self.path(key))
             yield
         finally:
-            file.with_suffix(".holder").unlink(missing_ok=True)
+            holder.unlink(missing_ok=True)
             lock.release()
 
 
-def _holder(file: Path) -> str:
+def _told(holder: Path) -> str:
     try:
-        return file.with_suffix(".holder").read_text() or "another process"
+        return holder.read_text(encoding="utf-8")
     except OSError:
         return "another process"

@@ -12,6 +12,7 @@ from interventions.errors import InvalidValue
 from interventions.sites import GROUP_KINDS
 from mmneuron_lens.wire import layout
 from mmneuron_lens.wire.images import file_bytes
+from mmneuron_lens.wire.types import BatchData, Facts, Item, Sharing
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,10 @@ class Batch:
     fields: Mapping[str, Mapping[str, Tensor]]
     images: tuple[int, ...]
     prompt_length: int
-    facts: Mapping[str, Any]
+    facts: Facts
     tokenizer: Any = field(repr=False, default=None)
     given: tuple[tuple[tuple[Any, ...], ...], tuple[str | tuple[str, ...], ...]] = field(repr=False, default=((), ()))
-    sharing: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    sharing: Sharing = field(repr=False, default_factory=Sharing)
 
     @property
     def rows(self) -> int:
@@ -96,16 +97,16 @@ class Batch:
                 )
         return replace(self, fields={**self.fields, "llm": {**self.fields["llm"], **fields}})
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> BatchData:
         """The batch as the wire functions take it."""
         return {
             "inputs": dict(self.inputs),
             "fields": dict(self.fields),
             "prompt_length": self.prompt_length,
-            "sharing": dict(self.sharing),
+            "sharing": self.sharing,
         }
 
-    def travelling(self) -> dict[str, Any]:
+    def travelling(self) -> Item:
         """The batch as the bytes of its image files and its texts, with your own fields."""
         images, texts = self.given
         own = {name: tensor for name, tensor in self.fields["llm"].items() if name not in ("weight", "kind")}

@@ -12,9 +12,10 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 from interventions.errors import InvalidValue, MMNeuronError
 from mmneuron_lens.runtime.jobs.records import Record, Records
 from mmneuron_lens.runtime.jobs.server import JobFailed, Lost, Server, Unreachable
+from mmneuron_lens.wire.types import PairedItem
 
 T = TypeVar("T")
-Items = Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]]
+Items = Callable[[], tuple[list[PairedItem], dict[str, Any]]]
 """Makes a job's items, and the facts to keep with its result; called when the job is submitted."""
 
 Keep = Callable[[str, dict[str, Any], dict[str, Any]], None]
