@@ -84,5 +84,6 @@ def _lens(
     del logits
     spread = shifted.exp()
     total = spread.sum(-1)
-    entropy = total.log() - torch.linalg.vecdot(spread, shifted) / total
+    dot: Tensor = torch.linalg.vecdot(spread, shifted)  # pyright: ignore[reportUnknownMemberType]
+    entropy = total.log() - dot / total
     return tokens, spread.gather(-1, tokens) / total[:, None], entropy

@@ -146,7 +146,7 @@ def deviate(
     cited = _cited(selection, out)
     how = {"draws": random_draws, "seed": seed, "off": (off or Off()).described, "batch size": batch_size}
     how |= selection_facts(selection, cited)
-    found = []
+    found: list[Deviations] = []
     for domain, samples in corpus.by_domain().items():
         facts = {**lens.model.facts(), **how, "questions": content_digest(samples)}
 
