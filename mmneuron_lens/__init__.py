@@ -118,3 +118,8 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+if "IPython" in _sys.modules and (_shell := _sys.modules["IPython"].get_ipython()) is not None:
+    # In a notebook, artifacts are shown as figures and tables.
+    _import_module("mmneuron_lens.report.notebook").register(_shell)

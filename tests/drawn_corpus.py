@@ -41,5 +41,11 @@ def write_corpus(folder: Path, domains: tuple[str, ...] = ("common", "medical"),
     return write_rows(folder, rows)
 
 
+def files_of(run: Path) -> dict[str, bytes]:
+    """Every file of a run by its name in order, but for its locks."""
+    found = {path.relative_to(run).as_posix(): path for path in run.rglob("*") if path.is_file()}
+    return {name: found[name].read_bytes() for name in sorted(found) if not name.startswith(".locks/")}
+
+
 def _text(line: Any) -> str:
     return line if isinstance(line, str) else json.dumps(line)

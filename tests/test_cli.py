@@ -12,11 +12,13 @@ import torch
 from drawn_corpus import write_rows
 from typer.testing import CliRunner
 
+from mmneuron_lens.artifacts.answers import Answers
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.cli import app
 from mmneuron_lens.embedded.corpus.draw import write_folder
 from mmneuron_lens.paper.demo import DemoPlan, demo
+from mmneuron_lens.runs.store import Store
 
 MODEL = ["--model", "embedded/instructblip"]
 
@@ -87,14 +89,14 @@ def test_select_and_show_print_the_tables_and_the_page(run, tmp_path):
 def test_one_domain_and_few_images_when_asked(corpus, tmp_path):
     result = mmneuron("count", *MODEL, "--corpus", corpus, "--out", tmp_path, "--domain", "document", "--images", 1)
     assert result.exit_code == 0
-    (file,) = (tmp_path / "counts" / "instructblip").iterdir()
+    (file,) = (tmp_path / "counts" / "embedded+instructblip").iterdir()
     assert (file.name, Counts.load(file).samples) == ("document.safetensors", 7)
 
 
 PROBLEMS = {
     "no corpus": (
         ["count", *MODEL, "--corpus", "{nothing}", "--out", "{nothing}"],
-        "is not a folder; write one JSON object a line with domain, image, question and answer.",
+        "is neither a folder nor the name of a corpus; give a folder with questions.jsonl",
     ),
     "unknown embedded model": (
         ["count", "--model", "embedded/llava", "--corpus", "{corpus}", "--out", "{nothing}"],
@@ -152,7 +154,7 @@ def test_a_damaged_artifact_is_named(run, tmp_path):
     (folder / "medical.safetensors").write_bytes(whole[:1000])
     result = mmneuron("select", tmp_path)
     assert result.exit_code == 1
-    assert "medical.safetensors: not a complete safetensors file" in result.stderr
+    assert "medical.safetensors: is damaged (its checksum does not match its content)" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -199,11 +201,11 @@ def test_a_small_demo_goes_the_whole_way(tmp_path):
 
     domains = ("common", "medical")
     plan = DemoPlan(identification_images=5, evaluation_images=2, random_draws=1, permutations=2, fraction=0.05)
-    page = demo(tmp_path, domains=domains, plan=plan, progress=progress, say=said.append)
+    page = demo(Store(tmp_path, say=said.append), domains=domains, plan=plan, progress=progress)
     for model in ("embedded+llava-next", "embedded+instructblip"):
         assert len(list((tmp_path / "counts" / model).iterdir())) == 2
         assert (tmp_path / "selection" / f"{model}.safetensors").is_file()
-        assert len((tmp_path / "answers" / f"{model}.jsonl").read_text().splitlines()) == 2 * 4 * 3
+        assert len(Answers.load(tmp_path / "answers" / f"{model}.jsonl")) == 2 * 4 * 3
         assert len(list((tmp_path / "figures").glob(f"*_{model}.png"))) == 3
     frames = {file.stem: pl.read_csv(file) for file in (tmp_path / "tables").glob("*.csv")}
     assert frames["ablation"].columns[:4] == ["model", "module", "condition", "domain"]
@@ -220,16 +222,26 @@ def test_a_small_demo_goes_the_whole_way(tmp_path):
     assert not re.search(r'(src|srcset|href)="(?!data:|#)', html)
     assert "counting medical" in named
     assert "answering common under 3 conditions" in named
-    assert len(said) == 7
+    assert said[0] == f"drawing 7 images in each of 2 domains into {tmp_path / 'corpus'}"
+    assert "embedded/llava-next: counting active neurons, medical" in said
+    assert said[-1] == "drawing figures and writing the page"
     before = {file: file.read_bytes() for file in tmp_path.rglob("tables/*.csv")}
     again = mmneuron("show", tmp_path)
     title = "Accuracy in per cent with neurons off in all modules, embedded/llava-next"
     assert title in " ".join(again.stdout.split())
-    result = mmneuron("select", tmp_path, "--fraction", "0.05")
-    assert result.exit_code == 0
+    # What is there was made with fewer permutations, or another fraction: not replaced unless this is asked for.
+    for fraction, differs in (
+        ("0.05", "permutations is 2 there and 20 here"),
+        ("0.1", "fraction is 0.05 there and 0.1"),
+    ):
+        result = mmneuron("select", tmp_path, "--fraction", fraction)
+        assert result.exit_code == 1
+        assert differs in result.stderr
+        assert "--replace" in result.stderr
+    assert mmneuron("select", tmp_path, "--fraction", "0.05", "--replace").exit_code == 0
     # The same selection keeps the answers that belong to it; another one lets them go.
     assert all(file.read_bytes() == content for file, content in before.items() if file.stem != "control")
-    assert mmneuron("select", tmp_path, "--fraction", "0.1").exit_code == 0
+    assert mmneuron("select", tmp_path, "--fraction", "0.1", "--replace").exit_code == 0
     assert not (tmp_path / "tables" / "ablation.csv").exists()
     assert not list((tmp_path / "figures").glob("*_ablation_*.png"))
 

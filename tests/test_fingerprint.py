@@ -6,10 +6,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
-import tiny_models
 import torch
 from conftest import tiny_lens
 from fake_ndif import FakeNdif, served_model
+from tiny_models import changed_in_the_middle, checkpoint, saved_by_torch, saved_by_transformers
 
 from mmneuron_lens import Lens
 from mmneuron_lens.runtime import remote
@@ -21,10 +21,7 @@ NAMES = ("llava_next", "instructblip")
 @pytest.fixture(params=NAMES)
 def folder(request, tmp_path):
     """A tiny checkpoint on disk."""
-    module, processor = getattr(tiny_models, request.param)()
-    module.save_pretrained(tmp_path / "one")
-    processor.save_pretrained(tmp_path / "one")
-    return tmp_path / "one"
+    return checkpoint(request.param, tmp_path / "one")
 
 
 def fingerprint(folder, **settings) -> str:
@@ -38,25 +35,6 @@ def test_the_same_model_has_the_same_fingerprint_from_any_folder(folder):
     lens = Lens(folder.parent / "elsewhere" / "two")
     lens.encode(None if lens.architecture.facts["text_only"] else [torch.zeros(32, 32, 3).numpy()], ["asked before"])
     assert lens.model.fingerprint == first == fingerprint(folder)
-
-
-def changed_in_the_middle(lens) -> None:
-    """The least change of one value that is neither sampled nor near an end."""
-    weight = max(lens.module.parameters(), key=torch.Tensor.numel).data.view(-1)
-    place = weight.numel() // 2 + 1
-    weight[place] = torch.nextafter(weight[place], torch.tensor(9.0))
-
-
-def saved_by_torch(lens, folder) -> None:
-    """As `pytorch_model.bin`; a file that a model has mapped into memory is not written over."""
-    weights = {name: value.clone() for name, value in lens.module.state_dict().items()}
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        (folder / file).unlink(missing_ok=True)
-    torch.save(weights, folder / "pytorch_model.bin")
-
-
-def saved_by_transformers(lens, folder) -> None:
-    lens.module.save_pretrained(folder)
 
 
 @pytest.mark.parametrize("save", [saved_by_transformers, saved_by_torch])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,7 +40,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiny-judge")
+    return tiny_judge(tmp_path_factory.mktemp("tiny-judge"))
+
+
+def tiny_judge(path: Path) -> Path:
+    """A judge with its tokenizer, saved in a folder."""
     torch.manual_seed(3)
     config = DebertaV2Config(
         vocab_size=101,

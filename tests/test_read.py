@@ -13,14 +13,15 @@ import torch
 from conftest import pictures
 from drawn_corpus import write_corpus
 from IPython.core.interactiveshell import InteractiveShell
-from mmneuron_lens.experiments.read import entropy_rows, read_entropy, trace_sample
 
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.lens_trace import LensTrace
-from mmneuron_lens.batching.batches import encode
+from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.embed import component_rows, embed_images, principal_components
+from mmneuron_lens.experiments.entropy import entropy_rows, read_entropy
+from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.report import heat
 from mmneuron_lens.report.heat_figure import heat_figure, printable
 from mmneuron_lens.report.notebook import register

@@ -395,6 +395,7 @@ def test_the_model_is_assembled_once_and_loads(tmp_path, cache, monkeypatch):
 def test_the_demo_runs_on_the_assembled_model(tmp_path, monkeypatch):
     from mmneuron_lens.artifacts.selection import Selection
     from mmneuron_lens.paper.demo import SMOL, SMOL_PLAN, demo, demo_plan
+    from mmneuron_lens.runs.store import Store
 
     model, processor = tiny_smol()
     model.save_pretrained(tmp_path / "smol")
@@ -405,7 +406,7 @@ def test_the_demo_runs_on_the_assembled_model(tmp_path, monkeypatch):
         SMOL_PLAN, identification_images=3, identification_questions=1, evaluation_images=1, evaluation_questions=1,
         random_draws=1, permutations=2,
     )  # fmt: skip
-    html = demo(tmp_path / "run", models=[SMOL], plan=plan).read_text(encoding="utf-8")
+    html = demo(Store(tmp_path / "run"), models=[SMOL], plan=plan).read_text(encoding="utf-8")
     assert "Domain-specific neurons of embedded/smol" in html
     assert "vision encoder and language model are real, published ones" in html
     selection = Selection.load(tmp_path / "run" / "selection" / "embedded+smol.safetensors")

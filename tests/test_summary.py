@@ -8,10 +8,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from mmneuron_lens.experiments.identify import Identified
 from test_report import DOMAINS, Cells, make_counts
 
-from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM, Answer, save_answers
+from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM, Answer, Answers
 from mmneuron_lens.artifacts.files import file_name
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.evaluation.accuracy import against_random, scores
@@ -19,6 +18,7 @@ from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
 from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.paper.summary import publish
 from mmneuron_lens.report import figures, tables
+from mmneuron_lens.runs.identify import Controls, Identified
 
 MODELS = ("<m>", "folder/other-model")
 
@@ -28,7 +28,7 @@ def found_of(model: str) -> Identified:
     selection = select(counts, fraction=0.1)
     discovery = false_discovery_rate(counts, selection, permutations=3)
     overlap = halves_overlap(counts, fraction=0.1, splits=2)
-    return Identified(tuple(counts), selection, select(counts, fraction=0.3), discovery, overlap)
+    return Identified(tuple(counts), selection, select(counts, fraction=0.3), Controls(discovery, overlap))
 
 
 def answers_of(model: str, selection: str) -> list[Answer]:
@@ -52,12 +52,12 @@ def save(found: Identified, out: Path, counts_in: Path | None = None, answered: 
         one.save((counts_in or out) / "counts" / name / f"{one.domain}.safetensors")
     found.selection.save(out / "selection" / f"{name}.safetensors")
     found.wider.save(out / "selection_wider" / f"{name}.safetensors")
-    if found.discovery is not None and found.overlap is not None:
-        found.discovery.save(out / "controls" / name / "false_discovery.safetensors")
-        found.overlap.save(out / "controls" / name / "halves_overlap.safetensors")
+    if found.controls.discovery is not None and found.controls.overlap is not None:
+        found.controls.discovery.save(out / "controls" / name / "false_discovery.safetensors")
+        found.controls.overlap.save(out / "controls" / name / "halves_overlap.safetensors")
     if answered:
         digest = content_hash(out / "selection" / f"{name}.safetensors")
-        save_answers(answers_of(found.selection.model, digest), out / "answers" / f"{name}.jsonl")
+        Answers(tuple(answers_of(found.selection.model, digest))).save(out / "answers" / f"{name}.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def run(found: list[Identified], tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("run")
     for one in found:
         save(one, out)
-    assert publish(found, out, not_run=("The 13B model was not run.",)) == out / "index.html"
+    assert publish(out, not_run=("The 13B model was not run.",)) == out / "index.html"
     return out
 
 
@@ -97,9 +97,9 @@ def test_the_page_contains_each_number_of_every_model(found: list[Identified], r
         on_page(tables.wide(tables.layer_distribution(one.selection), "neurons", DOMAINS))
         on_page(tables.selection_summary(one.selection))
         on_page(tables.silent(list(one.counts)))
-        assert one.discovery is not None
-        assert one.overlap is not None
-        on_page(tables.control(one.discovery, one.overlap))
+        assert one.controls.discovery is not None
+        assert one.controls.overlap is not None
+        on_page(tables.control(one.controls.discovery, one.controls.overlap))
         for counts in one.counts:
             on_page(counts.to_frame())
     for number, domain in enumerate(DOMAINS):
@@ -124,7 +124,7 @@ def test_csv_files_equal_the_frames_of_all_models(found: list[Identified], run: 
         "layer_distribution": [tables.layer_distribution(one.selection) for one in found],
         "selection": [tables.selection_summary(one.selection) for one in found],
         "silent": [tables.silent(list(one.counts)) for one in found],
-        "control": [tables.control(one.discovery, one.overlap) for one in found],  # type: ignore[arg-type]
+        "control": [tables.control(one.controls.discovery, one.controls.overlap) for one in found],  # type: ignore[arg-type]
         "ablation": [tables.ablation(scores(answers))],
         "ablation_against_random": [pl.DataFrame(against_random(answers))],
     }
@@ -166,11 +166,11 @@ def test_only_titles_name_the_sections(run: Path) -> None:
 @pytest.mark.usefixtures("_no_figures")
 def test_what_was_not_run_is_said_and_has_no_section(found: list[Identified], tmp_path: Path) -> None:
     why = "The controls were not run: medical has tokens in 1 bucket."
-    bare = replace(found[0], discovery=None, overlap=None, uncontrolled=why)
+    bare = replace(found[0], controls=Controls(missing=why))
     save(bare, tmp_path, answered=False)
     # Controls of an earlier selection say nothing about this one.
     save(replace(found[0]), tmp_path, answered=False)
-    html = publish([bare], tmp_path).read_text()
+    html = publish(tmp_path, uncontrolled={"<m>": why}).read_text()
     assert re.findall(r"<li>(.*?)</li>", html) == [why, "No question was answered with neurons off."]
     assert "Is the selection more than chance?" not in html
     assert not list((tmp_path / "tables").glob("ablation*"))
@@ -179,11 +179,11 @@ def test_what_was_not_run_is_said_and_has_no_section(found: list[Identified], tm
 @pytest.mark.usefixtures("_no_figures")
 def test_answers_with_another_selection_leave_no_table_behind(found: list[Identified], tmp_path: Path) -> None:
     save(found[0], tmp_path)
-    publish(found[:1], tmp_path)
+    publish(tmp_path)
     assert (tmp_path / "tables" / "ablation.csv").is_file()
     another = replace(found[0], selection=found[0].wider)
     another.selection.save(tmp_path / "selection" / f"{file_name('<m>')}.safetensors")
-    html = publish([another], tmp_path).read_text()
+    html = publish(tmp_path).read_text()
     assert "No question was answered with neurons off." in html
     assert not list(tmp_path.rglob("*ablation*"))
 
@@ -191,7 +191,7 @@ def test_answers_with_another_selection_leave_no_table_behind(found: list[Identi
 @pytest.mark.usefixtures("_no_figures")
 def test_counts_may_lie_in_another_folder(found: list[Identified], tmp_path: Path) -> None:
     save(found[0], tmp_path / "selected", counts_in=tmp_path / "counted", answered=False)
-    html = publish(found[:1], tmp_path / "selected", counts_in=tmp_path / "counted").read_text()
+    html = publish(tmp_path / "selected", counts_in=tmp_path / "counted").read_text()
     assert "Silent neurons</h2>" in html
     assert str(tmp_path) not in html
 
@@ -204,7 +204,7 @@ def test_the_page_of_the_paper_is_never_overwritten(found: list[Identified], tmp
     kept = {tmp_path / name: name for name in ("index.html", "tables/ablation.csv", "tables/neurons_per_domain.csv")}
     for file, content in kept.items():
         file.write_text(content)
-    assert publish(found[:1], tmp_path) == tmp_path / "selection.html"
+    assert publish(tmp_path) == tmp_path / "selection.html"
     assert {file: file.read_text() for file in kept} == kept
     assert "Neurons of each domain" in (tmp_path / "selection.html").read_text()
     assert (tmp_path / "tables" / "selection" / "neurons_per_domain.csv").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -184,3 +185,29 @@ def blip2():
     torch.manual_seed(0)
     processor = Blip2Processor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer(), num_query_tokens=4)
     return _loud(Blip2ForConditionalGeneration(config)), processor
+
+
+def checkpoint(name: str, folder: Path) -> Path:
+    """One of these models with its processor, saved in a folder."""
+    for part in globals()[name]():
+        part.save_pretrained(folder)
+    return folder
+
+
+def changed_in_the_middle(lens) -> None:
+    """The least change of one value that is neither sampled nor near an end."""
+    weight = max(lens.module.parameters(), key=torch.Tensor.numel).data.view(-1)
+    place = weight.numel() // 2 + 1
+    weight[place] = torch.nextafter(weight[place], torch.tensor(9.0))
+
+
+def saved_by_torch(lens, folder) -> None:
+    """As `pytorch_model.bin`; a file that a model has mapped into memory is not written over."""
+    weights = {name: value.clone() for name, value in lens.module.state_dict().items()}
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        (folder / file).unlink(missing_ok=True)
+    torch.save(weights, folder / "pytorch_model.bin")
+
+
+def saved_by_transformers(lens, folder) -> None:
+    lens.module.save_pretrained(folder)

@@ -16,6 +16,7 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.files import file_name
 from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.experiments.conditions import tensors_digest
 from mmneuron_lens.runs.keys import Key
 
 
@@ -31,6 +32,12 @@ def key_of(kind: str, *names: str, facts: Mapping[str, Any], suffix: str = ".saf
 def file_of(run: str | Path, kind: str, *names: str, suffix: str = ".safetensors") -> Path:
     """Where a value lies, or would."""
     return Path(run) / key_of(kind, *names, facts={}, suffix=suffix).path
+
+
+def selection_facts(selection: Selection, selection_id: str) -> dict[str, Any]:
+    """What identifies a selection in a key: its neurons, and the sha256 of its file where that is cited."""
+    neurons = {"domains": list(selection.domains), "sha256": tensors_digest(selection.masks)}
+    return {"selection": selection_id, "neurons": neurons}
 
 
 def counts_files(run: str | Path) -> list[list[Path]]:

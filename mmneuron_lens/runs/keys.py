@@ -43,8 +43,9 @@ def differences(held: Mapping[str, Any], wanted: Mapping[str, Any], name: str = 
         there, here, where = held.get(key), wanted.get(key), f"{name} {key}".strip()
         if isinstance(there, Mapping) and isinstance(here, Mapping):
             found += differences(there, here, where)
-        elif dumps(there) != dumps(here):
-            found.append(f"{where} is {_short(there)} there and {_short(here)} here")
+        elif key not in held or key not in wanted or dumps(there) != dumps(here):
+            told = [_short(one[key]) if key in one else "absent" for one in (held, wanted)]
+            found.append(f"{where} is {told[0]} there and {told[1]} here")
     return found
 
 
