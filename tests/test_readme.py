@@ -1,4 +1,4 @@
-"""What the README and the docs show is there: code runs or at least imports, commands have their options, links lead on."""
+"""The README and every page of the docs: their code runs, their commands exist, and their links lead somewhere."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.batching.batches import Step, one_domain, parted, sized, steps_of, steps_of_whole_images
 from mmneuron_lens.batching.encoding import encode, encode_packed
 from mmneuron_lens.batching.frames import with_frames_that_fit
-from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Memory, Part, Piece, add, by_group, gather
+from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Memory, Piece, Shard, add, by_group, gather
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
@@ -94,7 +94,7 @@ def count_steps(
     plan: CountPlan,
     *,
     keeper: Keeper | None = None,
-    part: Part = WHOLE,
+    part: Shard = WHOLE,
     workers: int = 0,
     problems: Problems | None = None,
     progress: Progress = quietly,

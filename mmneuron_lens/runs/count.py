@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmneuron_lens.artifacts.counts import LEFT_OUT, Counts
-from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Part, missing
+from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Shard, missing
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.remote import Jobs
 from mmneuron_lens.corpora.folder import Problems
@@ -25,7 +25,7 @@ def count_stage(
     samples_by_domain: Mapping[str, Sequence[Sample]],
     store: Store,
     *,
-    part: Part = WHOLE,
+    part: Shard = WHOLE,
     workers: int = 0,
     again: Sequence[str] = (),
     jobs: Mapping[str, Any] | None = None,
@@ -46,7 +46,7 @@ def count_stage(
         plan = plan_count(lens, samples, problems=problems, **planned)
         key = counts_key(plan)
 
-        def steps(keeper: Keeper, part: Part = WHOLE, plan: CountPlan = plan) -> list[Held]:
+        def steps(keeper: Keeper, part: Shard = WHOLE, plan: CountPlan = plan) -> list[Held]:
             records = Records(keeper.jobs if isinstance(keeper, Pieces) else None)
             sent = Jobs(lens.remote, records, tuple(again), **(jobs or {})) if lens.remote else None
             shared = {"problems": problems, "progress": progress, "jobs": sent}

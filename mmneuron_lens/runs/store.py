@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.files import file_name, storage_errors, sweep, write_atomically
 from mmneuron_lens.artifacts.format import dumps
-from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Part
+from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Shard
 from mmneuron_lens.runs.keys import Key, StoreConflict, differences, refusal
 from mmneuron_lens.runs.pieces import Pieces
 
@@ -100,12 +100,12 @@ class Store:
             raise StoreConflict(refusal(path, differences(held or {}, key.facts)))
         return None
 
-    def pieces(self, key: Key, part: Part = WHOLE) -> Pieces:
+    def pieces(self, key: Key, part: Shard = WHOLE) -> Pieces:
         """What is kept of a value while it is made. `part`: of a value that several processes make."""
         return Pieces(self.path(key), key.facts, str(part), self.replace, self.say)
 
     @contextmanager
-    def writing(self, key: Key, part: Part = WHOLE, wait: bool = False) -> Iterator[None]:
+    def writing(self, key: Key, part: Shard = WHOLE, wait: bool = False) -> Iterator[None]:
         """Holds a value, or a part of it, for this process alone; the hold goes with the process, however it ends.
 
         Raises `StoreBusy` naming the process that holds it, unless this may wait.
