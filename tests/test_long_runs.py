@@ -263,7 +263,7 @@ def test_what_is_finished_is_not_counted_again_and_never_replaced_unasked(tmp_pa
         count(4)
     # A part of it is refused as the whole is, before anything is counted.
     with pytest.raises(StoreConflict, match=said):
-        count(4, part=Shard(1, 2))
+        count(4, shard=Shard(1, 2))
     assert len(lengths) == 1
     assert files_of(tmp_path / "run") == written
     assert count(4, replace=True).provenance["batch size"] == 4
@@ -279,7 +279,7 @@ def test_shards_merge_into_the_bytes_of_one_run_in_any_order(tmp_path):
     count_stage(lens, domains, Store(tmp_path / "whole"), **settings)
     machines = [tmp_path / f"machine {number}" for number in range(3)]
     for number, machine in enumerate(machines, start=1):
-        found = count_stage(lens, domains, Store(machine), part=Shard(number, 3), **settings)
+        found = count_stage(lens, domains, Store(machine), shard=Shard(number, 3), **settings)
         assert found == {"common": None, "medical": None}
     expected = files_of(tmp_path / "whole")
     for draw in range(3):
@@ -292,7 +292,7 @@ def test_shards_merge_into_the_bytes_of_one_run_in_any_order(tmp_path):
     assert files_of(tmp_path / "again") == expected
     # In one folder, in any order, the last to finish makes the whole.
     for number in (2, 3, 1):
-        found = count_stage(lens, domains, Store(tmp_path / "one"), part=Shard(number, 3), **settings)
+        found = count_stage(lens, domains, Store(tmp_path / "one"), shard=Shard(number, 3), **settings)
     assert all(isinstance(counts, Counts) for counts in found.values())
     assert files_of(tmp_path / "one") == expected
     with pytest.raises(ValueError, match=r"cannot merge counts/.*: .*of shards 2/3; count them with --shard 2/3"):
@@ -340,7 +340,7 @@ def test_a_damaged_piece_is_made_again_and_a_damaged_value_is_an_error(tmp_path,
         file.write_bytes(content)
 
     count("whole")
-    count("run", part=Shard(1, 2))
+    count("run", shard=Shard(1, 2))
     (piece, *_) = (tmp_path / "run").rglob("*.pieces/*.safetensors")
     flip(piece)
     with pytest.raises(ArtifactError, match="is damaged"):
@@ -386,7 +386,7 @@ def test_one_process_at_a_time_writes_a_value_and_the_other_is_told_which(tmp_pa
     assert told.recv() == "counting"
     with pytest.raises(StoreBusy, match=f"being written by process {other.pid} "):
         count(**first)
-    assert count("parts", part=Shard(2, 2)) == {"common": None}
+    assert count("parts", shard=Shard(2, 2)) == {"common": None}
     other.kill()
     other.join()
     count(**first)
