@@ -26,16 +26,12 @@ from typing import TYPE_CHECKING
 # nnsight gives every object a `save`, which beartype cannot hash while it is being imported: beartype comes first, or
 # `save` is taken off for that moment.
 if "nnsight" in _sys.modules and "beartype" not in _sys.modules:
-    from nnsight import save as _save
-    from nnsight._c import mount as _mount
-    from nnsight._c import unmount as _unmount
-
-    _unmount("save")
-    import beartype as _beartype
-
-    _mount(_save, "save")
+    _save, _c = _import_module("nnsight").save, _import_module("nnsight._c")
+    _c.unmount("save")
+    _import_module("beartype")
+    _c.mount(_save, "save")
 else:
-    import beartype as _beartype  # noqa: F401
+    _import_module("beartype")
 
 if TYPE_CHECKING:
     # For editors and type checkers; at run time each name is imported when it is first used.

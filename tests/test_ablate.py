@@ -283,9 +283,7 @@ def test_answers_are_not_given_twice_and_never_replaced_unasked(lens, corpus, se
     before = answer(random_draws=0)
     calls = counted_calls(lens, monkeypatch)
     more = {"modules": ("LLM", "All"), "random_draws": 1}
-    with pytest.raises(
-        StoreConflict, match=r"jsonl holds another value: .*conditions random_draws is 0 there and 1 here"
-    ):
+    with pytest.raises(StoreConflict, match=r"another value: .*conditions random_draws is 0 there and 1 here"):
         answer(**more)
     assert calls == []
     after = answer(replace=True, **more)

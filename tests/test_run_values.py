@@ -25,10 +25,11 @@ from mmneuron_lens.metrics import LingoJudge
 from mmneuron_lens.runs.answer import score_stage
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.folder import file_of
-from mmneuron_lens.runs.keys import StoreConflict
+from mmneuron_lens.runs.keys import Key, StoreConflict
 from mmneuron_lens.runs.pipeline import run_model
 from mmneuron_lens.runs.plan import Plan
 from mmneuron_lens.runs.questions import corpus_questions
+from mmneuron_lens.runs.rows import KeptRows
 from mmneuron_lens.runs.store import Store
 
 
@@ -293,6 +294,14 @@ def test_a_damaged_part_of_the_answers_is_given_again(lens, corpus, selections, 
     files = sorted(folder.glob("*.jsonl"))
     assert (len(files), sum(given)) == (6, ALL_ANSWERS)
     files[2].write_bytes(files[2].read_bytes().replace(b'"answer":"', b'"answer":"!', 1))
+    damaged, said = files[2].read_bytes(), list[str]()
+    value = f"answers/{folder.name.removesuffix('.pieces')}.jsonl"
+    rows = KeptRows(Store(tmp_path / "run", say=said.append).pieces(Key(value, {})))
+    assert files[2].with_suffix(".damaged").read_bytes() == damaged
+    (line,) = said
+    assert line.startswith(f"{files[2]}: is damaged")
+    assert line.endswith("It was moved aside, and its answers are given again.")
+    assert sum(rows.get(one.digest) == one for one in whole.answers) == ALL_ANSWERS - 8
     found = ablate(lens, selections[0], corpus, out=tmp_path / "run", **ASKED)
     assert sum(given) == ALL_ANSWERS + 8
     assert list(found.answers) == list(whole.answers)

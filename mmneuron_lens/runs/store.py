@@ -115,15 +115,13 @@ class Store:
         name = file_name(key.path if part == WHOLE else f"{key.path} {part}")
         file = self.folder / LOCKS / f"{name}.lock"
         holder = file.with_suffix(".holder")
-        lock = FileLock(file, timeout=-1 if wait else 0)
+        lock = FileLock(file)
         with storage_errors(self.path(key)):
             file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire()
-            except Timeout:
+            if not _acquired(lock, holder, wait):
                 raise StoreBusy(
                     f"{self.path(key)} is being written by {_told(holder)}; wait for it, or give another --out."
-                ) from None
+                )
         try:
             sweep(holder)
             write_atomically(holder, f"process {os.getpid()} ({' '.join(sys.argv[:2])})")
@@ -134,6 +132,18 @@ class Store:
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
+
+
+def _acquired(lock: FileLock, holder: Path, wait: bool) -> bool:
+    """Whether this process has the lock now. One that has just got it is given a second to say which one it is."""
+    for seconds in [-1.0] if wait else [0.0] + [0.05] * 20:
+        try:
+            lock.acquire(timeout=seconds)
+            return True
+        except Timeout:
+            if holder.is_file():
+                break
+    return False
 
 
 def _told(holder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -52,19 +52,19 @@ class Batch:
         names = GROUP_KINDS["llm"]
         return [
             [names[index] if weight else "padding" for weight, index in zip(weights, kinds, strict=True)]
-            for weights, kinds in zip(fields["weight"].tolist(), fields["kind"].int().argmax(-1).tolist(), strict=True)
+            for weights, kinds in zip(_lists(fields["weight"]), _lists(fields["kind"].int().argmax(-1)), strict=True)
         ]
 
     @property
     def tokens(self) -> list[list[str]]:
         """Every position as text. Image positions are named by image and place in its span: `<image 1: 17>`."""
-        shown = []
+        shown: list[list[str]] = []
         counts = self.span_lengths()
-        for ids, kinds in zip(self.inputs["input_ids"].tolist(), self.kind, strict=True):
+        for ids, kinds in zip(_lists(self.inputs["input_ids"]), self.kind, strict=True):
             words = self.tokenizer.convert_ids_to_tokens(ids)
             spans = [(number, place) for number, length in enumerate(next(counts), 1) for place in range(length)]
             names = iter(spans)
-            row = []
+            row: list[str] = []
             for word, kind in zip(words, kinds, strict=True):
                 if kind == "image":
                     number, place = next(names)
@@ -126,7 +126,12 @@ class Batch:
 
     def __repr__(self) -> str:
         weight, kind = self.fields["llm"]["weight"], self.fields["llm"]["kind"]
-        counts = (weight[..., None] * kind).sum((0, 1)).tolist()
+        counts = _lists((weight[..., None] * kind).sum((0, 1)))
         parts = [f"{count} {name}" for name, count in zip(GROUP_KINDS["llm"], counts, strict=True) if count]
         padding = int((weight == 0).sum())
         return f"Batch({self.rows} rows, {sum(self.images)} images: {', '.join(parts)}, {padding} padding positions)"
+
+
+def _lists(tensor: Tensor) -> list[Any]:
+    """`tolist`, of which torch's types do not say what is in the lists."""
+    return cast(Any, tensor).tolist()

@@ -81,8 +81,9 @@ class Watch:
 
         Raises `JobFailed` when a job raised or `attempts` of it were lost, `JobsUnfinished` when time ran out.
         """
-        waiting, flying = iter(jobs), {}
+        flying: dict[str, _Flight] = {}
         self._adopt(jobs, flying)
+        waiting = iter([name for name in jobs if name not in flying])
         while True:
             moved = False
             self._launch(jobs, waiting, flying)
@@ -109,7 +110,7 @@ class Watch:
 
     def _launch(self, jobs: Mapping[str, Items], waiting: Iterator[str], flying: dict[str, _Flight]) -> None:
         while len(flying) < self.limits.in_flight:
-            name = next((name for name in waiting if name not in flying), None)
+            name = next(waiting, None)
             if name is None:
                 return
             flying[name] = self._submit(name, jobs[name])
