@@ -22,6 +22,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/pyright
 
 # Every fault of a live NDIF server, three times each, about six minutes; writes benchmarks/soak-DATE.log.

@@ -1,14 +1,14 @@
-"""Kills: `mmneuron count` killed at random moments and started again, until it is done; every file must come out equal.
+"""Kills: a run killed at random moments and started again, until it is done; every file must come out equal.
 
     python benchmarks/kills.py --kills 200
 
-Both embedded models in turn, over a corpus of two domains with one image that cannot be decoded; every second pair of
-runs decodes its images ahead in two worker processes. A run is the same command again and again, each time killed with
-SIGKILL after a seeded random part of the time that an undisturbed one takes, until one is fast enough to finish. Then
-the sha256 of every file of the run's folder is compared with those of the undisturbed one. Processes are forked from
-one that has imported everything, so that kills fall into the work and not into the start of Python; checkpoints are
-written every `--seconds` instead of every minute. Writes benchmarks/kills-DATE.log; exit code 1 if any run differs or
-fails.
+The work is `mmneuron count` on an embedded model, then the selection and its controls, then answers with neurons off.
+Both models in turn, over a corpus of two domains with one image that cannot be decoded; every second pair of runs
+decodes its images ahead in two worker processes. A run is the same work again and again, each time killed with SIGKILL
+after a seeded random part of the time that an undisturbed one takes, until one is fast enough to finish. Then the
+sha256 of every file of the run's folder is compared with those of the undisturbed one. Processes are forked from one
+that has imported everything, so that kills fall into the work and not into the start of Python; what is done is kept
+every `--seconds` instead of every minute. Writes benchmarks/kills-DATE.log; exit code 1 if any run differs or fails.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -32,9 +31,10 @@ import mmneuron_lens  # noqa: E402, F401, I001  (first: it imports beartype befo
 import torch  # noqa: E402
 from drawn_corpus import write_corpus  # noqa: E402
 
+from mmneuron_lens import Lens, ablate, identify, load_corpus  # noqa: E402
 from mmneuron_lens.artifacts.format import content_hash  # noqa: E402
+from mmneuron_lens.batching import gather  # noqa: E402
 from mmneuron_lens.cli import app  # noqa: E402
-from mmneuron_lens.runs import stages  # noqa: E402
 
 MODELS = ("llava-next", "instructblip")
 SECONDS = 0.2
@@ -42,10 +42,13 @@ SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Run:
-    """What came of one run: how often it was killed, how often of these with a domain half counted, how it ended."""
+    """What came of one run: how often it was killed, how often of these with a domain half counted and with the answers
+    half given, and how it ended.
+    """
 
     kills: int
-    underway: int
+    counting: int
+    answering: int
     said: str
 
     @property
@@ -69,21 +72,19 @@ def hashes(folder: Path) -> dict[str, str]:
 def start(
     model: str, corpus: Path, out: Path, seconds: float = SECONDS, workers: int = 0
 ) -> multiprocessing.process.BaseProcess:
-    """The command in a process of its own."""
-    words = ["count", "--model", f"embedded/{model}", "--corpus", str(corpus), "--out", str(out), "--batch-size", "4"]
-    words += ["--workers", str(workers)]
-    process = multiprocessing.get_context("fork").Process(target=_command, args=(words, seconds))
+    """The work in a process of its own."""
+    process = multiprocessing.get_context("fork").Process(target=_work, args=(model, corpus, out, seconds, workers))
     process.start()
     return process
 
 
 def undisturbed(model: str, corpus: Path, out: Path, seconds: float = SECONDS) -> float:
-    """Runs the command once and returns how many seconds it took. Raises `RuntimeError` when it fails."""
+    """Does the work once and returns how many seconds it took. Raises `RuntimeError` when it fails."""
     began = time.monotonic()
     process = start(model, corpus, out, seconds, 0)
     process.join()
     if process.exitcode:
-        raise RuntimeError(f"the undisturbed count of {model} ended with {process.exitcode}.")
+        raise RuntimeError(f"the undisturbed run of {model} ended with {process.exitcode}.")
     return time.monotonic() - began
 
 
@@ -92,8 +93,7 @@ def killed_until_done(
     at_most: int, seconds: float = SECONDS, workers: int = 0,
 ) -> Run:  # fmt: skip
     """One run: killed after up to `longest` seconds again and again, `at_most` times, then left alone."""
-    kills = 0
-    underway = 0
+    kills, counting, answering = 0, 0, 0
     while True:
         process = start(model, corpus, out, seconds, workers)
         process.join(draws.uniform(0, longest) if kills < at_most else None)
@@ -102,22 +102,28 @@ def killed_until_done(
         if process.exitcode == 0:
             break
         if process.exitcode != -9:
-            return Run(kills, underway, f"FAILED with exit code {process.exitcode}")
+            return Run(kills, counting, answering, f"FAILED with exit code {process.exitcode}")
         kills += 1
-        underway += any((out / "shards").rglob("*.safetensors"))
+        counting += any(out.rglob("*.pieces/*.safetensors"))
+        answering += any(out.rglob("*.pieces/*.jsonl"))
     found = hashes(out)
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    return Run(kills, underway, f"DIFFERENT: {', '.join(different)}" if different else "every file equal")
+    said = f"DIFFERENT: {', '.join(different)}" if different else "every file equal"
+    return Run(kills, counting, answering, said)
 
 
-def _command(words: list[str], seconds: float) -> None:
-    """Runs the command line in this process, saying nothing, with checkpoints every so many seconds."""
+def _work(model: str, corpus: Path, out: Path, seconds: float, workers: int) -> None:
+    """Counts, selects and answers in this process, saying nothing, and keeps what is done every so many seconds."""
     torch.set_num_threads(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    stages.count_stage = partial(stages.count_stage, seconds=seconds)
-    app(words)
+    gather.SECONDS = seconds
+    words = ["count", "--model", f"embedded/{model}", "--corpus", str(corpus), "--out", str(out), "--batch-size", "4"]
+    app([*words, "--workers", str(workers)], standalone_mode=False)
+    lens, asked = Lens(f"embedded/{model}"), load_corpus(corpus)
+    found = identify(lens, asked, batch_size=4, permutations=2, out=out)
+    ablate(lens, found.selection, asked, batch_size=2, random_draws=1, max_new_tokens=3, out=out)
 
 
 def main() -> int:
@@ -125,17 +131,17 @@ def main() -> int:
     words.add_argument("--kills", type=int, default=200)
     words.add_argument("--images", type=int, default=24, help="images a domain, two questions each")
     words.add_argument("--seed", type=int, default=0)
-    words.add_argument("--seconds", type=float, default=SECONDS, help="between two checkpoints")
+    words.add_argument("--seconds", type=float, default=SECONDS, help="after which what is done is kept")
     given = words.parse_args()
     draws = random.Random(given.seed)
-    kills, runs, failed, underway, lines = 0, 0, 0, 0, []
+    kills, runs, failed, counting, answering, lines = 0, 0, 0, 0, 0, []
     with tempfile.TemporaryDirectory() as folder:
         corpus = corpus_of(Path(folder) / "corpus", given.images)
         whole = {model: Path(folder) / f"whole-{model}" for model in MODELS}
         longest = {model: undisturbed(model, corpus, out, given.seconds) for model, out in whole.items()}
         expected = {model: hashes(out) for model, out in whole.items()}
         for model in MODELS:
-            lines.append(f"{model}: an undisturbed count takes {longest[model]:.1f} s and writes")
+            lines.append(f"{model}: an undisturbed run takes {longest[model]:.1f} s and writes")
             lines += [f"  {digest}  {name}" for name, digest in sorted(expected[model].items())]
         print("\n".join(lines), flush=True)
         while kills < given.kills:
@@ -145,15 +151,15 @@ def main() -> int:
                 model, corpus, out, expected[model], draws, longest[model], given.kills - kills, given.seconds, workers
             )
             runs, kills, failed = runs + 1, kills + run.kills, failed + (not run.good)
-            underway += run.underway
+            counting, answering = counting + run.counting, answering + run.answering
             lines.append(
-                f"run {runs:3}  {model:13}  {workers} workers  {run.kills:3} kills, {run.underway:3} with a domain "
-                f"half counted  {kills:4} in all  {run.said}"
+                f"run {runs:3}  {model:13}  {workers} workers  {run.kills:3} kills, {run.counting:3} with a domain "
+                f"half counted, {run.answering:3} with answers half given  {kills:4} in all  {run.said}"
             )
             print(lines[-1], flush=True)
     title = (
-        f"{kills} kills in {runs} runs, {underway} of them with a domain half counted, seed {given.seed}, "
-        f"{failed} runs that differ or fail"
+        f"{kills} kills in {runs} runs, {counting} of them with a domain half counted and {answering} with answers "
+        f"half given, seed {given.seed}, {failed} runs that differ or fail"
     )
     log = ROOT / "benchmarks" / f"kills-{datetime.date.today().isoformat()}.log"
     log.write_text("\n".join([title, *lines]) + "\n", encoding="utf-8")

@@ -10,11 +10,11 @@ from itertools import groupby, pairwise
 from typing import Any
 
 import torch
-from mmneuron_lens.experiments.identify import PACKED
 from PIL import Image
 
 from interventions import count_active_by_kind, count_positions
 from mmneuron_lens import Lens
+from mmneuron_lens.experiments.count import PACKED
 from mmneuron_lens.runtime.batch import Batch
 
 Work = list[tuple[Image.Image, str]]

@@ -25,12 +25,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import models
 import torch
-from mmneuron_lens.runs.stages import count_stage, select_stage
 from turns import MIB, resident
 
 from interventions import Graph, keep, per_layer, zero_neurons
 from mmneuron_lens import Lens
+from mmneuron_lens.batching import gather
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.runs.count import count_stage
+from mmneuron_lens.runs.identify import select_stage
+from mmneuron_lens.runs.store import Store
 
 DOMAINS = ("common", "document")
 QUESTIONS = 8
@@ -65,16 +68,17 @@ def count(folder: Path, layers: int, vision_layers: int, threads: int, last: boo
     """The process that is killed, and the one that goes on. last: select and switch off when counted."""
     torch.set_num_threads(threads)
     said = _Clock()
-    lens = seven_billion(layers, vision_layers)
+    gather.SECONDS = 0.0
+    lens, store = seven_billion(layers, vision_layers), Store(folder)
     weights = sum(parameter.numel() for parameter in lens.module.parameters()) / 1e9
     said(f"built, {weights:.2f} billion weights")
     asked = samples(folder)
     for domain, some in asked.items():
         print(f"counting {domain}", flush=True)
-        count_stage(lens, {domain: some}, folder, seconds=0)
+        count_stage(lens, {domain: some}, store)
         said(f"counted {domain}")
     if last:
-        (found,) = select_stage(folder, permutations=1)
+        (found,) = select_stage(folder, store, permutations=1)
         selected = {site: int(mask.sum()) for site, mask in _masks(found.selection).items()}
         said(f"selected {selected}")
         graph = Graph()

@@ -108,8 +108,10 @@ def flights(url: str) -> list[dict[str, float]]:
     import torch
 
     from interventions import Graph, count_active_by_kind
-    from mmneuron_lens.runtime.jobs import Limits, Shard, run_shards
     from mmneuron_lens.runtime.jobs import server as jobs_server
+    from mmneuron_lens.runtime.jobs.records import Records
+    from mmneuron_lens.runtime.jobs.run import run_jobs
+    from mmneuron_lens.runtime.jobs.watch import Limits
 
     sent: list[int] = []
     genuine = jobs_server.backend_of
@@ -136,14 +138,18 @@ def flights(url: str) -> list[dict[str, float]]:
         here = local.run(graph, [encoded(some) for some in parts])[key]
         row = {"images": count, "jobs": len(parts), "local": time.perf_counter() - started}
         for limit in IN_FLIGHT:
-            shards = [Shard(some, lambda some=some: ([encoded(some)], {})) for some in parts]
+            jobs = {str(at): lambda some=some: ([encoded(some)], {}) for at, some in enumerate(parts)}
+            found = []
             sent.clear()
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
                 limits = Limits(in_flight=limit, poll_seconds=0.05)
-                found = run_shards(client.model, graph, shards, remote=url, jobs=folder, limits=limits)
+                run_jobs(
+                    client.model, graph, jobs, lambda name, values, facts, found=found: found.append(values[key]),
+                    remote=url, records=Records(folder), limits=limits,
+                )  # fmt: skip
                 row[limit] = time.perf_counter() - started
-            assert torch.equal(sum(values[key] for values, _ in found), here)
+            assert torch.equal(sum(found), here)
             row["up"] = sum(sent)
         rows.append(row)
     return rows
@@ -276,9 +282,7 @@ def main(url: str) -> None:
             f"| {row['local']:.2f} | {row['remote']:.2f} | {row['remote'] - row['local']:.2f} |"
         )
     print("\n## Jobs in flight\n")
-    print(
-        "The same counts as durable jobs of at most 10 images each (`run_shards`): every job's id, facts and result go"
-    )
+    print("The same counts as durable jobs of at most 10 images each (`run_jobs`): every job's id and facts go")
     print("to disk. Seconds from images to counts, encoding included; the model does one job at a time.\n")
     limits = "".join(f" {limit} in flight, s |" for limit in IN_FLIGHT)
     print(f"| images | jobs | up | up per image | local s |{limits} over local, s a job |")

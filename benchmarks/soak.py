@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT / "tests" / "remote"), str(ROOT / "tests")]
 import mmneuron_lens  # noqa: E402, F401, I001  (first: it imports beartype before nnsight)
 import torch  # noqa: E402
 from drawn_corpus import write_corpus  # noqa: E402
-from faults import FAULTS, Live, equal, jobs_sent, undisturbed  # noqa: E402
+from faults import FAULTS, Live, equal, jobs_sent, pieces_of, undisturbed  # noqa: E402
 
 from mmneuron_lens.ndif.state import State, default_folder  # noqa: E402
 
@@ -39,23 +39,24 @@ def main() -> int:
     failed, lines = 0, []
     with tempfile.TemporaryDirectory() as folder:
         corpus = write_corpus(Path(folder) / "corpus", ("common",), images=given.images)
-        expected = undisturbed(live, corpus)
+        expected, pieces = undisturbed(live, corpus), pieces_of(live, corpus)
         for number in range(given.repeat):
             for name, fault in FAULTS.items():
                 if given.only not in name:
                     continue
-                jobs, began = Path(folder) / f"{name}{number}", time.monotonic()
-                try:
-                    found = fault(live, corpus, jobs)
-                    said = "counts equal" if equal(found, expected) else "COUNTS DIFFER"
-                except Exception as error:
-                    cause = f" ({error.__cause__!r})" if error.__cause__ else ""
-                    said = f"FAILED: {type(error).__name__}: {' '.join(str(error).split())}{cause}"
+                run, began = Path(folder) / f"{name}{number}", time.monotonic()
+                with jobs_sent() as sent:
+                    try:
+                        found = fault(live, corpus, run)
+                        said = "counts equal" if equal(found, expected) else "COUNTS DIFFER"
+                    except Exception as error:
+                        cause = f" ({error.__cause__!r})" if error.__cause__ else ""
+                        said = f"FAILED: {type(error).__name__}: {' '.join(str(error).split())}{cause}"
                 seconds = time.monotonic() - began
-                shards, sent = jobs_sent(jobs) if list(jobs.glob("*/run.json")) else (0, 0)
                 failed += said != "counts equal"
+                # Those of a client that was killed are its own.
                 lines.append(
-                    f"{number + 1}  {name:20}  {seconds:6.1f} s  {shards:3} shards  {sent:3} jobs sent  {said}"
+                    f"{number + 1}  {name:20}  {seconds:6.1f} s  {pieces:3} pieces  {len(sent):3} jobs sent  {said}"
                 )
                 print(lines[-1], flush=True)
                 if said != "counts equal":

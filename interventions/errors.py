@@ -44,3 +44,7 @@ class MissingPackage(MMNeuronError, ImportError):
 
 class ServerUnreachable(MMNeuronError, ConnectionError):
     """A server that does not answer, or is not ready."""
+
+
+class ServiceFailed(MMNeuronError, OSError):
+    """A program or service of this machine that is missing, or does not start."""

@@ -79,10 +79,10 @@ def _lens(
 ) -> tuple[Int[Tensor, "position k"], Float[Tensor, "position k"], Float[Tensor, " position"]]:
     logits = unembed(hidden).float()
     best, tokens = logits.topk(top_k, dim=-1)
-    # From the largest logit on, so that no digits are lost; two tensors of this size at a time, and no more.
+    # From the largest logit on, so that no digits are lost; three tensors of this size at a time, and no more.
     shifted = logits - best[:, :1]
     del logits
     spread = shifted.exp()
     total = spread.sum(-1)
-    entropy = total.log() - torch.linalg.vecdot(spread, shifted) / total
+    entropy = total.log() - (spread * shifted).sum(-1) / total
     return tokens, spread.gather(-1, tokens) / total[:, None], entropy

@@ -26,16 +26,12 @@ from typing import TYPE_CHECKING
 # nnsight gives every object a `save`, which beartype cannot hash while it is being imported: beartype comes first, or
 # `save` is taken off for that moment.
 if "nnsight" in _sys.modules and "beartype" not in _sys.modules:
-    from nnsight import save as _save
-    from nnsight._c import mount as _mount
-    from nnsight._c import unmount as _unmount
-
-    _unmount("save")
-    import beartype as _beartype
-
-    _mount(_save, "save")
+    _save, _c = _import_module("nnsight").save, _import_module("nnsight._c")
+    _c.unmount("save")
+    _import_module("beartype")
+    _c.mount(_save, "save")
 else:
-    import beartype as _beartype  # noqa: F401
+    _import_module("beartype")
 
 if TYPE_CHECKING:
     # For editors and type checkers; at run time each name is imported when it is first used.
@@ -118,3 +114,8 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+if "IPython" in _sys.modules and (_shell := _sys.modules["IPython"].get_ipython()) is not None:
+    # In a notebook, artifacts are shown as figures and tables.
+    _import_module("mmneuron_lens.report.notebook").register(_shell)

@@ -7,21 +7,45 @@ torch and the rest are imported when a command runs, so that `--help` is quick.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from mmneuron_lens.commands import Commands, plan_file
+from mmneuron_lens.commands import Commands
 from mmneuron_lens.corpora.command import corpora_app
 from mmneuron_lens.ndif.command import ndif_app
+from mmneuron_lens.options import (
+    BatchSize,
+    CorpusFolder,
+    Device,
+    Domains,
+    Dtype,
+    Factor,
+    Images,
+    ModelName,
+    OffHow,
+    Out,
+    PlanFile,
+    QuestionsPerImage,
+    Remote,
+    Replace,
+    Run,
+    Seed,
+)
+from mmneuron_lens.printing import (
+    bar,
+    command_line,
+    console,
+    corpus_of,
+    host_of,
+    print_problems,
+    print_tables,
+    quiet_loading,
+    say,
+    store_of,
+)
 from mmneuron_lens.runs.jobs_command import jobs_app
-
-if TYPE_CHECKING:
-    from mmneuron_lens.corpora.folder import Problems
-    from mmneuron_lens.runs.store import Store
 
 app = typer.Typer(
     cls=Commands,
@@ -39,50 +63,16 @@ app.add_typer(jobs_app, name="jobs")
 # OpenMP when torch is loaded, so it is set here, before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-PROBLEMS_SHOWN = 10
-
-WIDTH = 100
-"""Characters a line of a table may take where there is no terminal to ask."""
-
-Run = Annotated[Path, typer.Argument(help="The folder that `mmneuron count` or `mmneuron demo` wrote.")]
-Out = Annotated[Path, typer.Option(help="The folder to write to.")]
-ModelName = Annotated[
-    str, typer.Option("--model", help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id.")
-]
-Corpus = Annotated[Path, typer.Option(help="A folder of images with a questions.jsonl.")]
-Domains = Annotated[list[str] | None, typer.Option(help="Only this domain; repeat it for several.")]
-Images = Annotated[int | None, typer.Option(min=1, help="Only the first so many images of each domain.")]
-QuestionsPerImage = Annotated[
-    int | None, typer.Option(min=1, help="Only so many questions of each image, drawn with a fixed seed.")
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Remote = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="Run the model on the NDIF server at this URL; `ndif`: where you logged in."),
-]
-OffHow = Annotated[str, typer.Option("--off", help="How neurons are switched off: zero, mean, or scale.")]
-Factor = Annotated[float, typer.Option(help="What `--off scale` multiplies them by.")]
-Seed = Annotated[int, typer.Option(help="Of every draw.")]
-Replace = Annotated[
-    bool, typer.Option("--replace", help="Make again, in its place, what lies there and was made otherwise.")
-]
-Plan = Annotated[
-    Path | None,
-    typer.Option(
-        "--plan", callback=plan_file, is_eager=True, help="A TOML file with any of these options, without the dashes."
-    ),
-]
-
 
 @app.command(epilog="Example: [bold]mmneuron demo --out runs/demo[/bold]")
 def demo(
     out: Out = Path("runs/demo"),
     model: Annotated[
-        str, typer.Option(help="embedded: the two small models; smol: one with a real language model.")
+        Literal["embedded", "smol"], typer.Option(help="The two small models, or one with a real language model.")
     ] = "embedded",
-    batch_size: BatchSize = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions in one forward pass: 32, and 16 of smol.")
+    ] = None,
     dtype: Dtype = None,
     remote: Remote = None,
     replace: Replace = False,
@@ -92,14 +82,17 @@ def demo(
     `--model smol` is LLaVA-NeXT from DINOv2-small and SmolLM2-135M: its parts, 183 MB, are fetched once and checked;
     after that it needs no network either. It is larger and takes longer.
     """
-    from mmneuron_lens.paper.demo import demo, models_of
+    from dataclasses import replace as changed
 
-    _quiet_loading()
-    settings = {"remote": _host(remote), "dtype": dtype}
-    store = _store(out, replace)
-    _print_tables(
-        out, demo(store, models=models_of(model), batch_size=batch_size, settings=settings, progress=_bar, say=_say)
-    )
+    from mmneuron_lens.paper.demo import SMALL_MODELS, SMOL, demo_plan
+    from mmneuron_lens.paper.demo import demo as run
+
+    models = (SMOL,) if model == "smol" else SMALL_MODELS
+    plan = demo_plan(models) if batch_size is None else changed(demo_plan(models), batch_size=batch_size)
+    quiet_loading()
+    settings = {"remote": host_of(remote), "dtype": dtype}
+    store = store_of(out, replace)
+    print_tables(run(store, models=models, plan=plan, settings=settings, again=command_line(remote), progress=bar))
 
 
 @app.command(
@@ -107,7 +100,7 @@ def demo(
 )
 def count(
     model: ModelName,
-    corpus: Corpus,
+    corpus: CorpusFolder,
     out: Out,
     domain: Domains = None,
     batch_size: BatchSize = 32,
@@ -130,35 +123,35 @@ def count(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images ahead of the model.")] = 0,
     remote: Remote = None,
     replace: Replace = False,
-    plan: Plan = None,
+    plan: PlanFile = None,
 ) -> None:
     """Count how often each neuron is active, domain by domain.
 
     Writes counts/MODEL/DOMAIN.safetensors. A row of questions.jsonl is one object with domain, image (or images),
     question and answer; bad rows are named, counted and skipped.
     """
-    from mmneuron_lens.batching.gather import Part
+    from mmneuron_lens.batching.gather import Shard
     from mmneuron_lens.lens import Lens
     from mmneuron_lens.runs.count import count_stage
     from mmneuron_lens.runs.folder import file_of
 
-    part, store = Part.parse(shard), _store(out, replace)
-    asked = _corpus(corpus, domain, images, questions_per_image)
-    _quiet_loading()
-    lens = Lens(model, remote=_host(remote), dtype=dtype, device=device)
-    again = tuple(sys.argv[1:]) if remote else ()
+    part, store = Shard.parse(shard), store_of(out, replace)
+    asked = corpus_of(corpus, domain, images, questions_per_image)
+    quiet_loading()
+    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device)
     try:
         counts = count_stage(
-            lens, asked.by_domain(), store, part=part, workers=workers, again=again, batch_size=batch_size,
-            corpus=asked.name, exact=exact, frames=frames, problems=asked.problems, progress=_bar,
+            lens, asked.by_domain(), store, part=part, workers=workers, again=command_line(remote),
+            batch_size=batch_size, corpus=asked.name, exact=exact, frames=frames, problems=asked.problems,
+            progress=bar,
         )  # fmt: skip
     finally:
-        _print_problems(asked.problems, out)
+        print_problems(asked.problems, out)
     for name, found in counts.items():
         if found is not None:
             typer.echo(str(file_of(out, "counts", lens.name, name)))
     whole = all(found is not None for found in counts.values())
-    _say(f"Next: mmneuron select {out}" if whole else f"Next, with the other shards: mmneuron merge {out} --out ...")
+    say(f"Next: mmneuron select {out}" if whole else f"Next, with the other shards: mmneuron merge {out} --out ...")
 
 
 @app.command(epilog="Example: [bold]mmneuron select runs/mine --fraction 0.01 --kinds image[/bold]")
@@ -172,29 +165,33 @@ def select(
         bool, typer.Option("--stability", help="Also show how the selection changes with the number of tokens.")
     ] = False,
     replace: Replace = False,
-    plan: Plan = None,
+    plan: PlanFile = None,
 ) -> None:
     """Select each model's domain-specific neurons from its counts; write tables, figures and a page."""
-    from mmneuron_lens.paper.summary import publish_summary
+    from mmneuron_lens.paper.summary import publish
     from mmneuron_lens.runs.identify import select_stage
 
     target = out or run
     names = [name.strip() for name in kinds.split(",") if name.strip()]
     rule: dict[str, Any] = {"fraction": fraction, "percentile": percentile, "kinds": names}
-    found = select_stage(run, _store(target, replace), progress=_bar, **rule)
-    _print_tables(target, publish_summary(target, found))
+    found = select_stage(run, store_of(target, replace), progress=bar, **rule)
+    missing = {one.selection.model: one.controls.missing for one in found}
+    print_tables(publish(target, counts_in=run, uncontrolled=missing))
     if stability:
-        from mmneuron_lens.report.stability import print_stability
+        from mmneuron_lens.neurons.stability import stability as stability_of
+        from mmneuron_lens.report.stability import save_stability, stability_table
 
-        for file in print_stability([one.counts for one in found], target, fraction, percentile, _console()):
-            typer.echo(str(file))
+        for one in found:
+            shown = stability_of(list(one.counts), fraction, percentile)
+            console().print(stability_table(shown))
+            typer.echo(str(save_stability(shown, target)))
 
 
 @app.command(epilog="Example: [bold]mmneuron ablate runs/mine --model embedded/llava-next --corpus my-images[/bold]")
 def ablate(
     run: Annotated[Path, typer.Argument(help="The folder in which `mmneuron select` selected the model's neurons.")],
     model: ModelName,
-    corpus: Corpus,
+    corpus: CorpusFolder,
     domain: Domains = None,
     images: Images = None,
     skip_images: Annotated[
@@ -218,25 +215,25 @@ def ablate(
     device: Device = None,
     remote: Remote = None,
     replace: Replace = False,
-    plan: Plan = None,
+    plan: PlanFile = None,
 ) -> None:
     """Answer your own corpus with selected neurons off, and with as many random ones off; write tables and a page."""
+    from mmneuron_lens.lens import Lens
     from mmneuron_lens.paper.ablate import ablate_run
-    from mmneuron_lens.paper.summary import publish_summary
+    from mmneuron_lens.paper.summary import publish
 
-    asked = _corpus(corpus, domain, images, questions_per_image, skip_images)
-    _quiet_loading()
-    generation = {"num_beams": beams, "max_new_tokens": max_new_tokens}
-    settings = {"remote": _host(remote), "dtype": dtype, "device": device}
+    asked, store = corpus_of(corpus, domain, images, questions_per_image, skip_images), store_of(run, replace)
+    quiet_loading()
+    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device)
     try:
-        found = ablate_run(
-            _store(run, replace), model, asked, settings, modules=tuple(module or ("All",)), random_draws=random_draws,
-            match=match, off=off, factor=factor, cross=cross, seed=seed, batch_size=batch_size, progress=_bar,
-            generation=generation,
+        ablate_run(
+            store, lens, asked, off=off, factor=factor, modules=tuple(module or ("All",)), random_draws=random_draws,
+            match=match, cross=cross, seed=seed, batch_size=batch_size, progress=bar,
+            generation={"num_beams": beams, "max_new_tokens": max_new_tokens},
         )  # fmt: skip
     finally:
-        _print_problems(asked.problems, run)
-    _print_tables(run, publish_summary(run, found))
+        print_problems(asked.problems, run)
+    print_tables(publish(run))
 
 
 @app.command(epilog="Example: [bold]mmneuron show runs/demo[/bold]")
@@ -247,7 +244,7 @@ def show(run: Run) -> None:
     page = run / "index.html"
     if not page.is_file():
         raise RunError(f"{run} holds no tables yet; write them with `mmneuron select {run}`.")
-    _print_tables(run, page)
+    print_tables(page)
 
 
 @app.command(epilog="Example: [bold]mmneuron paper --embedded --out runs/paper[/bold]")
@@ -286,25 +283,25 @@ def paper(
     device: Device = None,
     remote: Remote = None,
     replace: Replace = False,
-    plan: Plan = None,
+    plan: PlanFile = None,
 ) -> None:
     """Every table and figure of the paper, its claims tested, on one page. Stopped, it goes on where it was."""
     from dataclasses import replace as changed
 
     from mmneuron_lens.paper.run import paper_command
-    from mmneuron_lens.runs.plan import Plan as Amounts
+    from mmneuron_lens.runs.plan import Plan
 
-    amounts = Amounts(off=off, factor=factor, cross=cross, random_draws=random_draws, seed=seed)
+    amounts = Plan(off=off, factor=factor, cross=cross, random_draws=random_draws, seed=seed)
     amounts = changed(amounts, batch_size=batch_size, judge=judge, budget=tokens)
     amounts.generation.update(num_beams=beams, max_new_tokens=max_new_tokens)
     amounts = amounts if images is None else changed(amounts, identification_images=images)
-    _quiet_loading()
+    quiet_loading()
     page = paper_command(
-        _store(out, replace), amounts, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus,
-        questions=questions, settings={"dtype": dtype, "device": device, "remote": _host(remote)},
-        again=tuple(sys.argv[1:]) if remote else (), progress=_bar,
+        store_of(out, replace), amounts, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus,
+        questions=questions, settings={"dtype": dtype, "device": device, "remote": host_of(remote)},
+        again=command_line(remote), progress=bar,
     )  # fmt: skip
-    _print_tables(out, page)
+    print_tables(page)
 
 
 @app.command(epilog="Example: [bold]mmneuron report runs/paper[/bold]")
@@ -326,87 +323,7 @@ def merge(
 
     for file in merge_runs(runs, out, replace):
         typer.echo(str(file))
-    _say(f"Next: mmneuron select {out}")
-
-
-def _corpus(
-    folder: Path, domains: list[str] | None, images: int | None, questions_per_image: int | None, skip_images: int = 0
-) -> Any:
-    from mmneuron_lens.corpora.load import load_corpus
-
-    # A path, so that no folder is taken for the name of a corpus.
-    corpus = load_corpus(folder)
-    corpus = corpus if not domains else corpus.only(domains)
-    return corpus.some(images, questions_per_image, skip_images)
-
-
-def _store(out: Path, replace: bool) -> Store:
-    from mmneuron_lens.runs.store import Store
-
-    return Store(out, replace=replace, say=_say)
-
-
-def _bar(items: Sequence[Any], name: str) -> Iterable[Any]:
-    from tqdm.auto import tqdm
-
-    return tqdm(items, desc=name, file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _host(remote: str | None) -> bool | str:
-    """What `Lens` takes; nnsight's line for every job is left to a notebook."""
-    if remote is None:
-        return False
-    if not remote.strip():
-        from interventions.errors import InvalidValue
-
-        raise InvalidValue(
-            "--remote is empty; give an NDIF server's URL, `ndif` for where you logged in, or leave it out."
-        )
-    import nnsight
-
-    nnsight.CONFIG.APP.REMOTE_LOGGING = False
-    return True if remote == "ndif" else remote
-
-
-def _quiet_loading() -> None:
-    """No progress bar of hundreds of weight tensors for a model that loads in a second."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def _print_problems(problems: Problems, out: Path) -> None:
-    from mmneuron_lens.artifacts.files import write_atomically
-
-    if not len(problems):
-        return
-    file = out / "problems.txt"
-    write_atomically(file, f"{problems}\n")
-    lines = str(problems).splitlines()
-    more = len(problems) - PROBLEMS_SHOWN
-    shown = lines[: PROBLEMS_SHOWN + 1] + ([f"and {more} more"] if more > 0 else [])
-    typer.echo("\n".join([*shown, f"All of them: {file}"]), err=True)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
-
-
-def _print_tables(out: Path, page: Path) -> None:
-    from mmneuron_lens.paper.summary import printed
-
-    console = _console()
-    for table in printed(out):
-        console.print(table)
-        console.print()
-    typer.echo(f"Page: {page.resolve()}")
+    say(f"Next: mmneuron select {out}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -278,7 +278,7 @@ class Lens:
         given = self._given(batch)
         given.pop("position_ids", None)
         # nnsight looks for the `with` block one call above `generate`; name the function to trace it from here.
-        function = type(self.nnsight).generate.__wrapped__.__get__(self.nnsight)
+        function = cast(Any, type(self.nnsight)).generate.__wrapped__.__get__(self.nnsight)
         return self.nnsight.trace(fn=function, **given, **settings)
 
     def scan(self, batch: Batch, **settings: Any) -> Any:

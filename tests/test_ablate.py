@@ -10,18 +10,22 @@ from hooks import hooked, neuron_paths
 from scipy.stats import binom
 
 from interventions.bindings import PerLayer
-from mmneuron_lens.artifacts.answers import Answer, AnswerLog, exact_match, load_answers, save_answers
-from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.artifacts.answers import Answer, Answers
 from mmneuron_lens.artifacts.selection import MODULES
-from mmneuron_lens.batching.batches import encode
+from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
-from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
-from mmneuron_lens.experiments.ablate import ablate, conditions_of
-from mmneuron_lens.experiments.identify import count_domain
+from mmneuron_lens.corpora.load import load_corpus
+from mmneuron_lens.evaluation.ablation import Ablation
+from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, exact_match, scores
+from mmneuron_lens.experiments.ablate import MemoryRows, ablate
+from mmneuron_lens.experiments.conditions import conditions_of
+from mmneuron_lens.experiments.count import count_domain
 from mmneuron_lens.metrics.intervals import mean_interval
 from mmneuron_lens.neurons.selection import select
-from mmneuron_lens.report import tables
-from mmneuron_lens.runs.stages import ablate_stage
+from mmneuron_lens.runs import api
+from mmneuron_lens.runs.answer import answer_stage
+from mmneuron_lens.runs.folder import file_of
+from mmneuron_lens.runs.store import Store, StoreConflict
 
 GENERATION = {"max_new_tokens": 4}
 
@@ -67,7 +71,7 @@ def test_answers_equal_those_under_hooks_that_zero(lens, corpus, selection):
     assert len(told) == len(answers) == 2 * 4 * 8
     changed = 0
     for domain, samples in corpus.items():
-        for condition in conditions_of(lens, selection, domain, random_draws=2):
+        for condition in conditions_of(selection, domain, random_draws=2):
             masks = masks_of(condition) if len(condition.graph) else {}
             for sample in samples[:3]:
                 assert told[condition.condition, domain, sample.id] == zeroed_by_hooks(lens, [sample], masks)[0]
@@ -85,8 +89,8 @@ def test_answers_come_back_with_their_own_question(lens, corpus, selection):
     assert [one.id for one in one_by_one[:8]] == [sample.id for sample in corpus["common"]]
 
 
-def test_conditions_switch_off_the_domains_neurons_and_as_many_random_ones(lens, selection):
-    none, own, *random = conditions_of(lens, selection, "medical", random_draws=3, seed=5)
+def test_conditions_switch_off_the_domains_neurons_and_as_many_random_ones(selection):
+    none, own, *random = conditions_of(selection, "medical", random_draws=3, seed=5)
     assert none.graph.interventions == ()
     assert [one.condition for one in (none, own, *random)] == ["none", "domain", "random 1", "random 2", "random 3"]
     index = selection.domains.index("medical")
@@ -101,21 +105,21 @@ def test_conditions_switch_off_the_domains_neurons_and_as_many_random_ones(lens,
     assert masks_of(own).keys() == selection.masks.keys()
     assert sum(int(mask.sum()) for mask in masks_of(own).values()) > 10
     assert seen[0] != seen[1]
-    again = conditions_of(lens, selection, "medical", random_draws=3, seed=5)
+    again = conditions_of(selection, "medical", random_draws=3, seed=5)
     assert [one.graph for one in again] == [one.graph for one in (none, own, *random)]
-    assert conditions_of(lens, selection, "medical", seed=6)[2].graph != random[0].graph
+    assert conditions_of(selection, "medical", seed=6)[2].graph != random[0].graph
 
 
-def test_one_module_at_a_time(lens, corpus, selection):
+def test_one_module_at_a_time(selection):
     modules = tuple(dict.fromkeys(MODULES[site] for site in selection.masks))
-    conditions = conditions_of(lens, selection, "common", modules=("All", *modules), random_draws=1)
+    conditions = conditions_of(selection, "common", modules=("All", *modules), random_draws=1)
     assert [one.module for one in conditions] == ["None", *(name for name in ("All", *modules) for _ in range(2))]
     for condition in conditions[3:]:
         assert all(MODULES[site] == condition.module for site in masks_of(condition))
     with pytest.raises(KeyError, match="no site or module 'Brain'; choose from"):
-        conditions_of(lens, selection, "common", modules=("Brain",))
+        conditions_of(selection, "common", modules=("Brain",))
     with pytest.raises(KeyError, match="no domain 'food' in this selection; choose from common, medical"):
-        conditions_of(lens, selection, "food")
+        conditions_of(selection, "food")
 
 
 def test_the_neurons_of_one_domain_and_the_questions_of_another(lens, corpus, selection):
@@ -129,13 +133,34 @@ def test_the_neurons_of_one_domain_and_the_questions_of_another(lens, corpus, se
     assert len(scores(answers)) == 2 * 3
 
 
-def test_an_image_that_cannot_be_read_costs_its_own_questions_only(lens, corpus, selection, tmp_path):
+def counted_calls(lens, monkeypatch) -> list[int]:
+    """Grows by the questions of every call of `generate`."""
+    calls: list[int] = []
+    real = type(lens).generate
+
+    def counting(self, graph, batches, **settings):
+        calls.append(sum(batch.rows for batch in batches))
+        return real(self, graph, batches, **settings)
+
+    monkeypatch.setattr(type(lens), "generate", counting)
+    return calls
+
+
+def test_an_image_that_cannot_be_read_costs_its_own_questions_only(lens, corpus, selection, tmp_path, monkeypatch):
     file = tmp_path / "images" / "common1.png"
     file.write_bytes(file.read_bytes()[:-2000])
     samples, problems = read_folder(tmp_path)
-    answers = ablate(lens, selection, by_domain(samples), random_draws=1, problems=problems, **GENERATION)
+    rows, calls = MemoryRows(), counted_calls(lens, monkeypatch)
+    settings = {"random_draws": 1, "rows": rows, **GENERATION}
+    answers = ablate(lens, selection, by_domain(samples), problems=problems, **settings)
     assert [problem.line for problem in problems] == [3, 4]
     assert len(answers) == 3 * (6 + 8)
+    # The others are there, so nothing is asked again, and it is named again.
+    before = len(calls)
+    _, problems = read_folder(tmp_path)
+    assert ablate(lens, selection, by_domain(samples), problems=problems, **settings) == answers
+    assert len(problems) == 2
+    assert len(calls) == before
 
 
 def told(condition: str, right: list[bool], domain: str = "medical", neurons_of: str | None = None) -> list[Answer]:
@@ -164,11 +189,12 @@ def test_scores_by_hand_and_again_from_the_file(tmp_path):
     (against,) = against_random(answers)
     assert against["difference"] == 25.0 - (100.0 + 50.0) / 2
     assert against["domain"] == "medical"
-    frame = tables.ablation(rows)
-    assert frame["condition"].to_list() == ["none", "domain", "random 1", "random 2"]
-    save_answers(answers, tmp_path / "answers" / "m.jsonl")
-    assert load_answers(tmp_path / "answers" / "m.jsonl") == answers
-    assert scores(load_answers(tmp_path / "answers" / "m.jsonl")) == rows
+    Answers(tuple(answers), {"seed": 0}).save(tmp_path / "answers" / "m.jsonl")
+    again = Answers.load(tmp_path / "answers" / "m.jsonl")
+    assert (list(again), again.settings) == (answers, {"seed": 0})
+    assert scores(again) == rows
+    assert Ablation(again).to_frame().to_dicts() == rows
+    assert Ablation(again).against_random().to_dicts() == [against]
     strict = scores(answers, match=lambda answer, accepted: answer in accepted)
     assert {row["accuracy"] for row in strict} == {0.0}
 
@@ -202,51 +228,87 @@ def test_exact_match_ignores_case_and_space_alone():
     assert not exact_match("", ("yes",))
 
 
+class Stopped(Exception):
+    pass
+
+
+def stopping_after(calls: int, lens, monkeypatch) -> None:
+    """Generation is done so many times and then stops the process, as a kill would between two writes."""
+    real, left = type(lens).generate, iter(range(calls))
+
+    def stopping(*arguments, **settings):
+        if next(left, None) is None:
+            raise Stopped
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(type(lens), "generate", stopping)
+
+
 def test_answering_goes_on_where_it_was_stopped(lens, corpus, selection, tmp_path, monkeypatch):
     settings = {"batch_size": 1, "random_draws": 1, **GENERATION}
-    whole = ablate(lens, selection, corpus, **settings)
-    log, real, left = AnswerLog(tmp_path / "log.jsonl", {"seed": 0}), type(lens).run, [3]
 
-    def stopping(*arguments, **given):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return real(*arguments, **given)
+    def answer(out, **changed):
+        return answer_stage(lens, selection, corpus, Store(tmp_path / out, say=said.append), **{**settings, **changed})
 
-    monkeypatch.setattr(type(lens), "run", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        ablate(lens, selection, corpus, log=log, **settings)
-    kept = len(log.answers)
-    assert 0 < kept < len(whole)
-    # Killed in the middle of a line: that answer is asked again, and no other.
-    text = (tmp_path / "log.jsonl").read_bytes()
-    (tmp_path / "log.jsonl").write_bytes(text[:-20])
-    again = AnswerLog(tmp_path / "log.jsonl", {"seed": 0})
-    assert len(again.answers) == kept - 1
-    left[0] = 10**9
-    assert ablate(lens, selection, corpus, log=again, **settings) == whole
-    # Each run answers four batches: of 6 such for two domains and three conditions, three were kept less one answer.
-    assert 10**9 - left[0] == 3 * 4 - 3 + 1
-    assert ablate(lens, selection, corpus, log=AnswerLog(tmp_path / "log.jsonl", {"seed": 0}), **settings) == whole
-    assert AnswerLog(tmp_path / "log.jsonl", {"seed": 1}).answers == {}
+    said: list[str] = []
+    whole = answer("whole")
+    with monkeypatch.context() as patch:
+        stopping_after(3, lens, patch)
+        with pytest.raises(Stopped):
+            answer("run")
+    (first, *others) = sorted((tmp_path / "run").rglob("*.pieces/*.jsonl"))
+    assert len(others) == 2
+    # One file of answers is damaged: those are asked again, and no others.
+    first.write_bytes(first.read_bytes()[:-20])
+    calls = counted_calls(lens, monkeypatch)
+    # Whatever the batch size: by one, and four of them at a time, before; by four, and all eight at a time, now.
+    assert list(answer("run", batch_size=4)) == list(whole)
+    assert [line for line in said if f"{first}: " in line and "its answers are given again" in line]
+    (one, other) = ((tmp_path / out).rglob("*.jsonl") for out in ("whole", "run"))
+    assert next(one).read_bytes() == next(other).read_bytes()
+    assert not list((tmp_path / "run").rglob("*.pieces"))
+    # Of 8 questions in two domains under three conditions, two times four were kept.
+    asked = sum(calls)
+    assert asked == 2 * 3 * 8 - 2 * 4
+    assert list(answer("run", batch_size=2)) == list(whole)
+    assert sum(calls) == asked
 
 
-def test_other_modules_are_answered_without_asking_again(lens, corpus, selection, tmp_path, monkeypatch):
-    selection.save(tmp_path / "selection" / f"{file_name(selection.model)}.safetensors")
-    first = ablate_stage(lens, corpus, tmp_path, random_draws=0, batch_size=4, **GENERATION)
-    before = load_answers(first)
-    calls = []
-    real = type(lens).run
-    monkeypatch.setattr(type(lens), "run", lambda *some, **given: calls.append(1) or real(*some, **given))
-    modules = ("LLM", "All")
-    ablate_stage(lens, corpus, tmp_path, modules=modules, random_draws=1, controls=("All",), batch_size=4, **GENERATION)
-    after = load_answers(first)
+def test_answers_are_not_given_twice_and_never_replaced_unasked(lens, corpus, selection, tmp_path, monkeypatch):
+    settings = {"batch_size": 4, "controls": ("All",), **GENERATION}
+
+    def answer(replace=False, **changed):
+        return answer_stage(lens, selection, corpus, Store(tmp_path, replace=replace), **{**settings, **changed})
+
+    before = answer(random_draws=0)
+    calls = counted_calls(lens, monkeypatch)
+    more = {"modules": ("LLM", "All"), "random_draws": 1}
+    with pytest.raises(StoreConflict, match=r"another value: .*conditions random_draws is 0 there and 1 here"):
+        answer(**more)
+    assert calls == []
+    after = answer(replace=True, **more)
     assert set(before) < set(after)
     assert {(one.module, one.condition) for one in after} == {
         *(("None", "none"), ("LLM", "domain"), ("All", "domain"), ("All", "random 1")),
     }
-    # One run for each domain and new condition: the language model's neurons, and the random ones.
+    # One call for each domain and new condition: the language model's neurons, and the random ones.
     assert len(calls) == 2 * 2
-    assert not first.with_suffix(".partial.jsonl").exists()
-    ablate_stage(lens, corpus, tmp_path, random_draws=0, batch_size=4, max_new_tokens=2)
+    assert set(answer(replace=True, random_draws=0)) == set(before)
+    assert len(calls) == 2 * 2
+    answer(replace=True, random_draws=0, max_new_tokens=2)
     assert len(calls) == 2 * 2 + 2 * 2
+
+
+def test_what_was_asked_of_other_neurons_is_no_answer_of_these(lens, selection, tmp_path):
+    """Public calls with a folder: a selection is known by its neurons, whether or not it was saved."""
+    corpus = load_corpus(tmp_path)
+    other = select([count_domain(lens, some) for some in corpus.by_domain().values()], fraction=0.2, percentile=0.6)
+    settings = {"random_draws": 1, "out": tmp_path / "run"}
+    selection.save(file_of(tmp_path / "run", "selection", selection.model))
+    for call, more in ((api.ablate, GENERATION), (api.deviate, {})):
+        first = call(lens, selection, corpus, **settings, **more).to_frame()
+        assert call(lens, selection, corpus, **settings, **more).to_frame().equals(first)
+        with pytest.raises(StoreConflict, match="neurons sha256 is"):
+            call(lens, other, corpus, **settings, **more)
+        replaced = call(lens, other, corpus, replace=True, **settings, **more).to_frame()
+        assert replaced.equals(call(lens, other, corpus, random_draws=1, **more).to_frame())

@@ -42,7 +42,9 @@ def test_the_same_graph_is_proved_once(lens, proofs):
     assert len(proofs) == 4
 
 
-def test_a_function_that_is_written_again_is_proved_again(lens, proofs):
+def test_a_function_that_is_written_again_is_proved_again(lens, proofs, monkeypatch):
+    # A new function may lie where an old one lay.
+    monkeypatch.setattr(checked, "id", lambda one: 1, raising=False)
     batch = mixed_batch(lens)
 
     def written() -> Graph:
@@ -52,9 +54,9 @@ def test_a_function_that_is_written_again_is_proved_again(lens, proofs):
 
         return Graph((look,))
 
-    for _ in range(20):
+    for _ in range(3):
         check(lens, written(), batch)
-    assert len(proofs) == 20
+    assert len(proofs) == 3
 
 
 def test_what_is_remembered_does_not_grow_with_masks(lens, proofs, monkeypatch):

@@ -12,11 +12,13 @@ import torch
 from drawn_corpus import write_rows
 from typer.testing import CliRunner
 
+from mmneuron_lens.artifacts.answers import Answers
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.cli import app
 from mmneuron_lens.embedded.corpus.draw import write_folder
-from mmneuron_lens.paper.demo import demo
+from mmneuron_lens.paper.demo import DemoPlan, demo
+from mmneuron_lens.runs.store import Store
 
 MODEL = ["--model", "embedded/instructblip"]
 
@@ -50,7 +52,7 @@ def test_count_writes_counts_and_names_bad_rows(run, corpus):
     assert "1 of 57 rows skipped:" in result.stderr
     assert "questions.jsonl, line 57: no question, answer, image in {'domain': 'medical'}" in result.stderr
     assert f"Next: mmneuron select {out}" in result.stderr
-    files = [out / "counts" / "instructblip" / f"{domain}.safetensors" for domain in ("medical", "document")]
+    files = [out / "counts" / "embedded+instructblip" / f"{domain}.safetensors" for domain in ("medical", "document")]
     assert result.stdout.split() == [str(file) for file in files]
     counts = Counts.load(files[0])
     assert (counts.model, counts.domain, counts.samples) == ("embedded/instructblip", "medical", 8)
@@ -63,7 +65,7 @@ def test_select_and_show_print_the_tables_and_the_page(run, tmp_path):
     out, _ = run
     result = mmneuron("select", out, "--fraction", "0.05", "--kinds", "image,patch", "--out", tmp_path)
     assert result.exit_code == 0, result.stderr
-    selection = Selection.load(tmp_path / "selection" / "instructblip.safetensors")
+    selection = Selection.load(tmp_path / "selection" / "embedded+instructblip.safetensors")
     assert selection.parameters["fraction"] == 0.05
     assert selection.parameters["kinds"]["llm.mlp.act"] == ["image"]
     assert selection.parameters["kinds"]["vision.mlp.act"] == ["patch"]
@@ -75,7 +77,7 @@ def test_select_and_show_print_the_tables_and_the_page(run, tmp_path):
         assert (tmp_path / "tables" / f"{name}.csv").is_file()
     assert not (tmp_path / "tables" / "ablation.csv").exists()
     assert f"Page: {tmp_path / 'index.html'}" in result.stdout
-    assert "No neurons were switched off" in (tmp_path / "index.html").read_text()
+    assert "No question was answered with neurons off." in (tmp_path / "index.html").read_text()
     shown = mmneuron("show", tmp_path)
     assert (shown.exit_code, shown.stdout) == (0, result.stdout)
     assert "Domain-specific neurons, embedded/instructblip" in " ".join(shown.stdout.split())
@@ -87,14 +89,14 @@ def test_select_and_show_print_the_tables_and_the_page(run, tmp_path):
 def test_one_domain_and_few_images_when_asked(corpus, tmp_path):
     result = mmneuron("count", *MODEL, "--corpus", corpus, "--out", tmp_path, "--domain", "document", "--images", 1)
     assert result.exit_code == 0
-    (file,) = (tmp_path / "counts" / "instructblip").iterdir()
+    (file,) = (tmp_path / "counts" / "embedded+instructblip").iterdir()
     assert (file.name, Counts.load(file).samples) == ("document.safetensors", 7)
 
 
 PROBLEMS = {
     "no corpus": (
         ["count", *MODEL, "--corpus", "{nothing}", "--out", "{nothing}"],
-        "is not a folder; write one JSON object a line with domain, image, question and answer.",
+        "is neither a folder nor the name of a corpus; give a folder with questions.jsonl",
     ),
     "unknown embedded model": (
         ["count", "--model", "embedded/llava", "--corpus", "{corpus}", "--out", "{nothing}"],
@@ -102,7 +104,7 @@ PROBLEMS = {
     ),
     "no such model": (
         ["count", "--model", "{corpus}", "--corpus", "{corpus}", "--out", "{nothing}"],
-        "Unrecognized model in {corpus}. Should have a `model_type` key in its config.json.",
+        "{corpus} has no config.json; give the folder of a saved model.",
     ),
     "unknown dtype": (
         ["count", *MODEL, "--corpus", "{corpus}", "--out", "{nothing}", "--dtype", "float31"],
@@ -148,11 +150,11 @@ def test_a_problem_with_the_input_is_one_line_and_exit_code_1(run, corpus, tmp_p
 def test_a_damaged_artifact_is_named(run, tmp_path):
     folder = tmp_path / "counts" / "m"
     folder.mkdir(parents=True)
-    whole = (run[0] / "counts" / "instructblip" / "medical.safetensors").read_bytes()
+    whole = (run[0] / "counts" / "embedded+instructblip" / "medical.safetensors").read_bytes()
     (folder / "medical.safetensors").write_bytes(whole[:1000])
     result = mmneuron("select", tmp_path)
     assert result.exit_code == 1
-    assert "medical.safetensors: not a complete safetensors file" in result.stderr
+    assert "medical.safetensors: is damaged (its checksum does not match its content)" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -198,19 +200,19 @@ def test_a_small_demo_goes_the_whole_way(tmp_path):
         return items
 
     domains = ("common", "medical")
-    sizes = {"identification_images": 5, "evaluation_images": 2, "random_draws": 1, "permutations": 2}
-    page = demo(tmp_path, domains=domains, fraction=0.05, progress=progress, say=said.append, **sizes)
-    for model in ("llava-next", "instructblip"):
+    plan = DemoPlan(identification_images=5, evaluation_images=2, random_draws=1, permutations=2, fraction=0.05)
+    page = demo(Store(tmp_path, say=said.append), domains=domains, plan=plan, progress=progress)
+    for model in ("embedded+llava-next", "embedded+instructblip"):
         assert len(list((tmp_path / "counts" / model).iterdir())) == 2
         assert (tmp_path / "selection" / f"{model}.safetensors").is_file()
-        assert len((tmp_path / "answers" / f"{model}.jsonl").read_text().splitlines()) == 2 * 4 * 3
-        assert len(list((tmp_path / "figures").glob(f"{model}_*.png"))) == 3
-    frames = {file.stem: pl.read_csv(file) for file in (tmp_path / "tables").iterdir()}
+        assert len(Answers.load(tmp_path / "answers" / f"{model}.jsonl")) == 2 * 4 * 3
+        assert len(list((tmp_path / "figures").glob(f"*_{model}.png"))) == 3
+    frames = {file.stem: pl.read_csv(file) for file in (tmp_path / "tables").glob("*.csv")}
     assert frames["ablation"].columns[:4] == ["model", "module", "condition", "domain"]
     assert len(frames["ablation"]) == 2 * 2 * 3
     assert len(frames["ablation_against_random"]) == 2 * 2
     models = {"embedded/llava-next", "embedded/instructblip"}
-    assert all(set(frame["model"]) == models for frame in frames.values())
+    assert all(set(frame["model"]) == models for name, frame in frames.items() if name != "corpora")
     assert page == tmp_path / "index.html"
     html = page.read_text()
     assert html.count("<main>") == html.count("</main>") == 1
@@ -220,18 +222,28 @@ def test_a_small_demo_goes_the_whole_way(tmp_path):
     assert not re.search(r'(src|srcset|href)="(?!data:|#)', html)
     assert "counting medical" in named
     assert "answering common under 3 conditions" in named
-    assert len(said) == 7
+    assert said[0] == f"drawing 7 images in each of 2 domains into {tmp_path / 'corpus'}"
+    assert "embedded/llava-next: counting active neurons, medical" in said
+    assert said[-1] == "drawing figures and writing the page"
     before = {file: file.read_bytes() for file in tmp_path.rglob("tables/*.csv")}
     again = mmneuron("show", tmp_path)
     title = "Accuracy in per cent with neurons off in all modules, embedded/llava-next"
     assert title in " ".join(again.stdout.split())
-    result = mmneuron("select", tmp_path, "--fraction", "0.05")
-    assert result.exit_code == 0
+    # What is there was made with fewer permutations, or another fraction: not replaced unless this is asked for.
+    for fraction, differs in (
+        ("0.05", "permutations is 2 there and 20 here"),
+        ("0.1", "fraction is 0.05 there and 0.1"),
+    ):
+        result = mmneuron("select", tmp_path, "--fraction", fraction)
+        assert result.exit_code == 1
+        assert differs in result.stderr
+        assert "--replace" in result.stderr
+    assert mmneuron("select", tmp_path, "--fraction", "0.05", "--replace").exit_code == 0
     # The same selection keeps the answers that belong to it; another one lets them go.
     assert all(file.read_bytes() == content for file, content in before.items() if file.stem != "control")
-    assert mmneuron("select", tmp_path, "--fraction", "0.1").exit_code == 0
+    assert mmneuron("select", tmp_path, "--fraction", "0.1", "--replace").exit_code == 0
     assert not (tmp_path / "tables" / "ablation.csv").exists()
-    assert not list((tmp_path / "figures").glob("*_ablation.png"))
+    assert not list((tmp_path / "figures").glob("*_ablation_*.png"))
 
 
 def test_a_corpus_without_a_good_row_is_a_problem(tmp_path):

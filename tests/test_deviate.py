@@ -9,11 +9,13 @@ from hooks import hooked, neuron_paths
 
 from interventions.bindings import PerLayer
 from mmneuron_lens.artifacts.deviations import MEASURES, Deviations
-from mmneuron_lens.batching.batches import encode
+from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
-from mmneuron_lens.experiments.ablate import Off, mean_activations
-from mmneuron_lens.experiments.deviate import deviate, deviation_conditions, deviation_rows, frobenius_ratio
-from mmneuron_lens.experiments.identify import count_domain
+from mmneuron_lens.evaluation.deviation import DeviationTable, deviation_rows
+from mmneuron_lens.experiments.conditions import Off
+from mmneuron_lens.experiments.count import count_domain
+from mmneuron_lens.experiments.deviate import deviate, deviation_conditions, frobenius_ratio
+from mmneuron_lens.experiments.means import mean_activations
 from mmneuron_lens.neurons.selection import select
 
 
@@ -66,7 +68,7 @@ def ratio(first, second):
 def test_deviations_equal_plain_transformers(lens, corpus, selection):
     samples = corpus["medical"]
     found = deviate(lens, selection, samples, random_draws=2, batch_size=4)
-    conditions = deviation_conditions(lens, selection, "medical", random_draws=2)
+    conditions = deviation_conditions(selection, "medical", random_draws=2)
     assert found.conditions == tuple((one.module, one.condition) for one in conditions)
     assert found.samples == tuple(sorted(sample.id for sample in samples))
     moved = 0
@@ -88,7 +90,7 @@ def test_deviations_equal_plain_transformers(lens, corpus, selection):
 
 
 def test_as_many_random_neurons_in_the_module_or_in_every_layer(lens, selection):
-    conditions = deviation_conditions(lens, selection, "common", random_draws=5)
+    conditions = deviation_conditions(selection, "common", random_draws=5)
     names = [one.condition for one in conditions if one.module == "All"]
     drawn = [f"random {draw}" for draw in range(1, 6)]
     assert names == ["domain", *drawn, *(f"random by layer {draw}" for draw in range(1, 6))]
@@ -119,6 +121,7 @@ def test_rows_are_means_over_questions_and_draws(tmp_path):
     assert (again.model, again.conditions, again.samples) == (found.model, found.conditions, found.samples)
     assert torch.equal(again.values["after norm"], values["after norm"])
     own, random = deviation_rows([again])
+    assert DeviationTable([again]).to_frame().to_dicts() == [own, random]
     assert own["deviation"] == pytest.approx(20.0)
     assert (own["low"], own["high"]) == (pytest.approx(10.0), pytest.approx(30.0))
     assert random["deviation"] == pytest.approx(20.0)
@@ -138,7 +141,7 @@ def test_other_ways_to_switch_neurons(lens, corpus, selection):
     assert float(nothing.values["after norm"].max()) == 0.0
     assert torch.equal(zero.values["after norm"], none.values["after norm"])
     assert none.parameters["off"] == "scale 0.0"
-    means = mean_activations(lens, {"common": samples}, batch_size=2)
+    means = mean_activations(lens, {"common": samples}, batch_size=2).values
     (path, site) = (neuron_paths(lens)["llm.mlp.act"][1], "llm.mlp.act")
     seen: list[torch.Tensor] = []
     for sample in samples:

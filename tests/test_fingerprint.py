@@ -110,6 +110,9 @@ def test_weights_out_of_sight_leave_a_fingerprint_of_the_rest(folder):
 
 
 def test_a_served_model_has_the_fingerprint_of_its_weights(folder, monkeypatch):
+    settings = Lens.weightless(folder).module.generation_config
+    settings.update(repetition_penalty=1.2)
+    settings.save_pretrained(folder)
     here = Lens(folder)
     # A folder is its own name; the client says so first.
     here.nnsight.to_model_key()

@@ -11,12 +11,17 @@ import torch
 from conftest import tiny_lens
 from drawn_corpus import row, write_corpus, write_images, write_rows
 from hooks import neuron_paths, outputs
-from mmneuron_lens.experiments.identify import count_domain, find, identify
 from PIL import Image
 
 from mmneuron_lens.artifacts.format import content_hash
-from mmneuron_lens.batching.batches import batches, encode, prompt_of, sized
+from mmneuron_lens.batching.batches import Step, sized, steps_of
+from mmneuron_lens.batching.encoding import encode
+from mmneuron_lens.batching.prompting import prompt_of
 from mmneuron_lens.corpora.folder import by_domain, read_folder
+from mmneuron_lens.corpora.load import load_corpus
+from mmneuron_lens.experiments.count import count_domain
+from mmneuron_lens.runs.api import identify
+from mmneuron_lens.runs.identify import find
 
 KINDS = {
     "vision.mlp.act": ("cls", "patch"),
@@ -83,7 +88,7 @@ def test_the_same_corpus_gives_the_same_bytes(lens, tmp_path):
     first.save(tmp_path / "first.safetensors")
     count_domain(lens, shuffled, batch_size=4, corpus="mine", progress=progress).save(tmp_path / "second.safetensors")
     assert content_hash(tmp_path / "first.safetensors") == content_hash(tmp_path / "second.safetensors")
-    assert named == [(len(batches(sized(samples), 4)), "counting common")]
+    assert named == [(len(steps_of(sized(samples), 4)), "counting common")]
     assert str(tmp_path) not in (tmp_path / "first.safetensors").read_bytes().decode("latin-1")
     assert first.provenance["batch size"] == 4
     assert first.provenance["prompt"] == "identification"
@@ -94,19 +99,21 @@ def test_the_same_corpus_gives_the_same_bytes(lens, tmp_path):
 def test_no_batch_mixes_buckets_and_every_sample_is_in_one(tmp_path):
     samples, _ = read_folder(write_corpus(tmp_path, images=20))
     found = sized(samples)
-    made = batches(found, 4)
+    made = steps_of(found, 4)
     buckets = {one.sample.id: one.bucket for one in found}
     assert all(one.digest == hashlib.sha256(one.sample.images[0].read_bytes()).hexdigest() for one in found)
-    for bucket, some in made:
-        assert 1 <= len(some) <= 4
-        assert {buckets[sample.id] for sample in some} == {bucket}
-    assert sorted(sample.id for _, some in made for sample in some) == sorted(sample.id for sample in samples)
-    order = [bucket for bucket, _ in made]
+    for step in made:
+        assert 1 <= len(step.samples) <= 4
+        assert {buckets[sample.id] for sample in step.samples} == {step.group}
+    assert sorted(sample.id for step in made for sample in step.samples) == sorted(sample.id for sample in samples)
+    order = [step.group for step in made]
     assert order == sorted(order)
-    assert made == batches(reversed(found), 4)
-    assert [len(some) for _, some in batches(found, 7, buckets=False)] == [7] * 11 + [3]
+    assert made == steps_of(reversed(found), 4)
+    assert [len(step.samples) for step in steps_of(found, 7, buckets=False)] == [7] * 11 + [3]
+    assert {step.group for step in steps_of(found, 7, buckets=False)} == {0}
+    assert isinstance(made[0], Step)
     with pytest.raises(ValueError, match="batch size is 0; it must be 1 or more"):
-        batches(found, 0)
+        steps_of(found, 0)
 
 
 def test_a_truncated_image_is_named_and_the_others_count(lens, tmp_path):
@@ -148,14 +155,14 @@ def test_several_images_a_question(lens, tmp_path):
 
 
 def test_from_samples_to_a_selection_with_controls(lens, tmp_path):
-    samples, problems = read_folder(write_corpus(tmp_path, images=6))
-    found = identify(lens, by_domain(samples), batch_size=4, problems=problems, fraction=0.1, permutations=3)
+    corpus = load_corpus(write_corpus(tmp_path, images=6))
+    found = identify(lens, corpus, batch_size=4, fraction=0.1, permutations=3)
     assert found.selection.domains == ("common", "medical")
     assert found.selection.parameters["fraction"] == 0.1
     assert found.wider.parameters["fraction"] == 0.05
-    assert found.discovery is not None
-    assert found.overlap is not None
-    assert found.uncontrolled == ""
+    assert found.controls.discovery is not None
+    assert found.controls.overlap is not None
+    assert found.controls.missing == ""
     site = "llm.mlp.act"
     total = sum(counts.total(site)[0] for counts in found.counts)
     assert torch.equal(found.silent(site), total == 0)
@@ -164,9 +171,9 @@ def test_from_samples_to_a_selection_with_controls(lens, tmp_path):
 def test_too_few_images_for_controls_are_said_not_hidden(lens, tmp_path):
     samples, _ = read_folder(write_corpus(tmp_path, images=1))
     found = find([count_domain(lens, some) for some in by_domain(samples).values()], fraction=0.1)
-    assert found.discovery is None
-    assert found.overlap is None
-    assert "The controls were not run: common has tokens in 1 bucket" in found.uncontrolled
+    assert found.controls.discovery is None
+    assert found.controls.overlap is None
+    assert "The controls were not run: common has tokens in 1 bucket" in found.controls.missing
 
 
 def test_samples_of_several_domains_are_refused(lens, tmp_path):

@@ -11,8 +11,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from mmneuron_lens.cli import app
 from mmneuron_lens.ndif import environment, services
-from mmneuron_lens.ndif.command import ndif_app, repo_of
+from mmneuron_lens.ndif.command import repo_of
 from mmneuron_lens.ndif.state import State, processes
 
 
@@ -24,7 +25,7 @@ def state(tmp_path, monkeypatch):
 
 
 def asked(*words):
-    result = CliRunner().invoke(ndif_app, list(words))
+    result = CliRunner().invoke(app, ["ndif", *words])
     return result.exit_code, result.output.strip()
 
 

@@ -78,9 +78,9 @@ def test_what_cannot_be_packed_is_refused():
 
 def test_identification_packs_and_exact_asks_one_by_one(tmp_path):
     from drawn_corpus import write_corpus
-    from mmneuron_lens.experiments.identify import count_domain
 
     from mmneuron_lens.corpora.folder import read_folder
+    from mmneuron_lens.experiments.count import count_domain
 
     lens = tiny_lens("llava_next")
     samples, _ = read_folder(write_corpus(tmp_path, ("common",)))

@@ -139,10 +139,10 @@ def test_counting_asks_for_one_column_of_logits_and_no_cache(lens):
 
 def test_identification_shares_the_vision_tower_and_keeps_an_image_together(tmp_path):
     from drawn_corpus import write_corpus
-    from mmneuron_lens.experiments.identify import count_domain, whole_images
 
-    from mmneuron_lens.batching.batches import sized
+    from mmneuron_lens.batching.batches import sized, steps_of_whole_images
     from mmneuron_lens.corpora.folder import read_folder
+    from mmneuron_lens.experiments.count import PACKED, count_domain
 
     lens = tiny_lens("instructblip")
     samples, _ = read_folder(write_corpus(tmp_path, ("common",)))
@@ -151,8 +151,9 @@ def test_identification_shares_the_vision_tower_and_keeps_an_image_together(tmp_
     for site in exact.active:
         assert torch.equal(quick.tokens[site], exact.tokens[site])
         assert (quick.active[site] - exact.active[site]).abs().sum() <= exact.active[site].numel() // 1000 + 1
-    made = whole_images(sized(samples), 1, True)
-    assert sorted(sample.id for _, some in made for sample in some) == sorted(sample.id for sample in samples)
-    assert all(len({sample.images for sample in some}) == 1 for _, some in made)
+    made = [step.samples for step in steps_of_whole_images(sized(samples), 1, PACKED, rows=True)]
+    assert sorted(sample.id for some in made for sample in some) == sorted(sample.id for sample in samples)
+    assert all(len({sample.images for sample in some}) == 1 for some in made)
     assert len(made) == len({sample.images for sample in samples})
-    assert max(len(some) for _, some in whole_images(sized(samples), 1, False)) == 1
+    apart = steps_of_whole_images(sized(samples), 1, PACKED, rows=False)
+    assert max(len(step.samples) for step in apart) == 1

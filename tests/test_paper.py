@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,29 +15,39 @@ from conftest import pictures, tiny_lens
 from published_formats.make import write_all
 from test_cli import mmneuron
 
-from mmneuron_lens.artifacts.answers import load_answers
+from mmneuron_lens.artifacts.answers import Answers
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.deviations import Deviations
 from mmneuron_lens.artifacts.entropies import Entropies
-from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.artifacts.format import ArtifactError, content_hash
+from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.batches import encode
+from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.frames import with_frames_that_fit
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.sample_list import SampleList
-from mmneuron_lens.evaluation.claims import Evidence, claims, largest_share, silent_in_vision, turning_points
-from mmneuron_lens.evaluation.official_scores import Marks, mark_answers
-from mmneuron_lens.paper import page as sheet
-from mmneuron_lens.paper import paper_numbers as printed
+from mmneuron_lens.evaluation.claims import claims
+from mmneuron_lens.evaluation.findings import Evidence
+from mmneuron_lens.evaluation.neuron_claims import largest_share, silent_in_vision, turning_points
+from mmneuron_lens.evaluation.official_scores import score_answers
+from mmneuron_lens.paper import page as paper_page
+from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper import run as whole
+from mmneuron_lens.paper.drawn import drawn_corpus
 from mmneuron_lens.paper.page import paper_of
 from mmneuron_lens.report import latex
-from mmneuron_lens.report.paper_page import claims_frame
+from mmneuron_lens.report.claims_table import claims_table
 from mmneuron_lens.runs import pipeline as model_stages
+from mmneuron_lens.runs.keys import StoreConflict
+from mmneuron_lens.runs.plan import Plan
+from mmneuron_lens.runs.questions import Questions, corpus_questions
+from mmneuron_lens.runs.store import Store
 
 MODEL = "embedded/instructblip"
+NAME = "embedded+instructblip"
+"""The model in names of files."""
 DOMAINS = ("remote_sensing", "document")
-LITTLE = whole.Plan(
+LITTLE = Plan(
     identification_images=4,
     identification_questions=2,
     evaluation_images=2,
@@ -50,17 +61,21 @@ LITTLE = whole.Plan(
     fraction=0.05,
     generation={"num_beams": 2, "length_penalty": -1.0, "max_new_tokens": 3, "do_sample": False},
 )
-NAMES = [
+SECTIONS = [
     *("Figure 2", "Figure 5", "Table 1", "Table 2", "Table 3", "Figure 6", "Figure 7", "Table 4", "Figure 9"),
     *("Figures 10–13", "Table 6", "Table 7", "Table 8", "Table 9", "Controls", "Cross matrix"),
 ]
 
 
-def make(out: Path, plan: whole.Plan = LITTLE, said: list[str] | None = None) -> Path:
+def make(out: Path, plan: Plan = LITTLE, said: list[str] | None = None, replace: bool = False) -> Path:
     torch.set_num_threads(1)
-    say = (said if said is not None else []).append
-    questions = whole.drawn_questions(out, plan, say, DOMAINS)
-    return whole.paper(out, models=[MODEL], questions=questions, plan=plan, say=say)
+    store = Store(out, replace=replace, say=(said if said is not None else []).append)
+    return whole.paper(store, models=[MODEL], questions=asked(store, plan), plan=plan)
+
+
+def asked(store: Store, plan: Plan = LITTLE) -> Questions:
+    corpus = drawn_corpus(store, (plan.identification_images or 0) + (plan.evaluation_images or 0), DOMAINS)
+    return corpus_questions(corpus, plan, drawn=True)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +87,8 @@ def run(tmp_path_factory) -> Path:
 
 def test_every_table_and_figure_by_name_and_in_the_papers_order(run):
     html = (run / "index.html").read_text()
-    assert re.findall(r'<section id="[^"]*">\n<h2><span class="count">([^<]*)</span>', html) == NAMES
-    items = {item.name: item for item in paper_of(run).items}
+    assert re.findall(r'<section id="[^"]*">\n<h2><span class="count">([^<]*)</span>', html) == SECTIONS
+    items = {item.name: item for item in paper_of(run).sections}
     assert [name for name, item in items.items() if item.missing] == ["Table 7", "Table 8"]
     for name, item in items.items():
         assert item.missing or item.sources, name
@@ -85,30 +100,30 @@ def test_every_table_and_figure_by_name_and_in_the_papers_order(run):
     for stem in ("neurons_per_domain", "ablation_accuracy", "deviation", "entropy", "claims", "cross", "silent"):
         assert (run / "tables" / f"{stem}.csv").is_file()
         assert "\\toprule" in (run / "tables" / f"{stem}.tex").read_text()
-    for stem in ("figure_2_embeddings", "figure_5_layers_instructblip", "figure_7_entropy"):
+    for stem in ("figure_2_embeddings", f"figure_5_layers_{NAME}", "figure_7_entropy"):
         assert (run / "figures" / f"{stem}.png").read_bytes()[:4] == b"\x89PNG"
     assert "not a model of the paper, so its printed numbers are not shown" in html
     assert "http" not in re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
 
 
 def test_numbers_on_the_page_are_those_of_the_artifacts(run):
-    selection = Selection.load(run / "selection" / "instructblip.safetensors")
+    selection = Selection.load(run / "selection" / f"{NAME}.safetensors")
     table = pl.read_csv(run / "tables" / "neurons_per_domain.csv")
     for row in table.iter_rows(named=True):
         own = selection.neurons(row["domain"], row["module"])
         assert row["neurons"] == sum(int(mask.sum()) for mask in own.values())
-    answers = load_answers(run / "answers" / "instructblip.jsonl")
+    answers = Answers.load(run / "answers" / f"{NAME}.jsonl")
     accuracy = pl.read_csv(run / "tables" / "ablation.csv")
     here = accuracy.filter((pl.col("module") == "None") & (pl.col("domain") == "document"))["accuracy"][0]
     mine = [one.answer == one.answers[0] for one in answers if (one.condition, one.domain) == ("none", "document")]
     assert here == 100 * sum(mine) / len(mine)
-    found = Deviations.load(run / "deviations" / "instructblip" / "document.safetensors")
+    found = Deviations.load(run / "deviations" / NAME / "document.safetensors")
     number = found.conditions.index(("LLM", "domain"))
     shown = pl.read_csv(run / "tables" / "deviation.csv").filter(
         (pl.col("module") == "LLM") & (pl.col("condition") == "domain") & (pl.col("domain") == "document")
     )
     assert shown["deviation"][0] == pytest.approx(100 * float(found.values["after norm"][number].mean()))
-    entropies = Entropies.load(run / "entropies" / "instructblip" / "document.safetensors")
+    entropies = Entropies.load(run / "entropies" / NAME / "document.safetensors")
     entropy = pl.read_csv(run / "tables" / "entropy.csv").filter(pl.col("domain") == "document")
     assert entropy["entropy"].to_list() == pytest.approx(entropies.mean().T.flatten().tolist())
     assert {"None", "Vision Encoder", "Q-Former", "LLM", "All"} == set(accuracy["module"])
@@ -117,16 +132,16 @@ def test_numbers_on_the_page_are_those_of_the_artifacts(run):
 def test_done_again_nothing_is_made_and_the_page_has_the_same_bytes(run, monkeypatch):
     before, said = (run / "index.html").read_bytes(), []
     make(run, said=said)
-    assert [line for line in said if not line.startswith(("already done", "Drawing figures"))] == []
+    assert [line for line in said if not line.startswith(("already done", "drawing figures"))] == []
     assert (run / "index.html").read_bytes() == before
-    monkeypatch.setattr(sheet, "publish_paper", lambda out: out / "index.html")
+    monkeypatch.setattr(paper_page, "publish_paper", lambda out: out / "index.html")
     assert mmneuron("report", run).stdout.strip() == f"Page: {run / 'index.html'}"
 
 
 @pytest.fixture
 def _no_page(monkeypatch):
     """Leaves out the page, whose figures take seconds, where a test is about stages."""
-    monkeypatch.setattr(sheet, "publish_paper", lambda out, progress: out)
+    monkeypatch.setattr(whole, "publish_paper", lambda out: out)
 
 
 @pytest.mark.usefixtures("_no_page")
@@ -147,7 +162,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(run, tmp_path, monkeypatch)
     make(tmp_path, said=said)
     made = [line for line in said if not line.startswith("already done")]
     assert made[0] == f"{MODEL}: deviation of the last hidden state, document"
-    artifacts = [file.relative_to(run) for file in run.rglob("*.safetensors")] + [Path("answers/instructblip.jsonl")]
+    artifacts = [file.relative_to(run) for file in run.rglob("*.safetensors")] + [Path(f"answers/{NAME}.jsonl")]
     assert len(artifacts) > 12
     for file in artifacts:
         assert (tmp_path / file).read_bytes() == (run / file).read_bytes(), file
@@ -155,27 +170,35 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(run, tmp_path, monkeypatch)
 
 @pytest.mark.usefixtures("_no_page")
 def test_a_change_repeats_what_depends_on_it_alone(run, tmp_path):
-    import shutil
-
     shutil.copytree(run, tmp_path / "run")
+    other = replace(LITTLE, random_draws=1)
+    with pytest.raises(
+        StoreConflict, match=r"document.*|remote_sensing.*holds another value: draws is 2 there and 1 here"
+    ):
+        make(tmp_path / "run", other)
     said: list[str] = []
-    make(tmp_path / "run", replace(LITTLE, random_draws=1), said)
+    make(tmp_path / "run", other, said, replace=True)
     made = [line for line in said if not line.startswith("already done")]
     assert made == [f"{MODEL}: deviation of the last hidden state, {domain}" for domain in DOMAINS] + [
-        "Drawing figures and writing the page"
+        "drawing figures and writing the page"
     ]
-    # A file that lost bytes is made again.
-    file = tmp_path / "run" / "entropies" / "instructblip" / "document.safetensors"
+    # A file that lost bytes is named, and made again once it is gone.
+    file = tmp_path / "run" / "entropies" / NAME / "document.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(ArtifactError, match=r"entropies/.*/document\.safetensors: is damaged"):
+        make(tmp_path / "run", other)
+    file.unlink()
     said.clear()
-    make(tmp_path / "run", replace(LITTLE, random_draws=1), said)
-    assert f"{MODEL}: entropy of the next token by layer, document" in said
+    make(tmp_path / "run", other, said)
+    assert [line for line in said if not line.startswith(("already done", "drawing"))] == [
+        f"{MODEL}: entropy of the next token by layer, document"
+    ]
 
 
 def test_claims_are_one_row_a_statement_and_model(run):
     found = paper_of(run).claims
     assert [claim.number for claim in found] == ["1", "2", "3", "4a", "4b", "4c", "5", "6", "7", "8"]
-    frame = claims_frame(found)
+    frame = claims_table(found)
     assert frame["verdict"].is_in(["holds", "does not hold", "not decided"]).all()
     shares = frame.filter(pl.col("claim") == "3").to_dicts()[0]
     assert shares["low"] <= shares["value"] + 1e-9
@@ -226,14 +249,14 @@ def test_the_interval_of_silent_neurons_holds_their_number():
 
 
 def test_the_papers_numbers_stand_beside_its_own_models_only():
-    table = printed.accuracy("llava-hf/llava-v1.6-vicuna-7b-hf")
+    table = paper_numbers.accuracy("llava-hf/llava-v1.6-vicuna-7b-hf")
     assert table is not None
     row = table.filter((pl.col("module") == "All") & (pl.col("domain") == "remote_sensing"))
     assert row["accuracy"].to_list() == [38.5]
-    assert printed.neurons("Salesforce/instructblip-vicuna-7b", 0.05)["neurons"].sum() == 17065 + 5229 + 28946  # type: ignore[index]
-    assert printed.deviation("llava-hf/llava-v1.6-vicuna-13b-hf") is None
-    assert printed.entropy("llava-hf/llava-v1.6-vicuna-13b-hf") is not None
-    assert printed.neurons(MODEL, 0.01) is None
+    assert paper_numbers.neurons("Salesforce/instructblip-vicuna-7b", 0.05)["neurons"].sum() == 17065 + 5229 + 28946  # type: ignore[index]
+    assert paper_numbers.deviation("llava-hf/llava-v1.6-vicuna-13b-hf") is None
+    assert paper_numbers.entropy("llava-hf/llava-v1.6-vicuna-13b-hf") is not None
+    assert paper_numbers.neurons(MODEL, 0.01) is None
 
 
 def test_latex_escapes_what_it_would_read_as_a_command():
@@ -245,20 +268,20 @@ def test_latex_escapes_what_it_would_read_as_a_command():
     assert r"\begin{tabular}{lr}" in text
 
 
-def test_official_marks_where_a_corpus_has_them(run, tmp_path):
-    answers = [one for one in load_answers(run / "answers" / "instructblip.jsonl") if one.domain == "document"]
-    questions = whole.drawn_questions(run, LITTLE, lambda text: None, DOMAINS)
+def test_official_scores_where_a_corpus_has_them(run, tmp_path):
+    answers = [one for one in Answers.load(run / "answers" / f"{NAME}.jsonl") if one.domain == "document"]
+    questions = asked(Store(run))
     samples = {"document": [replace(one, options=()) for one in questions.evaluation["document"]]}
     spelt = [replace(one, answer=one.answers[0] + "x") for one in answers]
-    marks = mark_answers(spelt, samples, {"document": "DocVQA"})
+    scores = score_answers(spelt, samples, {"document": "DocVQA"})
     for one in spelt:
         right = one.answers[0]
         # ANLS: one letter too many, unless half of the answer or more is wrong.
         expected = 1 - 1 / (len(right) + 1) if 1 / (len(right) + 1) < 0.5 else 0.0
-        assert marks.values[one.module, one.condition, one.neurons_of, one.domain, one.id] == pytest.approx(expected)
-    marks.save(tmp_path / "m.json")
-    assert Marks.load(tmp_path / "m.json") == marks
-    plain = mark_answers(answers, samples, {"document": "LingoQA"})
+        assert scores.values[one.module, one.condition, one.neurons_of, one.domain, one.id] == pytest.approx(expected)
+    scores.save(tmp_path / "scores.jsonl")
+    assert OfficialScores.load(tmp_path / "scores.jsonl") == scores
+    plain = score_answers(answers, samples, {"document": "LingoQA"})
     assert plain.notes == ("LingoQA was not scored by Lingo-Judge, whose weights were not given (--judge).",)
 
 
@@ -271,19 +294,18 @@ def test_published_corpora_through_their_own_readers_and_scores(tmp_path):
     said: list[str] = []
     plan = replace(LITTLE, budget=400, cross=False, random_draws=0, ablation_draws=0, deviation_questions=1)
     out = tmp_path / "run"
-    arguments = {"models": [MODEL], "corpora": tmp_path / "corpora", "questions": 2, "say": said.append}
-    whole.paper_command(out, plan, **arguments)
+    arguments = {"models": [MODEL], "corpora": tmp_path / "corpora", "questions": 2}
+    whole.paper_command(Store(out, say=said.append), plan, **arguments)
     assert f"1 records are skipped and named in {out / 'problems.txt'}" in said
-    marks = Marks.load(out / "answers" / "instructblip.marks.json")
-    assert list(marks.metrics) == ["common", "remote_sensing", "medical", "document", "auto_driving"]
-    assert "ANLS" in marks.metrics["document"]
+    scores, key = OfficialScores.load_with_key(out / "official_scores" / f"{NAME}.jsonl")
+    assert key is not None
+    assert list(scores.metrics) == ["common", "remote_sensing", "medical", "document", "auto_driving"]
+    assert "ANLS" in scores.metrics["document"]
     html = (out / "index.html").read_text()
     assert "LingoQA was not scored by Lingo-Judge, whose weights were not given (--judge)." in html
-    assert {"VQAv2", "RSVQA-HR", "PMC-VQA", "DocVQA", "LingoQA"} == set(
-        json.loads((out / "stages" / "marks-instructblip.json").read_text())["inputs"]["corpora"].values()
-    )
+    assert {"VQAv2", "RSVQA-HR", "PMC-VQA", "DocVQA", "LingoQA"} == set(key["corpora"].values())
     listed = SampleList.load(out / "samples" / "identification" / "document.json")
-    counts = Counts.load(out / "counts" / "instructblip" / "document.safetensors")
+    counts = Counts.load(out / "counts" / NAME / "document.safetensors")
     assert counts.samples == len(listed.ids)
 
 
@@ -296,12 +318,12 @@ def test_as_many_frames_as_fit(tmp_path):
     sample = Sample("a", "common", tuple(files), "why", ("yes",))
     limit = lens.module.config.get_text_config().max_position_embeddings
     for new, expected in ((10, 2), (100, 1)):
-        (fitted,) = with_frames_that_fit(lens, {"common": [sample]}, "evaluation", new)["common"]
+        (fitted,) = with_frames_that_fit(lens, [sample], "evaluation", new)
         assert len(fitted.images) == expected
         batch, _ = encode(lens, [fitted], "evaluation")
         assert batch is not None
         assert batch.prompt_length + new <= limit
-    assert with_frames_that_fit(tiny_lens("instructblip"), {"common": [sample]}, "evaluation", 1)["common"] == [sample]
+    assert with_frames_that_fit(tiny_lens("instructblip"), [sample], "evaluation", 1) == [sample]
 
 
 PROBLEMS = {
@@ -329,5 +351,7 @@ def test_the_run_says_what_it_was_made_with(run):
     described = json.loads((run / "paper.json").read_text())
     assert described["models"] == [MODEL]
     assert described["plan"]["generation"]["num_beams"] == 2
-    stamp = json.loads((run / "stages" / "answers-instructblip.json").read_text())
-    assert stamp["files"] == {"answers/instructblip.jsonl": content_hash(run / "answers" / "instructblip.jsonl")}
+    answers, key = Answers.load_with_key(run / "answers" / f"{NAME}.jsonl")
+    assert key == answers.settings
+    assert key["selection"] == content_hash(run / "selection" / f"{NAME}.safetensors")
+    assert key["generation"]["num_beams"] == 2

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from html import escape
 
 import numpy
 import pytest
 import torch
 from conftest import pictures
 from drawn_corpus import write_corpus
+from IPython.core.interactiveshell import InteractiveShell
 
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.lens_trace import LensTrace
-from mmneuron_lens.batching.batches import encode
+from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.embed import component_rows, embed_images, principal_components
-from mmneuron_lens.experiments.read import entropy_rows, read_entropy, trace_sample
+from mmneuron_lens.experiments.entropy import entropy_rows, read_entropy
+from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.report import heat
+from mmneuron_lens.report.heat_figure import heat_figure, printable
+from mmneuron_lens.report.notebook import register
 from mmneuron_lens.runtime.patches import boxes_of
 
 
@@ -74,31 +81,51 @@ def test_chosen_positions_and_what_they_are(lens, corpus):
         trace_sample(lens, sample, positions=[-9999])
 
 
-def test_a_trace_survives_the_disk_and_shows_itself(lens, corpus, tmp_path):
+def test_a_trace_survives_the_disk(lens, corpus, tmp_path):
     trace = trace_sample(lens, corpus["common"][0])
     trace.save(tmp_path / "one.safetensors")
     again = LensTrace.load(tmp_path / "one.safetensors")
     again.save(tmp_path / "two.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert again.document() == trace.document()
-    html = again._repr_html_()
-    assert html.count("<table") == 2
-    # Four layers of five candidates, twice.
-    assert html.count("<td") == 40
-    assert f"{100 * float(trace.probabilities[-1, -1, 0]):.1f} %" in html
     document = trace.document()
     words = [document["words"][number] for number in document["tokens"][3][-1]]
     assert words == list(heat.heat_of(trace, len(trace.labels) - 1).words[3])
     assert heat.heat_of(trace, 0, even=True).rows == ("layer 2",)
 
 
+def test_jupyter_shows_a_trace_as_two_heatmaps(lens, corpus, monkeypatch):
+    trace = trace_sample(lens, corpus["common"][0])
+    shell = InteractiveShell()
+    monkeypatch.setattr(InteractiveShell, "_instance", None)
+    assert "text/html" not in shell.display_formatter.format(trace)[0]
+    for _ in range(2):
+        register(shell)
+    html = shell.display_formatter.format(trace)[0]["text/html"]
+    assert html.count("<table") == 2
+    # Four layers of five candidates, twice.
+    assert html.count("<td") == 40
+    assert f"{100 * float(trace.probabilities[-1, -1, 0]):.1f} %" in html
+    assert escape(f"{trace.labels[-1]} → {trace.best(-1)}") in html
+
+
+def test_registering_loads_neither_torch_nor_matplotlib():
+    code = (
+        "import sys; from IPython.core.interactiveshell import InteractiveShell\n"
+        "from mmneuron_lens.report.notebook import register; register(InteractiveShell())\n"
+        "print([name for name in ('torch', 'matplotlib', 'polars') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
+
+
 def test_even_layers_and_colours():
     assert (heat.colour(0.0), heat.colour(1.0), heat.colour(2.0)) == ("#ffffff", "#084594", "#084594")
     assert heat.ink(0.9) == "#ffffff"
-    assert heat.printable("a→漢\n") == "a→U+6F22U+000A"
+    assert printable("a→漢\n") == "a→U+6F22U+000A"
     one = heat.Heat(("layer 2",), (("<b>", "$x$"),), ((0.75, 0.25),))
-    assert re.findall(r">([^<>]*)</td>", heat.table(one)) == ["&lt;b&gt;", "$x$"]
-    figure = heat.heat_figure([("$ and 漢", one)])
+    assert re.findall(r">([^<>]*)</td>", heat.heat_table(one)) == ["&lt;b&gt;", "$x$"]
+    figure = heat_figure([("$ and 漢", one)])
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.texts] == ["<b>", "$x$"]
     assert [patch.get_facecolor()[2] for patch in axes.patches] == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -393,21 +394,24 @@ def test_the_model_is_assembled_once_and_loads(tmp_path, cache, monkeypatch):
 
 def test_the_demo_runs_on_the_assembled_model(tmp_path, monkeypatch):
     from mmneuron_lens.artifacts.selection import Selection
-    from mmneuron_lens.embedded.smol.demo import smol_demo
+    from mmneuron_lens.paper.demo import SMOL, SMOL_PLAN, demo, demo_plan
+    from mmneuron_lens.runs.store import Store
 
     model, processor = tiny_smol()
     model.save_pretrained(tmp_path / "smol")
     processor.save_pretrained(tmp_path / "smol")
-    for place in ("mmneuron_lens.embedded.smol", "mmneuron_lens.embedded.smol.demo"):
-        monkeypatch.setattr(f"{place}.smol_folder", lambda say=None: tmp_path / "smol")
-    page = smol_demo(
-        tmp_path / "run", identification_images=3, identification_questions=1, evaluation_images=1,
-        evaluation_questions=1, random_draws=1, permutations=2,
+    monkeypatch.setattr("mmneuron_lens.embedded.smol.smol_folder", lambda say=None: tmp_path / "smol")
+    assert demo_plan([SMOL]) is SMOL_PLAN
+    plan = replace(
+        SMOL_PLAN, identification_images=3, identification_questions=1, evaluation_images=1, evaluation_questions=1,
+        random_draws=1, permutations=2,
     )  # fmt: skip
-    assert "smol" in page.read_text(encoding="utf-8")
-    selection = Selection.load(tmp_path / "run" / "selection" / "smol.safetensors")
+    html = demo(Store(tmp_path / "run"), models=[SMOL], plan=plan).read_text(encoding="utf-8")
+    assert "Domain-specific neurons of embedded/smol" in html
+    assert "vision encoder and language model are real, published ones" in html
+    selection = Selection.load(tmp_path / "run" / "selection" / "embedded+smol.safetensors")
     assert selection.model == "embedded/smol"
-    assert (tmp_path / "run" / "answers" / "smol.jsonl").is_file()
+    assert (tmp_path / "run" / "answers" / "embedded+smol.jsonl").is_file()
 
 
 def test_a_missing_extra_says_how_to_get_it(monkeypatch):

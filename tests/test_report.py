@@ -1,4 +1,4 @@
-"""The report against the artifacts it shows: every number on the page, in the CSV files, in the figures' data."""
+"""The report room: tables against the artifacts, figures against the tables, and the page with its files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ import matplotlib
 import polars as pl
 import pytest
 import torch
+from markupsafe import Markup
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
-from mmneuron_lens.artifacts.selection import module_of
+from mmneuron_lens.artifacts.selection import Selection, module_of
 from mmneuron_lens.corpora.sample import DOMAINS
-from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
+from mmneuron_lens.evaluation.findings import Claim, Finding
 from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.report import figures, page, tables
-from mmneuron_lens.report.page import Report, Section
+from mmneuron_lens.report.ablation_figures import ablation_figure
+from mmneuron_lens.report.claims_table import claims_table
+from mmneuron_lens.report.layer_figures import layer_figure, silent_figure
+from mmneuron_lens.report.page import Page
+from mmneuron_lens.report.sections import Grid, Picture, Section, Source
+from mmneuron_lens.report.terminal import terminal_table
 
 SHAPES = {
     "vision.mlp.act": (4, 60),
@@ -66,30 +73,13 @@ def ablation_rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
-    counts = make_counts()
-    selection = select(counts, fraction=0.1)
-    return Report(
-        title="A <title>",
-        selection=selection,
-        counts=tuple(counts),
-        wider=select(counts, fraction=0.3),
-        discovery=false_discovery_rate(counts, selection, permutations=3),
-        overlap=halves_overlap(counts, fraction=0.1, splits=2),
-        ablation=tables.ablation(ablation_rows()),
-        not_run=("The 13B model was not run.",),
-    )
+def counts() -> list[Counts]:
+    return make_counts()
 
 
 @pytest.fixture(scope="module")
-def html(report: Report) -> str:
-    return page.render(report)
-
-
-@pytest.fixture
-def _no_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the drawing, which takes a second a page, where a test is about words."""
-    monkeypatch.setattr(page, "_image", lambda picture: "")
+def selection(counts: list[Counts]) -> Selection:
+    return select(counts, fraction=0.1)
 
 
 class Cells(HTMLParser):
@@ -124,39 +114,39 @@ class Cells(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-def test_neurons_per_domain_is_the_masks(report: Report) -> None:
-    frame = tables.neurons_per_domain(report.selection)
+def test_neurons_per_domain_is_the_masks(selection: Selection) -> None:
+    frame = tables.neurons_per_domain(selection)
     assert frame.columns == ["model", "module", "domain", "neurons"]
     assert frame["module"].unique(maintain_order=True).to_list() == MODULES
     for row in frame.iter_rows(named=True):
-        masks = [mask for site, mask in report.selection.masks.items() if module_of(site) == row["module"]]
+        masks = [mask for site, mask in selection.masks.items() if module_of(site) == row["module"]]
         assert row["neurons"] == sum(int(mask[..., DOMAINS.index(row["domain"])].sum()) for mask in masks)
-    by_site = tables.neurons_per_domain(report.selection, by="site")
+    by_site = tables.neurons_per_domain(selection, by="site")
     assert by_site["neurons"].sum() == frame["neurons"].sum()
     assert by_site.columns == ["model", "module", "site", "domain", "neurons"]
 
 
-def test_layer_distribution_is_the_masks(report: Report) -> None:
-    frame = tables.layer_distribution(report.selection)
+def test_layer_distribution_is_the_masks(selection: Selection) -> None:
+    frame = tables.layer_distribution(selection)
     assert frame.columns == ["model", "module", "site", "layer", "domain", "neurons"]
     assert len(frame) == len(DOMAINS) * sum(layers for layers, _ in SHAPES.values())
     for row in frame.iter_rows(named=True):
-        mask = report.selection.masks[row["site"]][row["layer"], :, DOMAINS.index(row["domain"])]
+        mask = selection.masks[row["site"]][row["layer"], :, DOMAINS.index(row["domain"])]
         assert row["neurons"] == int(mask.sum())
 
 
-def test_selection_summary_and_silent(report: Report) -> None:
-    for row in tables.selection_summary(report.selection).iter_rows(named=True):
+def test_selection_summary_and_silent(selection: Selection, counts: list[Counts]) -> None:
+    for row in tables.selection_summary(selection).iter_rows(named=True):
         site = row["site"]
         assert row["neurons"] == SHAPES[site][0] * SHAPES[site][1]
-        assert row["selected"] == report.selection.selected(site)
+        assert row["selected"] == selection.selected(site)
         assert row["shortfall"] == row["requested"] - row["selected"]
-        assert row["threshold"] == report.selection.threshold[site]
-    frame = tables.silent(list(report.counts))
+        assert row["threshold"] == selection.threshold[site]
+    frame = tables.silent(counts)
     assert frame.columns == ["model", "site", "layer", "silent", "neurons"]
     assert frame["silent"].min() >= 3  # type: ignore[operator]
     for row in frame.iter_rows(named=True):
-        total = torch.stack([one.active[row["site"]] for one in report.counts]).sum((0, 1, 3))
+        total = torch.stack([one.active[row["site"]] for one in counts]).sum((0, 1, 3))
         assert row["silent"] == int((total[row["layer"]] == 0).sum())
 
 
@@ -184,12 +174,12 @@ def test_control_has_modules_their_branches_and_all() -> None:
     assert tables.shown(frame["fdr"][3]) == "–"
 
 
-def test_wide_puts_each_domain_in_its_column(report: Report) -> None:
-    frame = tables.wide(tables.neurons_per_domain(report.selection), "neurons", DOMAINS)
+def test_wide_puts_each_domain_in_its_column(selection: Selection) -> None:
+    frame = tables.wide(tables.neurons_per_domain(selection), "neurons", DOMAINS)
     assert frame.columns == ["model", "module", *map(tables.domain_name, DOMAINS)]
     for row in frame.iter_rows(named=True):
         for domain in DOMAINS:
-            masks = report.selection.neurons(domain, row["module"]).values()
+            masks = selection.neurons(domain, row["module"]).values()
             assert row[tables.domain_name(domain)] == sum(int(mask.sum()) for mask in masks)
 
 
@@ -203,103 +193,117 @@ def test_ablation_takes_exactly_its_columns() -> None:
         tables.ablation([ablation_rows()[0], row])
 
 
-def test_csv_files_equal_the_frames(report: Report, html: str, tmp_path: Path) -> None:
-    page.write(report, tmp_path)
-    expected = {
-        "neurons_per_domain": tables.neurons_per_domain(report.selection),
-        "layer_distribution": tables.layer_distribution(report.selection),
-        "silent": tables.silent(list(report.counts)),
-        "control": tables.control(report.discovery, report.overlap),  # type: ignore[arg-type]
-        "ablation": report.ablation,
-        "selection": tables.selection_summary(report.selection),
-    }
-    assert report.wider is not None
-    expected["neurons_per_domain_wider"] = tables.neurons_per_domain(report.wider)
-    for name, frame in expected.items():
-        assert frame is not None
-        assert pl.read_csv(tmp_path / "tables" / f"{name}.csv", schema=frame.schema).equals(frame), name
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
-        *("ablation.png", "layer_distribution.png", "silent.png")
-    }
+def draw(theme: figures.Theme) -> Figure:
+    figure, _ = figures.panels(["one"], 1.0, [])
+    return figure
+
+
+FRAME = pl.DataFrame({"model": ["<m>", "<m>"], "module": ["LLM", "All"], "neurons": [1234, 5], "share": [0.25, 0.0125]})
+GRIDS = (
+    Grid("first", "A caption", FRAME, most=True),
+    Grid("behind", "Folded <b>", FRAME.drop("module"), folded=True, decimals=2, long=FRAME.head(1)),
+)
+SOURCES = (Source("counts/a.safetensors", "ab" * 32, (("prompt", "<image>\n{question}"),)),)
+FINDINGS = (Finding("<m>", "how many", 2.0, 1.5, 3.25, "not decided", "layers", "Few <layers>."),)
+PAGE = Page(
+    title="A <title>",
+    lead="What it is.",
+    run=("One paragraph.", "Another."),
+    sections=(
+        Section("Plain", ("Said <first>.",), GRIDS, (Picture("curve", "A curve", draw),), sources=SOURCES),
+        Section("Absent", missing="nothing was asked.", name="Table 7"),
+        Section("Named", after=(Markup('<p class="own">HTML</p>'),), sources=SOURCES, name="Figure 6"),
+    ),
+    claims=(Claim("1", "It <holds>.", FINDINGS),),
+    not_run=("The 13B model was not run.",),
+    versions=(("torch", "1.2"),),
+)
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return page.render(PAGE)
+
+
+def test_every_table_is_on_the_page_in_csv_and_in_latex(html: str, tmp_path: Path) -> None:
+    assert page.write(PAGE, tmp_path) == tmp_path / "index.html"
     assert (tmp_path / "index.html").read_text() == html
+    rows = [row for table in Cells(html).tables for row in table]
+    assert ["LLM", "1,234", "0.250"] in rows
+    assert ["1,234", "0.25"] in rows
+    assert ["module", "neurons", "share"] in rows
+    written = {path.name: path for path in tmp_path.rglob("*") if path.is_file()}
+    assert {*written} == {
+        *("index.html", "curve.png", "first.csv", "first.tex", "behind.csv", "behind.tex", "claims.csv", "claims.tex")
+    }
+    assert pl.read_csv(written["first.csv"]).equals(FRAME)
+    assert pl.read_csv(written["behind.csv"]).equals(FRAME.head(1))
+    assert "1,234 & 0.25 \\\\" in written["behind.tex"].read_text()
+    assert "\\caption{A caption}" in written["first.tex"].read_text()
+    assert pl.read_csv(written["claims.csv"])["high"].to_list() == [3.25]
+    assert written["curve.png"].read_bytes() == figures.png(draw("light"))
 
 
-def test_page_contains_each_number(report: Report, html: str) -> None:
+def test_another_page_of_a_folder_has_its_own_tables_and_figures(tmp_path: Path) -> None:
+    page.write(PAGE, tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    other = replace(PAGE, title="Another", claims=(), sections=(replace(PAGE.sections[0], grids=GRIDS[:1]),))
+    assert page.write(other, tmp_path, "selection") == tmp_path / "selection.html"
+    assert {file: file.read_bytes() for file in before} == before
+    new = {file for file in tmp_path.rglob("*") if file.is_file()} - before.keys()
+    assert {str(file.relative_to(tmp_path)) for file in new} == {
+        "selection.html", "tables/selection/first.csv", "tables/selection/first.tex", "figures/selection/curve.png",
+    }  # fmt: skip
+
+
+def test_the_page_is_self_contained_and_escaped(html: str) -> None:
     cells = Cells(html)
-    rows = {tuple(row) for table in cells.tables for row in table}
-
-    def on_page(frame: pl.DataFrame, decimals: int | None = None) -> None:
-        for row in frame.drop("model", strict=False).iter_rows(named=True):
-            assert tuple(tables.shown(value, name, decimals) for name, value in row.items()) in rows, row
-
-    for selection in (report.selection, report.wider):
-        assert selection is not None
-        on_page(tables.wide(tables.neurons_per_domain(selection), "neurons", DOMAINS))
-    branches = tables.wide(tables.neurons_per_domain(report.selection, by="site"), "neurons", DOMAINS)
-    on_page(branches.filter(pl.col("module") == "Q-Former").drop("module"))
-    on_page(tables.wide(tables.layer_distribution(report.selection), "neurons", DOMAINS))
-    on_page(tables.selection_summary(report.selection))
-    on_page(tables.silent(list(report.counts)))
-    on_page(tables.control(report.discovery, report.overlap))  # type: ignore[arg-type]
-    assert report.ablation is not None
-    on_page(report.ablation)
-    main = report.ablation.filter(pl.col("condition").is_in(["none", "domain"])).drop("condition")
-    on_page(tables.wide(main, "accuracy", DOMAINS), decimals=1)
-    for number, domain in enumerate(DOMAINS):
-        tokens = (f"{int(values[number]):,}" for values in report.selection.tokens.values())
-        assert (tables.domain_name(domain), f"{domain} corpus", f"{1230 + number:,}", *tokens) in rows
-
-
-def test_page_is_self_contained_and_escaped(html: str) -> None:
-    cells = Cells(html)
-    assert len(cells.loads) == 6
+    assert len(cells.loads) == 2
     assert all(load.startswith("data:image/png;base64,") for load in cells.loads)
-    assert not cells.tags & {"script", "link", "iframe", "object"}
+    assert not cells.tags & {"link", "iframe", "object", "title>", "m", "image", "layers", "holds", "first"}
     assert "url(" not in html
     assert "@import" not in html
-    assert "A &lt;title&gt;" in html
-    assert not cells.tags & {"m", "image"}
-    assert "<image>\\n{question}" in [
-        cell.replace("\n", "\\n") for table in cells.tables for row in table for cell in row
-    ]
+    assert "<h1>A &lt;title&gt;</h1>" in html
+    assert "Said &lt;first&gt;." in html
+    assert "Folded &lt;b&gt;" in html
+    assert ["prompt", "<image>\n{question}"] in [row for table in cells.tables for row in table]
+    anchors, links = re.findall(r' id="([^"]+)"', html), re.findall(r'href="#([^"]+)"', html)
+    assert len(set(anchors)) == len(anchors)
+    assert set(links) == set(anchors)
 
 
-@pytest.mark.usefixtures("_no_images")
-def test_page_says_what_was_not_run(report: Report) -> None:
-    assert "<li>The 13B model was not run.</li>" in page.render(report)
-    assert report.missing() == ("The 13B model was not run.",)
-    bare = Report("t", report.selection)
-    assert len(bare.missing()) == 4
-    html = page.render(bare)
-    for text in bare.missing():
-        assert f"<li>{text}</li>" in html
-    assert "Is it more than chance?" not in html
-    assert "Nothing that this page has a place for was left out." in page.render(replace(report, not_run=()))
+def test_bold_is_the_most_of_each_row_and_only_there(html: str) -> None:
+    assert re.findall(r'class="number most">([^<]*)<', html) == ["1,234", "5"]
 
 
-@pytest.mark.usefixtures("_no_images")
-def test_other_experiments_add_sections(report: Report) -> None:
-    frame = pl.DataFrame({"layer": [0, 1], "entropy": [8.25, 2.5]})
-    extra = Section("Logit lens", ("Entropy falls.",), (page.Grid("lens", "Mean entropy, nats", frame),))
-    html = page.render(replace(report, sections=(extra,)))
-    assert ["1", "2.500"] in [row for table in Cells(html).tables for row in table]
-    assert "Logit lens</h2>" in html
+def test_what_was_not_run_is_said(html: str) -> None:
+    assert "<li>The 13B model was not run.</li>" in html
+    assert '<p class="absent">Not run: nothing was asked.</p>' in html
+    assert '<a href="#table-7" class="absent">Table 7</a>' in html
+    bare = page.render(Page("t", "l", (), ()))
+    assert "Nothing that this page has a place for was left out." in bare
+    assert not any(text in bare for text in ('id="claims"', 'id="artifacts"', "Written with"))
 
 
-def test_report_refuses_parts_that_do_not_belong(report: Report) -> None:
-    with pytest.raises(ValueError, match="the report has one control of two; give both discovery and overlap"):
-        replace(report, overlap=None)
-    with pytest.raises(ValueError, match="the report is of <m>, but holds results of other"):
-        replace(report, counts=(replace(report.counts[0], model="other"),))
+def test_claims_are_shown_with_interval_and_verdict(html: str) -> None:
+    assert '<span class="verdict not-decided">not decided</span>' in html
+    assert '<span class="measured">2 [1.50 to 3.25] layers</span>' in html
+    assert claims_table(()).columns == claims_table(PAGE.claims).columns
+
+
+def test_the_script_of_the_lens_comes_with_a_lens_only(html: str) -> None:
+    assert "querySelectorAll" in html
+    assert "querySelectorAll" not in page.render(replace(PAGE, sections=PAGE.sections[:1]), {})
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_figures_are_deterministic_whatever_the_settings(report: Report, theme: figures.Theme) -> None:
-    assert report.ablation is not None
+def test_figures_are_deterministic_whatever_the_settings(
+    selection: Selection, counts: list[Counts], theme: figures.Theme
+) -> None:
     cases = (
-        (figures.layer_figure, tables.layer_distribution(report.selection)),
-        (figures.silent_figure, tables.silent(list(report.counts))),
-        (figures.ablation_figure, report.ablation),
+        (layer_figure, tables.layer_distribution(selection)),
+        (silent_figure, tables.silent(counts)),
+        (ablation_figure, tables.ablation(ablation_rows())),
     )
     for draw, frame in cases:
         first = figures.png(draw(frame, theme))
@@ -308,24 +312,21 @@ def test_figures_are_deterministic_whatever_the_settings(report: Report, theme: 
         assert not re.search(rb"tEXt|tIME|matplotlib", first)
 
 
-def test_layer_figure_draws_the_sums_of_each_module_in_the_domains_colours(report: Report) -> None:
-    frame = tables.layer_distribution(report.selection)
-    panels = figures.layer_figure(frame).axes
+def test_layer_figure_draws_the_sums_of_each_module_in_the_domains_colours(selection: Selection) -> None:
+    frame = tables.layer_distribution(selection)
+    panels = layer_figure(frame).axes
     assert [panel.get_title(loc="left") for panel in panels] == MODULES
     for panel, module in zip(panels, MODULES, strict=True):
         for line, domain in zip(panel.lines, DOMAINS, strict=True):
-            sums = sum(
-                report.selection.neurons(domain, module)[site].sum(1)
-                for site in report.selection.neurons(domain, module)
-            )
+            sums = sum(selection.neurons(domain, module)[site].sum(1) for site in selection.neurons(domain, module))
             assert list(line.get_ydata()) == torch.as_tensor(sums).tolist()
             assert line.get_color() == figures.DOMAIN_COLOURS[domain]
             assert max(line.get_ydata()) <= panel.get_ylim()[1]
 
 
-def test_silent_figure_stacks_to_one(report: Report) -> None:
-    frame = tables.silent(list(report.counts))
-    for panel, site in zip(figures.silent_figure(frame).axes, frame["site"].unique(maintain_order=True), strict=True):
+def test_silent_figure_stacks_to_one(counts: list[Counts]) -> None:
+    frame = tables.silent(counts)
+    for panel, site in zip(silent_figure(frame).axes, frame["site"].unique(maintain_order=True), strict=True):
         layers = SHAPES[site][0]
         heights = [bar.get_height() for bar in panel.patches]
         here = frame.filter(pl.col("site") == site)
@@ -335,20 +336,20 @@ def test_silent_figure_stacks_to_one(report: Report) -> None:
 
 
 def test_ablation_figure_shows_every_condition_but_none() -> None:
-    panels = figures.ablation_figure(tables.ablation(ablation_rows())).axes
+    panels = ablation_figure(tables.ablation(ablation_rows())).axes
     assert [panel.get_title(loc="left") for panel in panels] == [*MODULES, "All"]
     points = [float(line.get_xdata()[0]) for panel in panels for line in panel.lines if len(line.get_xdata()) == 1]
     expected = [row["difference"] for row in ablation_rows() if row["condition"] != "none"]
     assert sorted(points) == pytest.approx(sorted(expected))
 
 
-def test_terminal_table(report: Report) -> None:
+def test_terminal_table(selection: Selection) -> None:
     console = Console(width=160, file=StringIO(), record=True)
-    console.print(tables.terminal_table(tables.selection_summary(report.selection), "Selection"))
+    console.print(terminal_table(tables.selection_summary(selection), "Selection"))
     text = console.export_text()
     assert "Selection, <m>" in text
     for site in SHAPES:
-        assert f"{report.selection.threshold[site]:.3f}" in text
+        assert f"{selection.threshold[site]:.3f}" in text
 
 
 @pytest.mark.parametrize(
@@ -368,4 +369,4 @@ def test_numbers_as_people_read_them(value: Any, column: str, text: str) -> None
 def test_figures_of_nothing_are_refused() -> None:
     none = [row for row in ablation_rows() if row["condition"] == "none"]
     with pytest.raises(ValueError, match="the frame has no rows to draw"):
-        figures.ablation_figure(tables.ablation(none))
+        ablation_figure(tables.ablation(none))

@@ -276,8 +276,11 @@ def test_random_neurons_that_do_not_suffice() -> None:
         random_like(mask, 0, "site")  # type: ignore[arg-type]
 
 
-def test_html_is_short() -> None:
-    html = select(all_counts(), fraction=0.1)._repr_html_()
-    assert "lowest 10 %" in html
-    assert "remote_sensing" in html
-    assert len(html) < 1500
+def test_html_is_short_and_escaped() -> None:
+    selection = replace(select(all_counts(), fraction=0.1), model="<m>")
+    html = selection._repr_html_()
+    assert "&lt;m&gt;" in html
+    assert "<m>" not in html
+    for row in selection.to_frame().head(4).iter_rows(named=True):
+        assert f"<td>&quot;{row['domain']}&quot;</td><td>{row['neurons']}</td><td>{row['selected']}</td>" in html
+    assert len(html) < 4000

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import polars as pl
 import pytest
 import torch
 
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
-from mmneuron_lens.neurons.stability import as_table, stability
+from mmneuron_lens.neurons.stability import stability
+from mmneuron_lens.report.stability import save_stability, stability_table
 
 SITE = "llm.mlp.act"
 
@@ -26,7 +28,7 @@ def drawn(domain: str, preferred: range, tokens: int = 40) -> Counts:
 COUNTS = [drawn("common", range(0, 5)), drawn("medical", range(5, 10))]
 
 
-def test_strong_neurons_are_found_again_and_noise_is_not():
+def test_strong_neurons_are_found_again_and_noise_is_not(tmp_path):
     found = stability(COUNTS, fraction=10 / 400, percentile=0.9)
     assert [(buckets, tokens) for buckets, tokens, _ in found.rows[SITE]] == [(1, 40), (2, 80), (4, 160), (8, 320)]
     frame = found.frame()
@@ -34,7 +36,8 @@ def test_strong_neurons_are_found_again_and_noise_is_not():
     assert frame["jaccard"][-1] > frame["jaccard"][0]
     noise = [drawn("common", range(0)), drawn("medical", range(0))]
     assert stability(noise, fraction=10 / 400).frame()["jaccard"].max() < 0.3
-    assert as_table(found).row_count == 4
+    assert stability_table(found).row_count == 4
+    assert pl.read_csv(save_stability(found, tmp_path)).height == 4
 
 
 def test_halves_equal_a_second_writing_with_sets():

@@ -16,7 +16,7 @@ from mmneuron_lens.artifacts.format import ArtifactError
 from mmneuron_lens.artifacts.means import Means
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.batching.batches import Step
-from mmneuron_lens.batching.gather import Held, Keeper, Memory, Part, Piece, add, by_group, gather
+from mmneuron_lens.batching.gather import Held, Keeper, Memory, Piece, Shard, add, by_group, gather
 from mmneuron_lens.runs.folder import key_of
 from mmneuron_lens.runs.keys import SHOWN, Key, StoreConflict, differences, refusal
 from mmneuron_lens.runs.store import Store, StoreBusy
@@ -355,13 +355,13 @@ def test_the_hold_ends_with_an_error_too(tmp_path: Path) -> None:
 def test_parts_are_held_apart_and_leave_each_other_what_they_write(tmp_path: Path) -> None:
     store = Store(tmp_path)
     partial = tmp_path / "means" / ".m.safetensors.0123456789abcdef.partial"
-    with store.writing(key(), Part(1, 2)):
-        with pytest.raises(StoreBusy), store.writing(key(), Part(1, 2)):
+    with store.writing(key(), Shard(1, 2)):
+        with pytest.raises(StoreBusy), store.writing(key(), Shard(1, 2)):
             pass
         with store.writing(key()):
             partial.parent.mkdir()
             partial.write_text("being written")
-            with store.writing(key(), Part(2, 2)):
+            with store.writing(key(), Shard(2, 2)):
                 assert partial.exists()
     with store.writing(key()):
         assert not partial.exists()

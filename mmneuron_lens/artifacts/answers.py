@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from mmneuron_lens.artifacts.artifact import KEY
 from mmneuron_lens.artifacts.format import read_lines, write_lines
@@ -54,7 +54,7 @@ class Answers(Sequence[Answer]):
     """The answers of one model, with the settings they were given under; JSON lines on disk."""
 
     answers: tuple[Answer, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     kind = "answers"
 
@@ -64,8 +64,16 @@ class Answers(Sequence[Answer]):
     def __iter__(self) -> Iterator[Answer]:
         return iter(self.answers)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self.answers[place]
+    @overload
+    def __getitem__(self, index: int) -> Answer: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Answer, ...]: ...
+    def __getitem__(self, index: int | slice) -> Answer | tuple[Answer, ...]:
+        return self.answers[index]
+
+    def given_with(self, selection: str) -> Answers:
+        """Those that were given with this very selection, by the `content_hash` of its file."""
+        return Answers(tuple(one for one in self.answers if one.selection == selection), self.settings)
 
     def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
         """Writes a line of settings, then one answer a line; raises as `write_lines`."""
@@ -81,5 +89,5 @@ class Answers(Sequence[Answer]):
     def load_with_key(cls, path: str | Path) -> tuple[Answers, dict[str, Any] | None]:
         """The answers and the key that they were saved with, if any."""
         rows, metadata = read_lines(path, cls.kind)
-        answers = tuple(Answer(**{**row, "answers": tuple(row["answers"])}) for row in rows)
-        return cls(answers, metadata["settings"]), metadata.get(KEY)
+        answers: list[dict[str, Any]] = [{**row, "answers": tuple(row["answers"])} for row in rows]
+        return cls(tuple(Answer(**answer) for answer in answers), metadata["settings"]), metadata.get(KEY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class FalseDiscovery(Artifact):
 
     @classmethod
     def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> FalseDiscovery:
-        return cls(**metadata, null={site: tuple(tensors[site].tolist()) for site in in_order(tensors)})
+        return cls(**metadata, null={site: tuple(cast(Any, tensors[site]).tolist()) for site in in_order(tensors)})
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,10 @@ class HalvesOverlap(Artifact):
     @classmethod
     def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> HalvesOverlap:
         sites = in_order({name.split("/", 1)[1] for name in tensors})
-        shared = {site: tuple(tensors[f"shared/{site}"].tolist()) for site in sites}
-        either = {site: tuple(tensors[f"either/{site}"].tolist()) for site in sites}
+        shared: dict[str, tuple[int, ...]] = {
+            site: tuple(cast(Any, tensors[f"shared/{site}"]).tolist()) for site in sites
+        }
+        either: dict[str, tuple[int, ...]] = {
+            site: tuple(cast(Any, tensors[f"either/{site}"]).tolist()) for site in sites
+        }
         return cls(metadata["model"], shared, either, metadata["provenance"])

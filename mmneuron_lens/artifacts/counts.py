@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import polars as pl
 import torch
@@ -57,7 +58,7 @@ class Counts(Artifact):
     tokens: dict[str, Tensor]
     kinds: dict[str, tuple[str, ...]]
     samples: int
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         if not (self.active.keys() == self.tokens.keys() == self.kinds.keys()):
@@ -148,7 +149,7 @@ class Counts(Artifact):
         )
 
     def _repr_html_(self) -> str:
-        return self.to_frame()._repr_html_()
+        return self.to_frame()._repr_html_()  # pyright: ignore[reportPrivateUsage]
 
 
 def merge(first: Counts, *others: Counts) -> Counts:
@@ -182,7 +183,7 @@ def merge(first: Counts, *others: Counts) -> Counts:
 
 def refuse_differences(first: Counts, other: Counts, ignore: tuple[str, ...], action: str, domain: bool = True) -> None:
     """Raises `ValueError` naming what differs between two counts, apart from the provenance fields in `ignore`."""
-    differences = []
+    differences: list[str] = []
     for name in ("model", "domain", "kinds") if domain else ("model", "kinds"):
         if getattr(first, name) != getattr(other, name):
             differences.append(f"{name} is {getattr(first, name)!r} and {getattr(other, name)!r}")
@@ -200,7 +201,8 @@ def refuse_differences(first: Counts, other: Counts, ignore: tuple[str, ...], ac
 
 def _listed(counts: Counts, name: str) -> set[str]:
     value = counts.provenance.get(name, [])
-    return {json.dumps(entry, sort_keys=True) for entry in (value if isinstance(value, list | tuple) else [value])}
+    entries = cast(Iterable[Any], value) if isinstance(value, list | tuple) else [value]
+    return {json.dumps(entry, sort_keys=True) for entry in entries}
 
 
 def _small(counts: Tensor) -> Tensor:

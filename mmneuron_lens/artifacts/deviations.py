@@ -36,8 +36,8 @@ class Deviations(Artifact):
     conditions: tuple[tuple[str, str], ...]
     samples: tuple[str, ...]
     values: dict[str, Tensor]
-    parameters: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict[str, Any])
+    provenance: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def of(self, module: str, condition: str, measure: str = MEASURES[0]) -> Float[Tensor, " sample"]:
         """Every question's deviation with the neurons of a module off; the mean over draws for "random".
@@ -60,5 +60,8 @@ class Deviations(Artifact):
 
     @classmethod
     def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Deviations:
-        own = {"conditions": tuple(map(tuple, metadata["conditions"])), "samples": tuple(metadata["samples"])}
+        own: dict[str, Any] = {
+            "conditions": tuple((module, condition) for module, condition in metadata["conditions"]),
+            "samples": tuple(metadata["samples"]),
+        }
         return cls(**{**metadata, **own}, values=tensors)

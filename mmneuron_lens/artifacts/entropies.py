@@ -30,8 +30,8 @@ class Entropies(Artifact):
     confidence: Tensor
     below: Tensor
     tokens: Tensor
-    parameters: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict[str, Any])
+    provenance: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def mean(self, buckets: Tensor | None = None) -> Float64[Tensor, "layer kind"]:
         """Token-weighted mean entropy, in nats; of these buckets (with repetition), if given. NaN without tokens."""
@@ -45,4 +45,5 @@ class Entropies(Artifact):
 
     @classmethod
     def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Entropies:
-        return cls(**{**metadata, "kinds": tuple(metadata["kinds"]), **tensors})
+        own: dict[str, Any] = {**metadata, "kinds": tuple(metadata["kinds"]), **tensors}
+        return cls(**own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ class LensTrace(Artifact):
     boxes: Tensor
     pictures: tuple[Tensor, ...]
     words: dict[str, str]
-    parameters: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict[str, Any])
+    provenance: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def best(self, position: int, layer: int = -1) -> str:
         """The word that a position most probably continues with at a layer; Figure 6b's expected one is the last's."""
@@ -71,8 +71,8 @@ class LensTrace(Artifact):
         return [
             (
                 f"layer {self.layers[row]}" if row else "embedding",
-                tuple(self.words[str(token)] for token in self.tokens[row, position].tolist()),
-                tuple(self.probabilities[row, position].tolist()),
+                tuple(self.words[str(token)] for token in _lists(self.tokens[row, position])),
+                tuple(_lists(self.probabilities[row, position])),
             )
             for row in chosen
         ]
@@ -86,12 +86,12 @@ class LensTrace(Artifact):
             "layers": list(self.layers),
             "labels": list(self.labels),
             "kinds": list(self.kinds),
-            "boxes": [None if torch.isnan(box[0]) else [round(part, 5) for part in box.tolist()] for box in self.boxes],
+            "boxes": [None if torch.isnan(box[0]) else [round(part, 5) for part in _lists(box)] for box in self.boxes],
             "words": list(self.words.values()),
-            "tokens": [[[numbers[str(token)] for token in row] for row in layer] for layer in self.tokens.tolist()],
+            "tokens": [[[numbers[str(token)] for token in row] for row in layer] for layer in _lists(self.tokens)],
             # In thousandths, which is more than a colour shows.
-            "probabilities": (1000 * self.probabilities).round().int().tolist(),
-            "entropy": [[round(value, 2) for value in layer] for layer in self.entropy.tolist()],
+            "probabilities": _lists((1000 * self.probabilities).round().int()),
+            "entropy": [[round(value, 2) for value in layer] for layer in _lists(self.entropy)],
         }
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -104,5 +104,11 @@ class LensTrace(Artifact):
     def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> LensTrace:
         count = sum(name.startswith("picture/") for name in tensors)
         pictures = tuple(tensors.pop(f"picture/{number}") for number in range(count))
-        own = {name: tuple(metadata[name]) for name in ("expected", "layers", "labels", "kinds")}
-        return cls(**{**metadata, **own, **tensors, "pictures": pictures})
+        names = ("expected", "layers", "labels", "kinds")
+        own: dict[str, Any] = {**metadata, **{name: tuple(metadata[name]) for name in names}, **tensors}
+        return cls(**own, pictures=pictures)
+
+
+def _lists(tensor: Tensor) -> list[Any]:
+    """`tolist`, of which torch's types do not say what is in the lists."""
+    return cast(Any, tensor).tolist()

@@ -32,7 +32,10 @@ class OfficialScores:
     def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
         """Writes JSON lines; the same scores give the same bytes. Raises as `write_lines`."""
         rows = [{**dict(zip(_COLUMNS, of, strict=True)), "score": value} for of, value in self.values.items()]
-        metadata = {"metrics": self.metrics, "notes": self.notes} | ({} if key is None else {KEY: dict(key)})
+        # Pairs, so that the order of domains stays.
+        metadata = {"metrics": list(self.metrics.items()), "notes": self.notes} | (
+            {} if key is None else {KEY: dict(key)}
+        )
         write_lines(path, self.kind, rows, metadata)
 
     @classmethod
@@ -47,4 +50,4 @@ class OfficialScores:
         values: dict[AnswerKey, float] = {}
         for row in rows:
             values[row["module"], row["condition"], row["neurons_of"], row["domain"], row["id"]] = row["score"]
-        return cls(values, metadata["metrics"], tuple(metadata["notes"])), metadata.get(KEY)
+        return cls(values, dict(metadata["metrics"]), tuple(metadata["notes"])), metadata.get(KEY)

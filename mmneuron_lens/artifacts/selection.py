@@ -45,7 +45,7 @@ class Selection(Artifact):
     threshold: dict[str, float]
     requested: dict[str, int]
     parameters: dict[str, Any]
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def selected(self, site: str) -> int:
         """How many neurons of the site were selected, each once however many domains it belongs to."""
@@ -92,7 +92,8 @@ class Selection(Artifact):
         for site in in_order(metadata["requested"]):
             for name, values in by_site.items():
                 values[site] = tensors[f"{name}/{site}"]
-        return cls(**{**metadata, "domains": tuple(metadata["domains"]), **by_site})
+        own: dict[str, Any] = {**metadata, "domains": tuple(metadata["domains"]), **by_site}
+        return cls(**own)
 
     def to_frame(self) -> pl.DataFrame:
         """A row per site and domain: model, module, site, domain, neurons (of the domain), selected, requested."""
@@ -107,7 +108,7 @@ class Selection(Artifact):
         )
 
     def _repr_html_(self) -> str:
-        return self.to_frame()._repr_html_()
+        return self.to_frame()._repr_html_()  # pyright: ignore[reportPrivateUsage]
 
 
 def neurons_off(masks: Mapping[str, Tensor], layerless: Collection[str] = ()) -> Graph:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,15 @@ def token_count(lens: Lens) -> TokenCount:
     """How samples are counted in LLaVA-NeXT tokens: with this model's tokenizer, and its tiles where it has any."""
     facts = lens.architecture.facts if lens.architecture.facts.get("grid_pinpoints") else LLAVA_NEXT
     return TokenCount(lens.processor.tokenizer, facts)
+
+
+def all_that_fit(
+    lens: Lens, samples_by_domain: Mapping[str, Sequence[Sample]], prompt: Prompt, new_tokens: int = 0
+) -> dict[str, list[Sample]]:
+    """`with_frames_that_fit`, domain by domain."""
+    return {
+        domain: with_frames_that_fit(lens, samples, prompt, new_tokens) for domain, samples in samples_by_domain.items()
+    }
 
 
 def with_frames_that_fit(lens: Lens, samples: Sequence[Sample], prompt: Prompt, new_tokens: int = 0) -> list[Sample]:

@@ -53,7 +53,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """The `number`-th (from 1) of `of` parts of the steps: neighbours, and as many in each part as can be."""
 
     number: int = 1
@@ -71,7 +71,7 @@ class Part:
         return range(count * (self.number - 1) // self.of, count * self.number // self.of)
 
     @classmethod
-    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> Part:
+    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> Shard:
         """A part from `"2/4"`, or from the RANK and WORLD_SIZE that `accelerate launch` sets (`"process"`).
 
         Raises `InvalidValue` with an example for anything else.
@@ -86,7 +86,7 @@ class Part:
         return cls(int(found[1]), int(found[2]))
 
 
-WHOLE = Part()
+WHOLE = Shard()
 
 
 class Keeper(Protocol):
@@ -120,7 +120,7 @@ def gather(
     fold: Fold,
     *,
     keeper: Keeper,
-    part: Part = WHOLE,
+    part: Shard = WHOLE,
     workers: int = 0,
     title: str = "",
     progress: Progress = quietly,

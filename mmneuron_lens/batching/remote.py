@@ -8,7 +8,7 @@ from typing import Any
 
 from interventions import Graph
 from mmneuron_lens.batching.batches import Step
-from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Part, Piece, disjoint, missing
+from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Piece, Shard, disjoint, missing
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
@@ -51,7 +51,7 @@ def gather_remotely(
     *,
     jobs: Jobs,
     keeper: Keeper,
-    part: Part = WHOLE,
+    part: Shard = WHOLE,
     title: str = "",
     progress: Progress = quietly,
 ) -> list[Held]:
@@ -95,7 +95,7 @@ def gather_remotely(
     return disjoint(keeper.held())
 
 
-def chunks_of(steps: Sequence[Step], part: Part, keeper: Keeper) -> list[tuple[int, int]]:
+def chunks_of(steps: Sequence[Step], part: Shard, keeper: Keeper) -> list[tuple[int, int]]:
     """The steps that no piece holds, as neighbours of one group, at most `BATCHES` in each, first and last + 1.
 
     They begin where a group's chunks always begin, so that a job in flight is found again by its name.

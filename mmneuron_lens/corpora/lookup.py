@@ -26,7 +26,9 @@ class Lookup:
     def __enter__(self) -> Lookup:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._database.close()
 
     def put(self, key: str, value: Any) -> bool:

@@ -79,5 +79,5 @@ class SampleList:
         """Reads what `save` wrote; raises as `read_lines`."""
         _, document = read_lines(path, KIND)
         names = ("domain", "corpus", "split", "purpose", "parameters")
-        own = {name: tuple(document[name]) for name in ("ids", "tokens")}
-        return cls(**{name: document[name] for name in names}, **own)
+        ids, tokens = tuple(document["ids"]), tuple(document["tokens"])
+        return cls(**{name: document[name] for name in names}, ids=ids, tokens=tokens)

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.frames import Frames, Size, strip_size, that_fit
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.wire.layout import anyres_length
+from mmneuron_lens.wire.types import Tiles
 
 CONTEXT, ANSWER = 4096, 512
 """LLaVA-NeXT's context in tokens, and the new tokens that must fit into it."""
-
-
-class Tiles(TypedDict):
-    """What decides how many positions an image takes, of a model's configuration.
-
-    - patches: positions of one tile, and of an image that is not cut into tiles.
-    - tile_size: width and height of a tile in pixels.
-    - grid_pinpoints: `[height, width]` in pixels of every grid of tiles that an image may be laid on.
-    """
-
-    patches: int
-    tile_size: NotRequired[int]
-    grid_pinpoints: NotRequired[list[list[int]]]
 
 
 CountParameters = TypedDict(
@@ -62,7 +49,7 @@ class TokenCount:
     """
 
     tokenizer: Any
-    facts: Mapping[str, Any] = field(default_factory=lambda: LLAVA_NEXT)
+    facts: Tiles = field(default_factory=lambda: LLAVA_NEXT)
     frames: Frames = "fit"
     room: int = CONTEXT - ANSWER
 

@@ -41,4 +41,4 @@ class Ablation:
         return pl.DataFrame(cross_scores(self.answers, self.scoring), infer_schema_length=None)
 
     def _repr_html_(self) -> str:
-        return self.to_frame()._repr_html_()
+        return self.to_frame()._repr_html_()  # pyright: ignore[reportPrivateUsage]

@@ -32,7 +32,7 @@ def scores(answers: Sequence[Answer], match: Scoring = exact_match, seed: int = 
     Accuracy is in per cent; difference, low and high are accuracy(condition) - accuracy("none") in percentage points
     with its interval, see `metrics.intervals`. Questions asked with another domain's neurons off are in `cross_scores`.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model, right in _by_model(answers, match):
         for (module, condition, neurons_of, domain), correct in right.items():
             if neurons_of not in ("", domain):
@@ -49,7 +49,7 @@ def against_random(answers: Sequence[Answer], match: Scoring = exact_match, seed
     mean accuracy of the random draws, in percentage points, paired by question: below zero, with its whole interval,
     where the domain's own neurons matter more than chance.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model, right in _by_model(answers, match):
         for module, condition, neurons_of, domain in list(right):
             draws = [
@@ -71,7 +71,7 @@ def against_random(answers: Sequence[Answer], match: Scoring = exact_match, seed
 
 def cross_scores(answers: Sequence[Answer], match: Scoring = exact_match, seed: int = 0) -> list[dict[str, Any]]:
     """Neurons of one domain off, questions of another: as `scores`, with a column neurons_of; own domains included."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model, right in _by_model(answers, match):
         for (module, condition, neurons_of, domain), correct in right.items():
             if condition == DOMAIN:

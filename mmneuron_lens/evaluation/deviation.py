@@ -23,7 +23,7 @@ class DeviationTable(tuple[Deviations, ...]):
         return pl.DataFrame(deviation_rows(self, measure), infer_schema_length=None)
 
     def _repr_html_(self) -> str:
-        return self.to_frame()._repr_html_()
+        return self.to_frame()._repr_html_()  # pyright: ignore[reportPrivateUsage]
 
 
 def deviation_rows(found: Sequence[Deviations], measure: Measure = "after norm") -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def deviation_rows(found: Sequence[Deviations], measure: Measure = "after norm")
     "random" and "random by layer" are means over their draws, `spread` the standard deviation between draws. The
     interval is over questions.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one in found:
         names = dict.fromkeys(
             (module, name if name == DOMAIN else name.rpartition(" ")[0]) for module, name in one.conditions

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol, TypedDict
 
 from mmneuron_lens.artifacts.answers import ALL, Answer
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.batches import Step, sized, steps_of
+from mmneuron_lens.batching.batches import sized, steps_of
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
@@ -45,17 +44,22 @@ TOGETHER = 4
 class AnswerRows(Protocol):
     """Where answers are kept while the others are given, by their digest."""
 
-    def get(self, digest: str) -> Answer | None: ...
+    def get(self, digest: str, /) -> Answer | None: ...
 
-    def add(self, answers: Sequence[Answer]) -> None: ...
+    def add(self, answers: Sequence[Answer], /) -> None: ...
 
 
-class MemoryRows(dict[str, Answer]):
+class MemoryRows:
     """Answers of this process alone."""
 
+    def __init__(self) -> None:
+        self._known: dict[str, Answer] = {}
+
+    def get(self, digest: str) -> Answer | None:
+        return self._known.get(digest)
+
     def add(self, answers: Sequence[Answer]) -> None:
-        """Keeps these answers."""
-        self.update({one.digest: one for one in answers})
+        self._known |= {one.digest: one for one in answers}
 
 
 def generation_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def ablate(
             controls=controls, cross=cross,
         )  # fmt: skip
         asked = [
-            Question(lens, selection.model, selection_id, sample, condition, prompt, settings)
+            AskedQuestion(lens, selection.model, selection_id, sample, condition, prompt, settings)
             for condition in conditions
             for sample in samples
         ]
@@ -108,28 +112,22 @@ def ablate(
         steps = steps_of(sized(samples, problems), batch_size, buckets=False)
         groups = [steps[start : start + TOGETHER] for start in range(0, len(steps), TOGETHER)]
         for group in progress(groups, f"answering {domain} under {len(conditions)} conditions"):
-            held: tuple[list[Batch], list[Sample]] | None = None
+            encoded, batches, read = None, [], []
             for condition in conditions:
-                questions = {one.id: by_place[id(condition), one.id] for step in group for one in step.samples}
-                absent = {name for name, one in questions.items() if rows.get(one.digest) is None}
-                if not absent:
-                    continue
-                if len(absent) == len(questions):
-                    batches, kept = held = _encoded(lens, group, prompt, problems) if held is None else held
-                else:
-                    # The others were answered before this process began.
-                    some = [replace(one, samples=tuple(s for s in one.samples if s.id in absent)) for one in group]
-                    batches, kept = _encoded(lens, [one for one in some if one.samples], prompt, problems)
+                questions = [[by_place[id(condition), one.id] for one in step.samples] for step in group]
+                todo = [[one.sample for one in some if not rows.get(one.digest)] for some in questions]
+                if todo != encoded:
+                    encoded, (batches, read) = todo, _encoded(lens, todo, prompt, problems)
                 if batches:
                     out = lens.generate(condition.graph, batches, **settings)
-                    said = zip(kept, out.text, strict=True)
-                    rows.add([questions[one.id].answered(text) for one, text in said])
+                    said = zip(read, out.text, strict=True)
+                    rows.add([by_place[id(condition), one.id].answered(text) for one, text in said])
         found = [rows.get(one.digest) for one in asked]
         answers += [question.answered(one.answer) for question, one in zip(asked, found, strict=True) if one]
     return answers
 
 
-class Question:
+class AskedQuestion:
     """One question under one condition, and the digest of everything its answer depends on."""
 
     def __init__(
@@ -158,7 +156,7 @@ class Question:
 
 
 def _encoded(
-    lens: Lens, group: Iterable[Step], prompt: Prompt, problems: Problems | None
+    lens: Lens, group: Iterable[Sequence[Sample]], prompt: Prompt, problems: Problems | None
 ) -> tuple[list[Batch], list[Sample]]:
-    pairs = [encode(lens, step.samples, prompt, problems) for step in group]
+    pairs = [encode(lens, samples, prompt, problems) for samples in group]
     return [batch for batch, _ in pairs if batch is not None], [sample for _, kept in pairs for sample in kept]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.batching.batches import Step, one_domain, parted, sized, steps_of, steps_of_whole_images
 from mmneuron_lens.batching.encoding import encode, encode_packed
 from mmneuron_lens.batching.frames import with_frames_that_fit
-from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Memory, Part, Piece, add, by_group, gather
+from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Memory, Piece, Shard, add, by_group, gather
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
@@ -94,7 +94,7 @@ def count_steps(
     plan: CountPlan,
     *,
     keeper: Keeper | None = None,
-    part: Part = WHOLE,
+    part: Shard = WHOLE,
     workers: int = 0,
     problems: Problems | None = None,
     progress: Progress = quietly,
@@ -107,7 +107,6 @@ def count_steps(
     - jobs: count on a server.
     """
     keeper = Memory() if keeper is None else keeper
-    _name_again(keeper, plan, problems)
 
     def encoded(samples: Sequence[Sample], opened: Opener = open_images) -> tuple[Batch | None, list[Sample]]:
         if plan.packs:
@@ -122,11 +121,14 @@ def count_steps(
         return piece_of(lens, plan, step.group, out, seen, left, tokens)
 
     shared: dict[str, Any] = {"keeper": keeper, "part": part, "title": f"counting {plan.domain}", "progress": progress}
-    if jobs is not None:
-        return gather_remotely(
+    if jobs is None:
+        held = gather(plan.steps, run, add, workers=workers, **shared)
+    else:
+        held = gather_remotely(
             lens, GRAPH, plan.steps, encoded, lambda *given: piece_of(lens, plan, *given), jobs=jobs, **shared
         )
-    return gather(plan.steps, run, add, workers=workers, **shared)
+    name_again(plan, [name for one in held for name in one.piece.left], problems)
+    return held
 
 
 def count_domain(
@@ -201,9 +203,8 @@ def prompt_kinds(site: str) -> tuple[str, ...]:
     return tuple(kind for kind in kinds if kind != "generated")
 
 
-def _name_again(keeper: Keeper, plan: CountPlan, problems: Problems | None) -> None:
-    """Names the samples that an earlier process found unreadable."""
-    left = {name for one in keeper.held() for name in one.piece.left}
-    for sample in (sample for step in plan.steps for sample in step.samples):
-        if sample.id in left:
+def name_again(plan: CountPlan, left: Collection[str], problems: Problems | None) -> None:
+    """Names the samples of these ids, which an earlier process found unreadable, in the problems of this one."""
+    for sample in (sample for step in plan.steps for sample in step.samples if sample.id in left):
+        if problems is not None:
             open_images(sample, problems)

@@ -23,6 +23,7 @@ from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.wire.layout import tiles_per_image
 
 
 def embed_images(
@@ -69,13 +70,7 @@ def embed_images(
 
 def _overviews(batch: Batch) -> list[int]:
     """The row of the vision tower's first tile of each image."""
-    pixels = batch.inputs["pixel_values"]
-    if pixels.ndim == 4:
-        return list(range(pixels.shape[0]))
-    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
-
-    pinpoints, side = batch.facts["grid_pinpoints"], batch.facts["tile_size"]
-    tiles = [image_size_to_num_patches(size.tolist(), pinpoints, side) for size in batch.inputs["image_sizes"]]
+    tiles = tiles_per_image(batch.inputs, batch.facts)
     return [sum(tiles[:number]) for number in range(len(tiles))]
 
 

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from interventions.errors import FileMissing
-
 if TYPE_CHECKING:
     from mmneuron_lens.ndif.state import State
 
@@ -33,29 +31,26 @@ def up(
     state: Folder = None,
 ) -> None:
     """Start a server, or add models to the one that runs, and wait until they serve."""
-    with _in_one_line():
-        from mmneuron_lens.ndif import environment, services
+    from mmneuron_lens.ndif import environment, services
 
-        models = [(name, repo_of(name)) for name in dict.fromkeys(model)]
-        if not cpu:
-            refuse_without_gpu()
-        kept = _state(state)
-        kept.folder.mkdir(parents=True, exist_ok=True)
-        environment.redis_server()
-        if not is_up(kept):
-            services.refuse_taken(port) if not kept.leaders() else services.end(kept)
-        python = environment.prepare(kept.folder, _say)
-        if is_up(kept):
-            refuse_other(kept, cpu, sandbox, port, dtype)
-            url = url_of(kept)
-        else:
-            _say("Starting")
-            offline = all(Path(repo).is_dir() for _, repo in models)
-            url = services.start(
-                kept, python, port=port, cpu=cpu, sandbox=sandbox, dtype=dtype, offline=offline, say=_say
-            )
-        services.serve(kept, python, models, _say)
-        typer.echo(lines(url, kept))
+    models = [(name, repo_of(name)) for name in dict.fromkeys(model)]
+    if not cpu:
+        refuse_without_gpu()
+    kept = _state(state)
+    kept.folder.mkdir(parents=True, exist_ok=True)
+    environment.redis_server()
+    if not is_up(kept):
+        services.refuse_taken(port) if not kept.leaders() else services.end(kept)
+    python = environment.prepare(kept.folder, _say)
+    if is_up(kept):
+        refuse_other(kept, cpu, sandbox, port, dtype)
+        url = url_of(kept)
+    else:
+        _say("Starting")
+        offline = all(Path(repo).is_dir() for _, repo in models)
+        url = services.start(kept, python, port=port, cpu=cpu, sandbox=sandbox, dtype=dtype, offline=offline, say=_say)
+    services.serve(kept, python, models, _say)
+    typer.echo(lines(url, kept))
 
 
 @ndif_app.command()
@@ -89,8 +84,9 @@ def down(state: Folder = None) -> None:
 def repo_of(name: str) -> str:
     """The folder of `embedded/NAME` or of a path, absolute; a hub id as it is.
 
-    Raises `KeyError` for an unknown embedded model and `FileNotFoundError` for a path without a config.json.
+    Raises `UnknownName` for an unknown embedded model and `FileMissing` for a path without a config.json.
     """
+    from interventions.errors import FileMissing
     from mmneuron_lens.architectures.loading import located
 
     if name.startswith("embedded/"):
@@ -106,21 +102,25 @@ def repo_of(name: str) -> str:
 
 
 def refuse_without_gpu() -> None:
-    """Raise `OSError` when there is no GPU."""
+    """Raise `ServiceFailed` when there is no GPU."""
     import torch
 
+    from interventions.errors import ServiceFailed
+
     if not torch.cuda.is_available():
-        raise OSError("No GPU here; serve from the CPU: mmneuron ndif up --cpu ...")
+        raise ServiceFailed("No GPU here; serve from the CPU: mmneuron ndif up --cpu ...")
 
 
 def refuse_other(state: State, cpu: bool, sandbox: bool, port: int, dtype: str) -> None:
-    """Raise `OSError` when the running server was started with other settings."""
+    """Raise `ServiceFailed` when the running server was started with other settings."""
     server = state.server()
     wanted = {"cpu": cpu, "sandbox": sandbox, "dtype": dtype, "port": port}
     running = {name: server[name] for name in ("cpu", "sandbox", "dtype")} | {"port": server["ports"]["api"]}
     differing = [f"{name} {running[name]}, not {value}" for name, value in wanted.items() if running[name] != value]
     if differing:
-        raise OSError(f"A server runs already, with {'; '.join(differing)}. End it first: mmneuron ndif down")
+        from interventions.errors import ServiceFailed
+
+        raise ServiceFailed(f"A server runs already, with {'; '.join(differing)}. End it first: mmneuron ndif down")
 
 
 def is_up(state: State) -> bool:
@@ -166,16 +166,3 @@ def _state(folder: Path | None) -> State:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-class _in_one_line:
-    """A problem is one line on stderr and exit code 1."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | ValueError | KeyError):
-            said = error.args[0] if isinstance(error, KeyError) and error.args else error
-            typer.echo(f"mmneuron: {' '.join(str(said).split())}", err=True)
-            raise typer.Exit(1) from None

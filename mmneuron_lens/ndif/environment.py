@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from interventions.errors import ServiceFailed
 from mmneuron_lens.artifacts.files import write_atomically
 
 CONSTRAINTS = Path(__file__).parent / "server-constraints.txt"
@@ -47,7 +48,9 @@ def prepare(state: Path, say: Callable[[str], None]) -> Path:
     if is_ready(state):
         return python
     if os.environ.get("MMNEURON_NDIF_ENV"):
-        raise OSError(f"MMNEURON_NDIF_ENV names {python.parent.parent}, which has no bin/python; unset it to make one.")
+        raise ServiceFailed(
+            f"MMNEURON_NDIF_ENV names {python.parent.parent}, which has no bin/python; unset it to make one."
+        )
     folder = python.parent.parent
     shutil.rmtree(folder, ignore_errors=True)
     log = state / "environment.log"
@@ -66,7 +69,9 @@ def redis_server() -> str:
     """The path of redis-server. Raises `OSError` with the cure."""
     found = shutil.which("redis-server")
     if found is None:
-        raise OSError("redis-server is not installed; NDIF queues its requests there. apt-get install redis-server")
+        raise ServiceFailed(
+            "redis-server is not installed; NDIF queues its requests there. apt-get install redis-server"
+        )
     return found
 
 
@@ -79,4 +84,4 @@ def _step(command: list[str], log: Path) -> None:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
     if code:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        raise OSError(f"{' '.join(command[:4])} failed: {lines[-1] if lines else code}; all of it: {log}")
+        raise ServiceFailed(f"{' '.join(command[:4])} failed: {lines[-1] if lines else code}; all of it: {log}")

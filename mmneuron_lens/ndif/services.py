@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from interventions.errors import ServiceFailed
 from mmneuron_lens.artifacts.files import write_atomically
 from mmneuron_lens.ndif.environment import redis_server
 from mmneuron_lens.ndif.state import State
@@ -186,7 +187,9 @@ def refuse_taken(port: int) -> None:
         try:
             probe.bind((HERE, port))
         except OSError:
-            raise OSError(f"Port {port} is taken; choose another: mmneuron ndif up --port {port + 1} ...") from None
+            raise ServiceFailed(
+                f"Port {port} is taken; choose another: mmneuron ndif up --port {port + 1} ..."
+            ) from None
 
 
 def free_ports(count: int) -> list[int]:
@@ -236,7 +239,7 @@ def _service(state: State, name: str, command: Sequence[Any], surroundings: dict
     try:
         state.record(name, process.pid)
     except KeyError:
-        raise OSError(f"{name} ended at once: {_last_line(state, name)}; all of it: {state.log(name)}") from None
+        raise ServiceFailed(f"{name} ended at once: {_last_line(state, name)}; all of it: {state.log(name)}") from None
 
 
 def _finish(
@@ -254,7 +257,7 @@ def _finish(
             timeout=patience,
         )
     if done.returncode:
-        raise OSError(f"{name} failed: {_last_line(state, name)}; all of it: {state.log(name)}")
+        raise ServiceFailed(f"{name} failed: {_last_line(state, name)}; all of it: {state.log(name)}")
 
 
 def _until_open(state: State, ports: dict[str, int]) -> None:
@@ -271,9 +274,9 @@ def _until(state: State, name: str, holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not holds():
         if not state.alive()[name]:
-            raise OSError(f"{name} ended: {_last_line(state, name)}; all of it: {state.log(name)}")
+            raise ServiceFailed(f"{name} ended: {_last_line(state, name)}; all of it: {state.log(name)}")
         if time.monotonic() > deadline:
-            raise OSError(f"{name} did not start within {PATIENCE:.0f} s; its log: {state.log(name)}")
+            raise ServiceFailed(f"{name} did not start within {PATIENCE:.0f} s; its log: {state.log(name)}")
         time.sleep(0.2)
 
 

@@ -84,20 +84,6 @@ def stability(
     return Stability(selection.model, rows)
 
 
-def as_table(found: Stability) -> Any:
-    """The same rows for a terminal."""
-    from rich.table import Table
-
-    table = Table(title=f"{found.model}: overlap of the selections from two parts of the data")
-    for name in ("module", "site", "buckets", "tokens", "Jaccard", "95 % of splits"):
-        table.add_column(name, justify="left" if name in ("module", "site") else "right")
-    for row in found.frame().iter_rows(named=True):
-        spread = f"{row['low']:.3f} to {row['high']:.3f}"
-        sizes = (str(row["buckets"]), f"{row['tokens']:,}", f"{row['jaccard']:.3f}")
-        table.add_row(row["module"], row["site"], *sizes, spread)
-    return table
-
-
 def _sizes(largest: int) -> list[int]:
     """1, 2, 4, ... and the largest."""
     return sorted({*(2**power for power in range(largest.bit_length()) if 2**power <= largest), largest})

@@ -1,48 +1,52 @@
-"""Items about what neurons do: Tables 2 and 3 and the cross matrix."""
+"""Sections about what neurons do: Tables 2 and 3 and the cross matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import polars as pl
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE
-from mmneuron_lens.artifacts.deviations import MEASURES
+from mmneuron_lens.artifacts.deviations import BY_LAYER, MEASURES
 from mmneuron_lens.artifacts.files import file_name
 from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
-from mmneuron_lens.experiments.deviate import BY_LAYER, deviation_rows
-from mmneuron_lens.paper import paper_numbers as printed
+from mmneuron_lens.evaluation.deviation import deviation_rows
+from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, domains_of, sources_of, stacked
 from mmneuron_lens.report import tables
-from mmneuron_lens.report.deviation_figure import deviation_figure
-from mmneuron_lens.report.figures import ablation_figure
-from mmneuron_lens.report.page import Grid, Picture
-from mmneuron_lens.report.paper_page import Item
+from mmneuron_lens.report.ablation_figures import ablation_figure, deviation_figure
+from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
 
 
-def table_2(runs: Sequence[ModelRun]) -> Item:
+def between(row: Mapping[str, Any]) -> str:
+    """A difference with its interval: "−1.4 [−2.0, 0.3]"."""
+    number = {name: tables.shown(row[name], decimals=1) for name in ("difference", "low", "high")}
+    return f"{number['difference']} [{number['low']}, {number['high']}]"
+
+
+SHOWN = pl.struct("difference", "low", "high").map_elements(between, return_dtype=pl.String).alias("shown")
+
+
+def table_2(runs: Sequence[ModelRun]) -> Section:
+    """Accuracy with a domain’s neurons off, against nothing off and against as many random neurons."""
     title = "Accuracy with domain-specific neurons off"
     asked = [run for run in runs if run.answers]
     if not asked:
-        return Item("Table 2", title, missing="no question was answered with neurons off.")
+        return Section(title, missing="no question was answered with neurons off.", name="Table 2")
     domains = domains_of(asked)
-    frame = stacked(tables.ablation(scores(run.answers, run.marking)) for run in asked)
+    frame = stacked(tables.ablation(scores(run.answers, run.scoring)) for run in asked)
     main = frame.filter(pl.col("condition").is_in([NONE, DOMAIN])).drop("condition")
     accuracy = tables.wide(main, "accuracy", domains).rename({"module": "neurons off in"})
     differences = (
-        main.filter(pl.col("module") != "None")
-        .with_columns(
-            pl.struct("difference", "low", "high").map_elements(between, return_dtype=pl.String).alias("shown")
-        )
-        .select("model", "module", "domain", "shown")
+        main.filter(pl.col("module") != "None").with_columns(SHOWN).select("model", "module", "domain", "shown")
     )
-    rows = [row for run in asked for row in against_random(run.answers, run.marking)]
+    rows = [row for run in asked for row in against_random(run.answers, run.scoring)]
     against = pl.DataFrame(rows, infer_schema_length=None)
     count = max(frame["questions"].to_list())
-    metrics = asked[0].marks.metrics if asked[0].marks else {}
+    metrics = asked[0].official.metrics if asked[0].official else {}
     how = "; ".join(f"{domain_name(domain)}: {name}" for domain, name in metrics.items())
     text = (
         f"Scores: {how or 'top-1 accuracy, equal to an accepted answer but for case and space'}.",
@@ -59,37 +63,37 @@ def table_2(runs: Sequence[ModelRun]) -> Item:
         Grid("ablation", "Every condition, with random draws", frame, folded=True),
     ]
     if len(against):
-        shown = against.with_columns(
-            pl.struct("difference", "low", "high").map_elements(between, return_dtype=pl.String).alias("shown")
-        )
+        shown = against.with_columns(SHOWN)
         caption = (
             "The domain’s neurons against as many random ones: difference of accuracy in percentage points, paired by "
             "question; below zero with its whole interval where the domain’s own neurons matter more than chance."
         )
         grids.insert(2, Grid("ablation_against_random", caption, tables.wide(shown, "shown", domains), long=against))
     for run in asked:
-        known = printed.accuracy(run.model)
+        known = paper_numbers.accuracy(run.model)
         if known is not None:
             wide = tables.wide(known, "accuracy", domains).rename({"module": "neurons off in"})
             name = f"ablation_printed_{file_name(run.model)}"
-            grids.append(Grid(name, f"As the paper prints it, {printed.MODELS[run.model]}.", wide, decimals=1))
+            grids.append(Grid(name, f"As the paper prints it, {paper_numbers.MODELS[run.model]}.", wide, decimals=1))
     pictures = tuple(
         Picture(
             f"table_2_ablation_{file_name(run.model)}",
             f"{run.model}: change of accuracy in percentage points with its interval. Filled: the domain’s neurons "
             "off. Hollow: random draws of as many neurons, in all modules at once.",
-            partial(ablation_figure, tables.ablation(scores(run.answers, run.marking))),
+            partial(ablation_figure, tables.ablation(scores(run.answers, run.scoring))),
         )
         for run in asked
     )
-    return Item("Table 2", title, text, tuple(grids), pictures, sources=sources_of(asked, "selection", "answers"))
+    sources = sources_of(asked, "selection", "answers", "official scores")
+    return Section(title, text, tuple(grids), pictures, sources=sources, name="Table 2")
 
 
-def table_3(runs: Sequence[ModelRun]) -> Item:
+def table_3(runs: Sequence[ModelRun]) -> Section:
+    """How far the last hidden state moves with a domain’s neurons off, and with as many random ones."""
     title = "Deviation of the last hidden state with neurons off"
     asked = [run for run in runs if run.deviations]
     if not asked:
-        return Item("Table 3", title, missing="no hidden state was compared.")
+        return Section(title, missing="no hidden state was compared.", name="Table 3")
     domains = domains_of(asked)
     rows = {measure: [row for run in asked for row in deviation_rows(run.deviations, measure)] for measure in MEASURES}
     frame = pl.DataFrame(rows["after norm"], infer_schema_length=None)
@@ -119,11 +123,11 @@ def table_3(runs: Sequence[ModelRun]) -> Item:
         ),
     ]
     for run in asked:
-        known = printed.deviation(run.model)
+        known = paper_numbers.deviation(run.model)
         if known is not None:
             wide = tables.wide(known, "deviation", domains).rename({"module": "neurons off in"})
             name = f"deviation_printed_{file_name(run.model)}"
-            grids.append(Grid(name, f"As the paper prints it, {printed.MODELS[run.model]}.", wide, decimals=2))
+            grids.append(Grid(name, f"As the paper prints it, {paper_numbers.MODELS[run.model]}.", wide, decimals=2))
     pictures = tuple(
         Picture(
             f"table_3_deviation_{file_name(run.model)}",
@@ -139,19 +143,21 @@ def table_3(runs: Sequence[ModelRun]) -> Item:
         "(Avg.)” is the row that matches modules. A projector whose neurons change nothing at all, as the paper prints "
         "it, would show as 0.00.",
     )
-    return Item("Table 3", title, text, tuple(grids), pictures, sources=sources_of(asked, "selection", "deviations"))
+    sources = sources_of(asked, "selection", "deviations")
+    return Section(title, text, tuple(grids), pictures, sources=sources, name="Table 3")
 
 
-def cross_matrix(runs: Sequence[ModelRun]) -> Item:
+def cross_matrix(runs: Sequence[ModelRun]) -> Section:
+    """Accuracy on each domain with the neurons of every other domain off."""
     title = "Neurons of one domain off, questions of another"
-    rows = [row for run in runs for row in (cross_scores(run.answers, run.marking) if run.answers else ())]
+    rows = [row for run in runs for row in (cross_scores(run.answers, run.scoring) if run.answers else ())]
     pairs = {(row["neurons_of"], row["domain"]) for row in rows}
     if all(one == other for one, other in pairs):
-        return Item("Cross matrix", title, missing="only each domain’s own neurons were switched off.")
+        return Section(title, missing="only each domain’s own neurons were switched off.", name="Cross matrix")
     frame = pl.DataFrame(rows, infer_schema_length=None)
     whole = frame.filter(pl.col("module") == ALL)
     shown = whole.with_columns(
-        pl.struct("difference", "low", "high").map_elements(between, return_dtype=pl.String).alias("shown"),
+        SHOWN,
         pl.col("neurons_of").replace({domain: domain_name(domain) for domain in domains_of(runs)}),
     )
     table = shown.pivot("domain", index=["model", "neurons_of"], values="shown", maintain_order=True)
@@ -163,9 +169,4 @@ def cross_matrix(runs: Sequence[ModelRun]) -> Item:
     )
     grid = Grid("cross", caption, table, long=frame)
     asked = [run for run in runs if run.answers]
-    return Item("Cross matrix", title, (), (grid,), sources=sources_of(asked, "answers"))
-
-
-def between(row: dict[str, Any]) -> str:
-    number = {name: tables.shown(row[name], decimals=1) for name in ("difference", "low", "high")}
-    return f"{number['difference']} [{number['low']}, {number['high']}]"
+    return Section(title, (), (grid,), sources=sources_of(asked, "answers", "official scores"), name="Cross matrix")

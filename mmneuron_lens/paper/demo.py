@@ -1,83 +1,132 @@
-"""The demo: a drawn corpus, and from there the path of a user's own, for both embedded models."""
+"""The demo: a drawn corpus, and from there the path of a user's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmneuron_lens.batching.batches import Progress, quietly
-from mmneuron_lens.corpora.folder import by_domain, read_folder, some_of
+from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.sample import DOMAINS
-from mmneuron_lens.embedded.checkpoints import EMBEDDED
+from mmneuron_lens.lens import Lens
+from mmneuron_lens.paper.drawn import drawn_corpus
 from mmneuron_lens.paper.summary import publish
-from mmneuron_lens.runs.stages import ablate_stage, count_stage, open_lens, results_of, select_stage
+from mmneuron_lens.runs.answer import answer_stage
+from mmneuron_lens.runs.count import count_stage
+from mmneuron_lens.runs.folder import file_of
+from mmneuron_lens.runs.identify import select_stage
+from mmneuron_lens.runs.store import Store
 
-GENERATION = {"max_new_tokens": 2, "do_sample": False, "num_beams": 1}
-"""Answers are one token and the end."""
+SMALL_MODELS = ("embedded/llava-next", "embedded/instructblip")
+SMOL = "embedded/smol"
 
-NOT_RUN = (
-    "The corpus is drawn by a program and the models are small ones trained on such drawings; nothing here says "
-    "anything about the published checkpoints.",
-    "Neurons were switched off in all modules at once, not in one module at a time.",
+ALL_AT_ONCE = "Neurons were switched off in all modules at once, not in one module at a time."
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """How much of the demo is run.
+
+    - images and questions are per domain and per image; those that identify neurons come first, then those answered
+      without them, so no image is in both.
+    - random_draws: of as many neurons, switched off too. permutations: of the domains, to see what chance selects.
+    - batch_size: questions in one forward pass. max_new_tokens: of an answer.
+    - one_thread: models of a few million weights gain nothing from a second thread, and lose much to it where other
+      programs run.
+    - not_run: what the page says was not run.
+    """
+
+    identification_images: int = 300
+    identification_questions: int = 2
+    evaluation_images: int = 100
+    evaluation_questions: int = 2
+    random_draws: int = 3
+    permutations: int = 20
+    fraction: float = 0.01
+    batch_size: int = 32
+    max_new_tokens: int = 2
+    one_thread: bool = True
+    not_run: tuple[str, ...] = (
+        "The corpus is drawn by a program and the models are small ones trained on such drawings; nothing here says "
+        "anything about the published checkpoints.",
+        ALL_AT_ONCE,
+    )
+
+
+SMOL_PLAN = DemoPlan(
+    identification_images=60,
+    evaluation_images=10,
+    batch_size=16,
+    max_new_tokens=4,
+    one_thread=False,
+    not_run=(
+        "The corpus is drawn by a program; vision encoder and language model are real, published ones, and the "
+        "connector between them was trained for minutes. Nothing here says anything about the published checkpoints.",
+        ALL_AT_ONCE,
+    ),
 )
+"""Of `embedded/smol`, which is larger: fewer images, and longer answers."""
+
+
+def demo_plan(models: Sequence[str]) -> DemoPlan:
+    """How much is run where nothing else is said."""
+    return SMOL_PLAN if SMOL in models else DemoPlan()
 
 
 def demo(
-    out: str | Path,
+    store: Store,
     *,
-    models: Sequence[str] = EMBEDDED,
+    models: Sequence[str] = SMALL_MODELS,
     domains: Sequence[str] = DOMAINS,
-    identification_images: int = 300,
-    identification_questions: int = 2,
-    evaluation_images: int = 100,
-    evaluation_questions: int = 2,
-    random_draws: int = 3,
-    permutations: int = 20,
-    fraction: float = 0.01,
-    batch_size: int = 32,
+    plan: DemoPlan | None = None,
     settings: Mapping[str, Any] | None = None,
+    again: Sequence[str] = (),
     progress: Progress = quietly,
-    say: Callable[[str], Any] = lambda text: None,
 ) -> Path:
-    """Draws `out/corpus`, counts, selects, switches off, writes tables, figures and the page, and returns its path.
+    """Draws a corpus into the run's folder, counts, selects, switches off, and writes tables, figures and the page.
 
-    Images and questions are per domain and per image. Neurons are identified on the first images of each domain and
-    switched off on the ones after them, so no image is in both. `settings` are of `open_lens`.
-    `say` is given a line before each step.
+    - store: the run's folder.
+    - models: `embedded/NAME`, folders or hub ids.
+    - plan: how much is run; `demo_plan(models)` if None.
+    - settings: of `Lens`.
+    - again: the command line that runs this, for `mmneuron jobs resume`.
+    - progress: shows how far a stage is.
+
+    Returns the page's path.
     """
-    from mmneuron_lens.embedded.corpus.draw import write_folder
-
-    out = Path(out)
-    images = identification_images + evaluation_images
-    say(f"Drawing {images} images in each of {len(domains)} domains into {out / 'corpus'}")
-    corpus = write_folder(out / "corpus", images_per_domain=images, domains=domains)
-    samples, problems = read_folder(corpus)
-    identified = by_domain(some_of(samples, identification_images, identification_questions))
-    evaluated = by_domain(some_of(samples, evaluation_images, evaluation_questions, skip_images=identification_images))
-    with _one_thread():
-        lenses = [open_lens(f"embedded/{name}", **(settings or {})) for name in models]
-        shared: dict[str, Any] = {"batch_size": batch_size, "problems": problems, "progress": progress}
-        for lens in lenses:
-            say(f"Counting active neurons of {lens.name}")
-            count_stage(lens, identified, out, corpus="drawn", **shared)
-        say("Selecting domain-specific neurons, and shuffling domains to see what chance would select")
-        found = select_stage(out, fraction=fraction, permutations=permutations, progress=progress)
-        for lens in lenses:
-            say(f"Switching neurons of {lens.name} off and asking questions")
-            ablate_stage(lens, evaluated, out, random_draws=random_draws, **shared, **GENERATION)
-    say("Drawing figures and writing the page")
-    return publish([results_of(out, one) for one in found], out, NOT_RUN)
+    assert store.folder is not None
+    plan = plan or demo_plan(models)
+    corpus = drawn_corpus(store, plan.identification_images + plan.evaluation_images, domains)
+    first = corpus.some(plan.identification_images, plan.identification_questions)
+    then = corpus.some(plan.evaluation_images, plan.evaluation_questions, skip_images=plan.identification_images)
+    answering: dict[str, Any] = {"max_new_tokens": plan.max_new_tokens, "do_sample": False, "num_beams": 1}
+    found = []
+    with _threads(1 if plan.one_thread else torch.get_num_threads()):
+        for name in models:
+            lens = Lens(name, **(settings or {}))
+            shared: dict[str, Any] = {"batch_size": plan.batch_size, "problems": corpus.problems, "progress": progress}
+            count_stage(lens, first.by_domain(), store, corpus=corpus.name, again=again, **shared)
+            rule = {"fraction": plan.fraction, "permutations": plan.permutations}
+            found += select_stage(store.folder, store, model=lens.name, progress=progress, **rule)
+            cited = content_hash(file_of(store.folder, "selection", lens.name))
+            answer_stage(
+                lens, found[-1].selection, then.by_domain(), store, selection_id=cited,
+                random_draws=plan.random_draws, **shared, **answering,
+            )  # fmt: skip
+    store.say("drawing figures and writing the page")
+    missing = {one.selection.model: one.controls.missing for one in found}
+    return publish(store.folder, uncontrolled=missing, not_run=plan.not_run)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Models this small gain nothing from a second thread, and lose much to it where other programs run."""
+def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

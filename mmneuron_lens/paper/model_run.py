@@ -1,125 +1,198 @@
-"""What the sheet's items are made from: the artifacts of each model in a run."""
+"""One model's artifacts in a run, which the sections of a page are made from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from mmneuron_lens.artifacts.answers import Answer, exact_match, load_answers
+from mmneuron_lens.artifacts.answers import Answer, Answers
+from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.deviations import Deviations
+from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.files import file_name
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.evaluation.accuracy import Marking
-from mmneuron_lens.evaluation.claims import Evidence
-from mmneuron_lens.evaluation.official_scores import Marks, marks_file
-from mmneuron_lens.report.paper_page import Source
-from mmneuron_lens.runs.stages import answers_file, selection_file
+from mmneuron_lens.evaluation.accuracy import Scoring, exact_match
+from mmneuron_lens.evaluation.findings import Evidence
+from mmneuron_lens.report.sections import Source
+
+KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "selection": ("selection/{}.safetensors", Selection.load),
+    "wider": ("selection_wider/{}.safetensors", Selection.load),
+    "false discovery": ("controls/{}/false_discovery.safetensors", FalseDiscovery.load),
+    "halves overlap": ("controls/{}/halves_overlap.safetensors", HalvesOverlap.load),
+    "embeddings": ("embeddings/{}.safetensors", Embeddings.load),
+    "answers": ("answers/{}.jsonl", Answers.load),
+    "official scores": ("official_scores/{}.jsonl", OfficialScores.load),
+    "counts": ("counts/{}/*.safetensors", Counts.load),
+    "deviations": ("deviations/{}/*.safetensors", Deviations.load),
+    "entropies": ("entropies/{}/*.safetensors", Entropies.load),
+    "traces": ("traces/1/{}/*.safetensors", LensTrace.load),
+}
+"""Where a run keeps the artifacts of a model, by kind, and how they are read; a `*` stands for a domain."""
 
 
 @dataclass(frozen=True)
 class ModelRun:
-    """One model's artifacts in a run, read when asked for; a stage that was not run has none."""
+    """One model's artifacts, read when asked for; a stage that was not run has none.
+
+    - out: the run's folder.
+    - model: its name in the artifacts.
+    - counts_in: the folder that holds the counts, if not `out`.
+    - uncontrolled: why there are no controls; "" where that is not known.
+    """
 
     out: Path
     model: str
-
-    def files(self, kind: str) -> list[Path]:
-        found = sorted((self.out / kind / file_name(self.model)).glob("*.safetensors"))
-        # In the selection's order of domains.
-        order = [file_name(domain) for domain in self.selection.domains]
-        return sorted(found, key=lambda file: order.index(file.stem) if file.stem in order else len(order))
-
-    @cached_property
-    def selection(self) -> Selection:
-        return Selection.load(selection_file(self.out, self.model))
-
-    @cached_property
-    def counts(self) -> list[Counts]:
-        return [Counts.load(file) for file in self.files("counts")]
-
-    @cached_property
-    def deviations(self) -> list[Deviations]:
-        return [one for one in map(Deviations.load, self.files("deviations")) if self._fits(one.parameters)]
-
-    @cached_property
-    def entropies(self) -> list[Entropies]:
-        return [Entropies.load(file) for file in self.files("entropies")]
-
-    @cached_property
-    def answers(self) -> list[Answer]:
-        path = answers_file(self.out, self.model)
-        digest = content_hash(selection_file(self.out, self.model))
-        return [one for one in load_answers(path) if one.selection == digest] if path.is_file() else []
-
-    @cached_property
-    def marks(self) -> Marks | None:
-        file = marks_file(self.out, self.model)
-        return Marks.load(file) if file.is_file() else None
+    counts_in: Path | None = None
+    uncontrolled: str = ""
+    _read: dict[str, dict[Path, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def marking(self) -> Marking:
-        return exact_match if self.marks is None else self.marks.values
+    def selection(self) -> Selection:
+        """Raises as `Selection.load` where there is none."""
+        return self._one("selection") or Selection.load(self._selection_file)
+
+    @property
+    def wider(self) -> Selection | None:
+        """The selection at a larger fraction (Table 6)."""
+        return self._one("wider")
+
+    @property
+    def discovery(self) -> FalseDiscovery | None:
+        return self._one("false discovery")
+
+    @property
+    def overlap(self) -> HalvesOverlap | None:
+        return self._one("halves overlap")
+
+    @property
+    def embeddings(self) -> Embeddings | None:
+        return self._one("embeddings")
+
+    @property
+    def official(self) -> OfficialScores | None:
+        return self._one("official scores")
+
+    @property
+    def scoring(self) -> Scoring:
+        return exact_match if self.official is None else self.official.values
+
+    @property
+    def answers(self) -> list[Answer]:
+        """Those that were given with this very selection."""
+        return list(self._one("answers") or ())
+
+    @property
+    def counts(self) -> list[Counts]:
+        return self._all("counts")
+
+    @property
+    def deviations(self) -> list[Deviations]:
+        """Those that were read with this very selection."""
+        return self._all("deviations")
+
+    @property
+    def entropies(self) -> list[Entropies]:
+        return self._all("entropies")
+
+    @property
+    def traces(self) -> list[LensTrace]:
+        """One question a domain."""
+        return self._all("traces")
 
     @property
     def evidence(self) -> Evidence:
-        return Evidence(
-            self.selection, self.counts, self.entropies, self.answers, self.marking, deviations=self.deviations
+        return Evidence(self.selection, self.counts, self.entropies, self.answers, self.scoring, self.deviations)
+
+    def sources(self, *kinds: str, domain: str | None = None) -> tuple[Source, ...]:
+        """The artifacts of these kinds, each with what it was made with; only those of a domain, if one is given."""
+        return tuple(
+            self._source(file, kind)
+            for kind in kinds
+            for file, one in self._artifacts(kind).items()
+            if domain is None or one.domain == domain
         )
 
-    def traces(self, number: int) -> list[LensTrace]:
-        return [LensTrace.load(file) for file in self.files(f"traces/{number}")]
+    def files(self, kind: str) -> list[Path]:
+        """The files of a kind that there are."""
+        return sorted(self._folder(kind).glob(KINDS[kind][0].format(file_name(self.model))))
 
-    def _fits(self, parameters: dict[str, Any]) -> bool:
-        return parameters.get("selection") == content_hash(selection_file(self.out, self.model))
+    def _folder(self, kind: str) -> Path:
+        return self.counts_in if kind == "counts" and self.counts_in else self.out
 
-    def source(self, file: Path, parameters: dict[str, Any]) -> Source:
-        flat = tuple((key, json.dumps(value, ensure_ascii=False)) for key, value in parameters.items())
-        return Source(str(file.relative_to(self.out)), content_hash(file), flat)
+    @property
+    def _selection_file(self) -> Path:
+        return self.out / KINDS["selection"][0].format(file_name(self.model))
 
-    def sources(self, kind: str) -> tuple[Source, ...]:
-        """The artifacts of a kind, each with its parameters."""
-        loaded = {"counts": self.counts, "deviations": self.deviations, "entropies": self.entropies}.get(kind, [])
-        facts = [{**getattr(one, "parameters", {}), **without_domains(one.provenance)} for one in loaded]
-        files = self.files(kind)
-        return tuple(self.source(file, fact) for file, fact in zip(files, facts, strict=False))
+    @cached_property
+    def _selection_hash(self) -> str:
+        return content_hash(self._selection_file)
+
+    def _artifacts(self, kind: str) -> dict[Path, Any]:
+        """What the files hold, in the selection's order of domains, without what was made with another selection."""
+        if kind not in self._read:
+            loaded: dict[Path, Any] = {file: KINDS[kind][1](file) for file in self.files(kind)}
+            if kind == "answers":
+                own = {file: some.given_with(self._selection_hash) for file, some in loaded.items()}
+                loaded = {file: some for file, some in own.items() if len(some)}
+            if kind == "deviations":
+                loaded = {file: one for file, one in loaded.items() if self._fits(one.parameters.get("selection"))}
+            if "*" in KINDS[kind][0]:
+                order = self.selection.domains
+                loaded = dict(sorted(loaded.items(), key=lambda item: _place(item[1].domain, order)))
+            self._read[kind] = loaded
+        return self._read[kind]
+
+    def _fits(self, selection: str | None) -> bool:
+        return selection == self._selection_hash
+
+    def _all(self, kind: str) -> list[Any]:
+        return list(self._artifacts(kind).values())
+
+    def _one(self, kind: str) -> Any:
+        return next(iter(self._artifacts(kind).values()), None)
+
+    def _source(self, file: Path, kind: str) -> Source:
+        facts = tuple((key, json.dumps(value, ensure_ascii=False)) for key, value in self._facts(file, kind).items())
+        return Source(file.relative_to(self._folder(kind)).as_posix(), content_hash(file), facts)
+
+    def _facts(self, file: Path, kind: str) -> Mapping[str, Any]:
+        one = self._artifacts(kind)[file]
+        named = {name: getattr(one, name) for name in ("id", "question", "metrics") if hasattr(one, name)}
+        facts = {
+            **named,
+            **getattr(one, "settings", {}),
+            **getattr(one, "parameters", {}),
+            **getattr(one, "provenance", {}),
+        }
+        return {name: value for name, value in facts.items() if name != "domains"}
 
 
-def sources_of(runs: Sequence[ModelRun], *kinds: str) -> tuple[Source, ...]:
-    found: list[Source] = []
-    for run in runs:
-        for kind in kinds:
-            if kind == "selection":
-                selection = run.selection
-                facts = {**selection.parameters, **without_domains(selection.provenance)}
-                found.append(run.source(selection_file(run.out, run.model), facts))
-            elif kind == "answers" and run.answers:
-                file = answers_file(run.out, run.model)
-                kept = file.with_suffix(".json")
-                found.append(run.source(file, json.loads(kept.read_text()) if kept.is_file() else {}))
-                if run.marks is not None:
-                    found.append(run.source(marks_file(run.out, run.model), {"metrics": run.marks.metrics}))
-            else:
-                found += run.sources(kind)
-    return tuple(found)
+def _place(domain: str, order: Sequence[str]) -> int:
+    return order.index(domain) if domain in order else len(order)
 
 
-def without_domains(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if name != "domains"}
+def sources_of(runs: Sequence[ModelRun], *kinds: str, domain: str | None = None) -> tuple[Source, ...]:
+    """The artifacts of these kinds of every model."""
+    return tuple(source for run in runs for source in run.sources(*kinds, domain=domain))
 
 
 def domains_of(runs: Sequence[ModelRun]) -> list[str]:
+    """All domains of the models' selections, each once."""
     return list(dict.fromkeys(domain for run in runs for domain in run.selection.domains))
 
 
 def stacked(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """The frames one under the other; a column that one lacks is null there."""
     return pl.concat(list(frames), how="diagonal_relaxed")

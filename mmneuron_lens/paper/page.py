@@ -1,4 +1,4 @@
-"""The sheet: all items in the paper's order, the claims, what was run and what was not, and the page of them."""
+"""The page of the paper: all its tables and figures in its order, its claims, what was run and what was not."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from mmneuron_lens.artifacts.format import provenance
-from mmneuron_lens.batching.batches import Progress, quietly
 from mmneuron_lens.evaluation.claims import claims
-from mmneuron_lens.paper import paper_numbers as printed
+from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.ablation import cross_matrix, table_2, table_3
 from mmneuron_lens.paper.corpora import figure_2, table_4
 from mmneuron_lens.paper.layers import figure_6, figure_7, figures_10_to_13, table_9
 from mmneuron_lens.paper.model_run import ModelRun
 from mmneuron_lens.paper.selected import controls, figure_5, figure_9, table_1, table_6, tables_of_13b
-from mmneuron_lens.report.paper_page import Item, Paper, write
-from mmneuron_lens.runs.stages import RunError
+from mmneuron_lens.report.page import Page, write
+from mmneuron_lens.report.sections import Section
+from mmneuron_lens.runs.folder import RunError
+
+PAPER = "paper.json"
+"""What says of a folder that it holds a run of the paper: its models, corpus and plan."""
 
 
-def publish_paper(out: str | Path, progress: Progress = quietly) -> Path:
+def is_paper(out: str | Path) -> bool:
+    """Whether a folder holds a run of the paper."""
+    return (Path(out) / PAPER).is_file()
+
+
+def publish_paper(out: str | Path) -> Path:
     """Writes `index.html`, `tables/` (CSV and LaTeX) and `figures/` of a run; returns the page's path.
 
     Raises `RunError` for a folder without a run.
@@ -28,34 +36,35 @@ def publish_paper(out: str | Path, progress: Progress = quietly) -> Path:
     return write(paper_of(out), out)
 
 
-def paper_of(out: str | Path) -> Paper:
+def paper_of(out: str | Path) -> Page:
     """Everything the page shows, from a run's folder."""
     out = Path(out)
-    if not (out / "paper.json").is_file():
+    if not is_paper(out):
         raise RunError(f"{out} holds no run of the paper; make one with `mmneuron paper --embedded --out {out}`.")
-    described = json.loads((out / "paper.json").read_text(encoding="utf-8"))
+    described = json.loads((out / PAPER).read_text(encoding="utf-8"))
     runs = [ModelRun(out, model) for model in described["models"]]
     evidence = [run.evidence for run in runs]
     plan = described["plan"]
     names = " and ".join(run.model for run in runs)
-    items = (
+    sections = (
         figure_2(runs), figure_5(runs), table_1(runs), table_2(runs), table_3(runs), figure_6(runs),
-        figure_7(runs), table_4(runs, described), figure_9(runs), figures_10_to_13(runs), table_6(runs),
+        figure_7(runs), table_4(runs), figure_9(runs), figures_10_to_13(runs), table_6(runs),
         *tables_of_13b(runs), table_9(runs), controls(runs), cross_matrix(runs),
     )  # fmt: skip
-    return Paper(
+    return Page(
         title=f"MMNeuron on {names}",
         lead="Every table and figure of “MMNeuron: Discovering Neuron-Level Domain-Specific Interpretation in "
         "Multimodal Large Language Model” (arXiv 2406.11193), in its order, on the models and questions named here.",
         run=said_of_run(runs, described),
-        items=items,
+        sections=sections,
         claims=claims(evidence, seed=plan["seed"]),
-        not_run=said_not_run(runs, described, items),
+        not_run=said_not_run(runs, described, sections),
         versions=tuple(provenance()["versions"].items()),
     )
 
 
 def said_of_run(runs: Sequence[ModelRun], described: dict[str, Any]) -> tuple[str, ...]:
+    """What was run, in paragraphs."""
     plan = described["plan"]
     generation = plan["generation"]
     asked = sum(counts.samples for counts in runs[0].counts)
@@ -73,9 +82,10 @@ def said_of_run(runs: Sequence[ModelRun], described: dict[str, Any]) -> tuple[st
     )
 
 
-def said_not_run(runs: Sequence[ModelRun], described: dict[str, Any], items: Sequence[Item]) -> tuple[str, ...]:
+def said_not_run(runs: Sequence[ModelRun], described: dict[str, Any], sections: Sequence[Section]) -> tuple[str, ...]:
+    """What was not run, a line each."""
     said = []
-    strange = [run.model for run in runs if run.model not in printed.MODELS]
+    strange = [run.model for run in runs if run.model not in paper_numbers.MODELS]
     if strange:
         said.append(
             f"{', '.join(strange)}: not a model of the paper, so its printed numbers are not shown beside ours."
@@ -85,8 +95,8 @@ def said_not_run(runs: Sequence[ModelRun], described: dict[str, Any], items: Seq
             "The images are drawn by a program and the models are small ones trained on such drawings: nothing here "
             "says anything about the published checkpoints or corpora."
         )
-    said += [note for run in runs if run.marks is not None for note in run.marks.notes]
-    said += [f"{item.name}: {item.missing}" for item in items if item.missing]
+    said += [note for run in runs if run.official is not None for note in run.official.notes]
+    said += [f"{one.name}: {one.missing}" for one in sections if one.missing]
     said.append("Figures 1, 3, 4 and 8 and Table 5 of the paper explain method and prompts and hold no results.")
     plan = described["plan"]
     said.append(

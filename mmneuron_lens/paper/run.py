@@ -8,49 +8,59 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mmneuron_lens.batching.batches import Progress, quietly
-from mmneuron_lens.embedded.checkpoints import EMBEDDED
-from mmneuron_lens.runs.done import Say
+from mmneuron_lens.artifacts.files import write_atomically
+from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.lens import Lens
+from mmneuron_lens.paper.demo import SMALL_MODELS
+from mmneuron_lens.paper.drawn import drawn_corpus
+from mmneuron_lens.paper.page import PAPER, publish_paper
+from mmneuron_lens.runs.folder import RunError
 from mmneuron_lens.runs.pipeline import run_model
 from mmneuron_lens.runs.plan import Plan
-from mmneuron_lens.runs.questions import (
-    Questions,
-    drawn_questions,
-    folder_questions,
-    published_questions,
-    some_domains,
-)
-from mmneuron_lens.runs.stages import RunError
+from mmneuron_lens.runs.questions import Questions, corpus_questions, folder_questions, published_questions
+from mmneuron_lens.runs.store import Store
 
 
 def paper(
-    out: str | Path,
+    store: Store,
     *,
-    models: Sequence[str] = tuple(f"embedded/{name}" for name in EMBEDDED),
+    models: Sequence[str] = SMALL_MODELS,
     questions: Questions | None = None,
     plan: Plan | None = None,
     settings: Mapping[str, Any] | None = None,
+    again: Sequence[str] = (),
     progress: Progress = quietly,
-    say: Say = lambda text: None,
 ) -> Path:
-    """Runs every stage for every model and writes `out/index.html`; returns its path.
+    """Runs every stage for every model and writes the page; returns its path.
 
-    questions: the drawn corpus if left out. settings: of `open_lens`. Raises as the stages do.
+    - store: the run's folder.
+    - models: `embedded/NAME`, folders or hub ids.
+    - questions: of a corpus that is drawn into the folder if None.
+    - plan: how much is asked; the defaults of `Plan` if None.
+    - settings: of `Lens`.
+    - again: the command line that runs this, for `mmneuron jobs resume`.
+    - progress: shows how far a stage is.
+
+    Raises as the stages do.
     """
-    from mmneuron_lens.paper.page import publish_paper
-
-    plan, out = plan or Plan(), Path(out)
-    questions = drawn_questions(out, plan, say) if questions is None else questions
-    (out / "stages").mkdir(parents=True, exist_ok=True)
-    described = {"corpus": questions.name, "drawn": questions.drawn, "plan": asdict(plan)}
-    described["models"] = [run_model(out, model, questions, plan, settings or {}, progress, say) for model in models]
-    (out / "paper.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    say("Drawing figures and writing the page")
-    return publish_paper(out, progress=progress)
+    assert store.folder is not None
+    plan = plan or Plan()
+    if questions is None:
+        images = (plan.identification_images or 0) + (plan.evaluation_images or 0)
+        questions = corpus_questions(drawn_corpus(store, images), plan, drawn=True)
+    named = []
+    for model in models:
+        lens = Lens(model, **(settings or {}))
+        run_model(lens, questions, plan, store, again=again, progress=progress)
+        named.append(lens.name)
+    described = {"corpus": questions.name, "drawn": questions.drawn, "plan": asdict(plan), "models": named}
+    write_atomically(store.folder / PAPER, json.dumps(described, indent=1, sort_keys=True) + "\n")
+    store.say("drawing figures and writing the page")
+    return publish_paper(store.folder)
 
 
 def paper_command(
-    out: str | Path,
+    store: Store,
     plan: Plan,
     *,
     embedded: bool = False,
@@ -59,15 +69,24 @@ def paper_command(
     corpus: Path | None = None,
     questions: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    again: Sequence[str] = (),
     progress: Progress = quietly,
-    say: Say = lambda text: None,
 ) -> Path:
-    """What `mmneuron paper` does. Raises `RunError` when it is not said which models or which questions."""
+    """What `mmneuron paper` does.
+
+    - embedded: the embedded models, before `models`.
+    - corpora: a folder of corpora as published. corpus: a folder of one's own images; one of them, or neither.
+    - questions: so many a domain are answered; the plan's if None.
+    - store, settings, again, progress: as of `paper`.
+
+    Raises `RunError` when it is not said which models or which questions.
+    """
+    assert store.folder is not None
     if not embedded and not models:
         raise RunError("say which models: --embedded, or --model with a folder or hub id (repeat it for several).")
     if corpora is not None and corpus is not None:
         raise RunError("--corpora is a folder of published corpora, --corpus one of your own images: give one of them.")
-    named = [*(f"embedded/{name}" for name in EMBEDDED if embedded), *models]
+    named = [*(SMALL_MODELS if embedded else ()), *models]
     if corpora is None and corpus is None and not all(name.startswith("embedded/") for name in named):
         raise RunError("say which questions: --corpora with published corpora, or --corpus with a questions.jsonl.")
     if questions is not None:
@@ -75,8 +94,8 @@ def paper_command(
         plan = replace(plan, questions=questions, evaluation_images=-(-questions // per_image))
     asked = None
     if corpus is not None:
-        asked = folder_questions(corpus, plan, some_domains(corpus))
+        asked = folder_questions(corpus, plan)
     elif corpora is not None:
-        asked = published_questions(corpora, out, named, plan, say)
-    run = {"models": named, "questions": asked, "plan": plan, "settings": settings}
-    return paper(out, **run, progress=progress, say=say)
+        asked = published_questions(corpora, store.folder, named, plan, store.say)
+    run: dict[str, Any] = {"models": named, "questions": asked, "plan": plan, "settings": settings, "again": again}
+    return paper(store, **run, progress=progress)

@@ -1,73 +1,84 @@
-"""Items about which neurons were found: Tables 1, 6, 7 and 8, Figures 5 and 9, and the controls."""
+"""Sections about which neurons were found: Tables 1, 6, 7 and 8, Figures 5 and 9, and the controls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import polars as pl
 
-from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.files import file_name
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.paper import paper_numbers as printed
+from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
 from mmneuron_lens.report import tables
-from mmneuron_lens.report.figures import layer_figure, silent_figure
-from mmneuron_lens.report.page import Grid, Picture
-from mmneuron_lens.report.paper_page import Item
-from mmneuron_lens.runs.stages import selection_file
+from mmneuron_lens.report.layer_figures import layer_figure, silent_figure
+from mmneuron_lens.report.sections import Grid, Picture, Section
+
+LARGEST_PAPER_MODEL = "llava-hf/llava-v1.6-vicuna-13b-hf"
 
 
-def table_1(runs: Sequence[ModelRun]) -> Item:
-    grids, _ = _neurons(runs, False, "neurons_per_domain")
+def table_1(runs: Sequence[ModelRun]) -> Section:
+    """Neurons of each module by domain, at the run’s own fraction."""
+    grids = _neurons([run.selection for run in runs], "neurons_per_domain")
     summary = stacked(tables.selection_summary(run.selection) for run in runs)
     grids.append(Grid("selection", "What the rule came to at each site", summary, folded=True))
+    rule = runs[0].selection.parameters
     text = (
+        "A neuron’s activation probability in a domain is the share of tokens on which its activation is above zero. "
+        "Domain-specific neurons are those whose probabilities differ most between domains: the "
+        f"{100 * rule['fraction']:g} % with the lowest entropy, among neurons with at least one domain above the "
+        f"threshold, which is the {100 * rule['percentile']:g}th percentile of all probabilities of the site.",
         "A neuron belongs to every domain in which it is active on more tokens than the threshold, so the numbers of a "
         "row may add up to more than were selected. A rule that always selects its share proves nothing by the number: "
         "see the controls below.",
     )
-    return Item("Table 1", "Neurons of each domain", text, tuple(grids), sources=sources_of(runs, "selection"))
+    sources = sources_of(runs, "selection")
+    return Section("Neurons of each domain", text, tuple(grids), sources=sources, name="Table 1")
 
 
-def table_6(runs: Sequence[ModelRun]) -> Item:
-    grids, files = _neurons(runs, True, "neurons_per_domain_wider")
-    if not grids:
-        return Item("Table 6", "At a threshold of 5 %", missing="the selection was not repeated at 5 %.")
-    sources = []
-    for run, file in zip(runs, files, strict=False):
-        sources.append(run.source(file, Selection.load(file).parameters))
-    return Item("Table 6", "Neurons of each domain at 5 %", (), tuple(grids), sources=tuple(sources))
+def table_6(runs: Sequence[ModelRun]) -> Section:
+    """The same at a larger fraction."""
+    found = [run.wider for run in runs if run.wider is not None]
+    if not found:
+        missing = "the selection was not repeated at a larger fraction."
+        return Section("Neurons of each domain at a larger fraction", missing=missing, name="Table 6")
+    title = f"Neurons of each domain at {_fraction(found[0])}"
+    grids = _neurons(found, "neurons_per_domain_wider")
+    return Section(title, (), tuple(grids), sources=sources_of(runs, "wider"), name="Table 6")
 
 
-def _neurons(runs: Sequence[ModelRun], wider: bool, name: str) -> tuple[list[Grid], list[Path]]:
-    long, frames, files, paper = [], [], [], []
-    for run in runs:
-        file = selection_file(run.out, run.model)
-        file = run.out / "selection_wider" / file.name if wider else file
-        if not file.is_file():
-            continue
-        selection = Selection.load(file)
-        files.append(file)
+def _neurons(selections: Sequence[Selection], name: str) -> list[Grid]:
+    """Neurons by module and domain; the branches of a module are rows of their own below it."""
+    frames, long, paper = [], [], []
+    for selection in selections:
         long.append(tables.neurons_per_domain(selection))
-        frames.append(tables.wide(long[-1], "neurons", selection.domains))
-        known = printed.neurons(run.model, selection.parameters["fraction"])
+        by_site = tables.neurons_per_domain(selection, by="site")
+        rows = []
+        for module in long[-1]["module"].unique(maintain_order=True):
+            rows.append(long[-1].filter(pl.col("module") == module))
+            branches = by_site.filter(pl.col("module") == module)
+            if branches["site"].n_unique() > 1:
+                rows.append(branches.drop("module").rename({"site": "module"}))
+        frames.append(tables.wide(stacked(rows), "neurons", selection.domains))
+        known = paper_numbers.neurons(selection.model, selection.parameters["fraction"])
         if known is not None:
-            own = known.with_columns(pl.lit(run.model).alias("model"))
+            own = known.with_columns(pl.lit(selection.model).alias("model"))
             paper.append(tables.wide(own, "neurons", selection.domains))
-    if not frames:
-        return [], []
-    fraction = f"{100 * selection.parameters['fraction']:g} %"
+    fraction = _fraction(selections[0])
     caption = f"Number of neurons in each domain, lowest {fraction} of the entropy. The most in each module is bold."
     grids = [Grid(name, caption, stacked(frames), most=True, long=stacked(long))]
     if paper:
         grids.append(Grid(f"{name}_printed", "The same as the paper prints it.", stacked(paper), most=True))
-    return grids, files
+    return grids
 
 
-def figure_5(runs: Sequence[ModelRun]) -> Item:
+def _fraction(selection: Selection) -> str:
+    return f"{100 * selection.parameters['fraction']:g} %"
+
+
+def figure_5(runs: Sequence[ModelRun]) -> Section:
+    """Neurons of each domain over the layers of each module, a picture a model."""
     frames = [tables.layer_distribution(run.selection) for run in runs]
     pictures = tuple(
         Picture(
@@ -82,17 +93,20 @@ def figure_5(runs: Sequence[ModelRun]) -> Item:
         tables.wide(frame, "neurons", run.selection.domains) for run, frame in zip(runs, frames, strict=True)
     )
     grid = Grid("layer_distribution", "The numbers behind the figure", wide, folded=True, long=stacked(frames))
-    return Item(
-        "Figure 5", "Domain-specific neurons by layer", (), (grid,), pictures, sources=sources_of(runs, "selection")
-    )
+    title, sources = "Domain-specific neurons by layer", sources_of(runs, "selection")
+    return Section(title, (), (grid,), pictures, sources=sources, name="Figure 5")
 
 
-def figure_9(runs: Sequence[ModelRun]) -> Item:
-    title = "Silent neurons"
+def figure_9(runs: Sequence[ModelRun]) -> Section:
+    """Neurons that were active on no token of any domain; drawn for the vision encoder, listed for every site."""
     counted = [run for run in runs if run.counts]
     if not counted:
-        return Item("Figure 9", title, missing="no neurons were counted.")
+        return Section("Silent neurons", missing="no neurons were counted.", name="Figure 9")
     frames = [tables.silent(run.counts) for run in counted]
+    said = "; ".join(
+        f"{run.model}: {frame['silent'].sum():,} of {frame['neurons'].sum():,}"
+        for run, frame in zip(counted, frames, strict=True)
+    )
     pictures = tuple(
         Picture(
             f"figure_9_silent_{file_name(run.model)}",
@@ -100,42 +114,54 @@ def figure_9(runs: Sequence[ModelRun]) -> Item:
             partial(silent_figure, frame.filter(pl.col("site") == "vision.mlp.act")),
         )
         for run, frame in zip(counted, frames, strict=True)
+        if "vision.mlp.act" in frame["site"]
     )
     grid = Grid("silent", "The numbers, at every site", stacked(frames), folded=True)
-    return Item("Figure 9", title, (), (grid,), pictures, sources=sources_of(counted, "counts"))
+    text = (f"Neurons of all modules that were active on no token at all: {said}.",)
+    sources = sources_of(counted, "counts")
+    return Section("Silent neurons", text, (grid,), pictures, sources=sources, name="Figure 9")
 
 
-def tables_of_13b(runs: Sequence[ModelRun]) -> tuple[Item, ...]:
+def tables_of_13b(runs: Sequence[ModelRun]) -> tuple[Section, ...]:
     """Tables 7 and 8 repeat 1 and 2 on the 13B model: when it was run, it stands in these."""
-    wanted = "llava-hf/llava-v1.6-vicuna-13b-hf"
-    if any(run.model == wanted for run in runs):
-        note = "The 13B model’s numbers stand in Table {} above, with the paper’s beside them."
-        return (
-            Item("Table 7", "Neurons of each domain, 13B", (note.format(1),)),
-            Item("Table 8", "Accuracy with neurons off, 13B", (note.format(2),)),
+    ran = any(run.model == LARGEST_PAPER_MODEL for run in runs)
+    titles = {7: "Neurons of each domain, 13B", 8: "Accuracy with neurons off, 13B"}
+    return tuple(
+        Section(
+            title,
+            (f"The 13B model’s numbers stand in Table {number - 6} above, with the paper’s beside them.",)
+            if ran
+            else (),
+            missing="" if ran else f"{LARGEST_PAPER_MODEL} was not run.",
+            name=f"Table {number}",
         )
-    missing = f"{wanted} was not run."
-    return (
-        Item("Table 7", "Neurons of each domain, 13B", missing=missing),
-        Item("Table 8", "Accuracy with neurons off, 13B", missing=missing),
+        for number, title in titles.items()
     )
 
 
-def controls(runs: Sequence[ModelRun]) -> Item:
+def controls(runs: Sequence[ModelRun]) -> Section:
+    """False discovery rate and overlap of halves, by module."""
     title = "Is the selection more than chance?"
-    frames, sources = [], []
-    for run in runs:
-        folder = run.out / "controls" / file_name(run.model)
-        files = [folder / "false_discovery.safetensors", folder / "halves_overlap.safetensors"]
-        if all(file.is_file() for file in files):
-            frames.append(tables.control(FalseDiscovery.load(files[0]), HalvesOverlap.load(files[1])))
-            sources += [run.source(file, {}) for file in files]
-    if not frames:
-        return Item("Controls", title, missing="the corpus is too small for them.")
+    # Files of controls may be older than a selection that could have none.
+    pairs = [(run.discovery, run.overlap) for run in runs if not run.uncontrolled]
+    found = [(discovery, overlap) for discovery, overlap in pairs if discovery is not None and overlap is not None]
+    if not found:
+        reasons = dict.fromkeys(run.uncontrolled for run in runs if run.uncontrolled)
+        return Section(
+            title, missing="; ".join(reasons) or "the corpus is too small for the controls.", name="Controls"
+        )
+    draws = len(next(iter(found[0][0].null.values())))
+    splits = len(next(iter(found[0][1].shared.values())))
+    fraction = runs[0].selection.parameters["fraction"]
     text = (
-        "False discovery rate (fdr): domain labels shuffled over images, the procedure repeated, and the neurons that "
-        "chance puts under the same entropy divided by those selected: near 0, domains explain the selection; near 1, "
-        "chance does. Overlap: the selection repeated on two halves of the data, shared neurons over those in either.",
+        f"False discovery rate (fdr): domain labels shuffled over images {draws} times, the procedure repeated, and "
+        "the neurons that chance puts under the same entropy divided by those selected: near 0, domains explain the "
+        "selection; near 1, chance does.",
+        f"Overlap: the data split into two halves {splits} times, neurons selected in each, and the shared ones "
+        "divided by those in either (Jaccard). 1 is full agreement; two random selections of this size would reach "
+        f"{fraction / (2 - fraction):.3f}.",
     )
-    grid = Grid("control", "Not in the paper. By module.", stacked(frames))
-    return Item("Controls", title, text, (grid,), sources=tuple(sources))
+    frame = stacked(tables.control(discovery, overlap) for discovery, overlap in found)
+    grid = Grid("control", "Not in the paper. By module.", frame)
+    sources = sources_of(runs, "false discovery", "halves overlap")
+    return Section(title, text, (grid,), sources=sources, name="Controls")

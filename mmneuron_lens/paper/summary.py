@@ -1,149 +1,72 @@
-"""Publish: the results of a run's models as tables, figures and one page, and as tables in a terminal."""
+"""The short page of `mmneuron demo` and `mmneuron select`: which neurons were found, and what happens without them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import polars as pl
-from rich.table import Table
+from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.paper.ablation import table_2
+from mmneuron_lens.paper.corpora import table_4
+from mmneuron_lens.paper.model_run import ModelRun, domains_of
+from mmneuron_lens.paper.page import is_paper
+from mmneuron_lens.paper.selected import controls, figure_5, figure_9, table_1, table_6
+from mmneuron_lens.report.page import INDEX, Page, figures_folder, tables_folder, write
+from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.runs.folder import RunError, selected_models
 
-from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM, Answer
-from mmneuron_lens.artifacts.files import file_name
-from mmneuron_lens.evaluation.accuracy import against_random, scores
-from mmneuron_lens.experiments.identify import Identified
-from mmneuron_lens.report import figures, page, tables
-from mmneuron_lens.report.page import Grid, Report, Section
-
-PRINTED = {
-    "neurons_per_domain": "Domain-specific neurons",
-    "neurons_per_domain_wider": "Domain-specific neurons, larger fraction",
-    "control": "Controls",
-}
-"""The tables that a terminal shows besides that of ablations; the others are long and lie beside them as CSV."""
-
-ABLATION_TABLES = ("ablation", "ablation_accuracy", "ablation_against_random")
+SELECTION = "selection"
+"""The name of the page in a folder whose first page is the paper's."""
 
 
-@dataclass(frozen=True)
-class Results:
-    """One model's results: what was found, and the answers with its neurons off (perhaps none)."""
+def publish(
+    out: str | Path,
+    *,
+    counts_in: str | Path | None = None,
+    uncontrolled: Mapping[str, str] | None = None,
+    not_run: Sequence[str] = (),
+) -> Path:
+    """Writes the page of the models that a run has a selection of, with its tables and figures; returns its path.
 
-    found: Identified
-    answers: tuple[Answer, ...] = ()
+    - out: the folder with the selections. `index.html` there, or `selection.html` beside the page of a paper.
+    - counts_in: the folder with the counts, if another.
+    - uncontrolled: by model, why there are no controls, where that is known.
+    - not_run: what was not run, besides what the sections say.
 
-
-def report_of(results: Results, not_run: Sequence[str] = ()) -> Report:
-    """The results of one model as the report room takes them."""
-    found = results.found
-    model = found.selection.model
-    return Report(
-        title=f"Domain-specific neurons of {model}",
-        selection=found.selection,
-        counts=found.counts,
-        wider=found.wider,
-        discovery=found.discovery,
-        overlap=found.overlap,
-        ablation=tables.ablation(scores(results.answers)) if results.answers else None,
-        sections=_against_random(results.answers),
-        not_run=(*([found.uncontrolled] if found.uncontrolled else []), *not_run),
-    )
-
-
-def publish(results: Sequence[Results], out: str | Path, not_run: Sequence[str] = ()) -> Path:
-    """Writes `tables/*.csv` (all models in each), `figures/<model>_*.png` and `index.html`; returns the page's path.
-
-    Tables and figures of ablations that no longer belong to the selection are removed.
+    Raises `RunError` for a folder without a selection.
     """
-    out = Path(out)
-    reports = [report_of(one, not_run) for one in results]
-    for stale in [out / "tables" / f"{name}.csv" for name in ABLATION_TABLES] + [*out.glob("figures/*_ablation.png")]:
-        stale.unlink(missing_ok=True)
-    frames: dict[str, list[pl.DataFrame]] = {}
-    for report in reports:
-        for section in report.everything():
-            for grid in section.grids:
-                frames.setdefault(grid.name, []).append(grid.file)
-            for picture in section.pictures:
-                name = f"{file_name(report.selection.model)}_{picture.name}.png"
-                figures.save_png(picture.draw("light"), out / "figures" / name)
-    for name, parts in frames.items():
-        tables.save_csv(pl.concat(parts, how="diagonal_relaxed"), out / "tables" / f"{name}.csv")
-    index = out / "index.html"
-    index.parent.mkdir(parents=True, exist_ok=True)
-    index.write_text(joined([(report.selection.model, page.render(report)) for report in reports]), encoding="utf-8")
-    return index
+    out, counts_in = Path(out), None if counts_in is None else Path(counts_in)
+    models = selected_models(out)
+    if not models:
+        raise RunError(f"{out} holds no selection; write one with `mmneuron select {out}`.")
+    runs = [ModelRun(out, model, counts_in, (uncontrolled or {}).get(model, "")) for model in models]
+    name = SELECTION if is_paper(out) else INDEX
+    page = out / f"{name}.html"
+    # Of answers that may have been given with another selection.
+    for stale in (*tables_folder(page).glob("ablation*.*"), *figures_folder(page).glob("table_2_*.png")):
+        stale.unlink()
+    return write(summary_of(runs, not_run), out, name)
 
 
-def joined(pages: Sequence[tuple[str, str]]) -> str:
-    """One page of several by model, each an article with anchors of its own; a single page is left as it is."""
-    if len(pages) == 1:
-        return pages[0][1]
-    head, tail = pages[0][1].split("<main>", 1)[0], pages[0][1].rsplit("</main>", 1)[1]
-    title = f"Domain-specific neurons of {len(pages)} models"
-    head = re.sub("<title>.*?</title>", f"<title>{title}</title>", head)
-    links = "".join(f'<a href="#{file_name(model)}">{escape(model)}</a>\n' for model, _ in pages)
-    articles = []
-    for model, html in pages:
-        inner = html.split("<main>", 1)[1].rsplit("</main>", 1)[0]
-        name = file_name(model)
-        inner = re.sub(r'\b(id="|href="#|aria-labelledby=")', lambda match, name=name: f"{match[1]}{name}-", inner)
-        articles.append(f'<article id="{name}" style="padding-top: 2.5rem">{inner}</article>\n')
-    return f'{head}<main>\n<nav aria-label="models">\n{links}</nav>\n{"".join(articles)}</main>{tail}'
-
-
-def printed(out: str | Path) -> Iterator[Table]:
-    """The run's tables for a terminal, model by model, a domain a column where it has that form."""
-    frames = {file.stem: pl.read_csv(file) for file in sorted(Path(out).glob("tables/*.csv"))}
-    models = frames["neurons_per_domain"]["model"].unique(maintain_order=True) if "neurons_per_domain" in frames else ()
-    for model in models:
-        for name, title in PRINTED.items():
-            if name not in frames:
-                continue
-            frame = frames[name].filter(pl.col("model") == model)
-            if frame.is_empty():
-                continue
-            if name.startswith("neurons_per_domain"):
-                frame = tables.wide(frame, "neurons", frame["domain"].unique(maintain_order=True))
-            yield tables.terminal_table(frame, title)
-        if "ablation" in frames and "ablation_against_random" in frames:
-            yield from _accuracies(model, frames["ablation"], frames["ablation_against_random"])
-
-
-def _accuracies(model: str, ablation: pl.DataFrame, against: pl.DataFrame) -> Iterator[Table]:
-    """Per domain: accuracy with nothing off, its neurons off, random ones off, and the difference of the last two."""
-    for module in against.filter(pl.col("model") == model)["module"].unique(maintain_order=True):
-        where = "all modules" if module == ALL else module
-        title = f"Accuracy in per cent with neurons off in {where}, {model}"
-        table = Table(title=title, title_justify="left")
-        for name in ("domain", "none off", "own off", "random off", "own − random", "95 % interval", "questions"):
-            table.add_column(name, justify="left" if name == "domain" else "right")
-        for row in against.filter((pl.col("model") == model) & (pl.col("module") == module)).iter_rows(named=True):
-            here = ablation.filter((pl.col("model") == model) & (pl.col("domain") == row["domain"]))
-            there = here.filter(pl.col("module") == module)
-            accuracies = [
-                here.filter(pl.col("condition") == NONE)["accuracy"].mean(),
-                there.filter(pl.col("condition") == DOMAIN)["accuracy"].mean(),
-                there.filter(pl.col("condition").str.starts_with(RANDOM))["accuracy"].mean(),
-            ]
-            cells = [tables.shown(value, decimals=1) for value in (*accuracies, row["difference"])]
-            interval = f"{tables.shown(row['low'], 'low')} to {tables.shown(row['high'], 'high')}"
-            table.add_row(tables.domain_name(row["domain"]), *cells, interval, tables.shown(row["questions"]))
-        yield table
-
-
-def _against_random(answers: Sequence[Answer]) -> tuple[Section, ...]:
-    rows = against_random(answers)
-    if not rows:
-        return ()
-    text = (
-        "How much more accuracy is lost without a domain's own neurons than without as many random ones: below zero, "
-        "with its whole interval, where they matter more than chance. Paired by question, against the mean of the "
-        "random draws."
+def summary_of(runs: Sequence[ModelRun], not_run: Sequence[str] = ()) -> Page:
+    """Everything the page shows; a section without content is a line of what was not run."""
+    names, domains = " and ".join(run.model for run in runs), domains_of(runs)
+    sections = [table_4(runs), table_1(runs), table_6(runs), figure_5(runs), controls(runs), figure_9(runs)]
+    sections.append(table_2(runs))
+    missing = [one.missing[0].upper() + one.missing[1:] for one in sections if one.missing]
+    asked = sum(counts.samples for counts in runs[0].counts)
+    fraction = f"{100 * runs[0].selection.parameters['fraction']:g} %"
+    return Page(
+        title=f"Domain-specific neurons of {names}",
+        lead=f"Neurons active mostly in few of {len(domains)} visual domains: {', '.join(map(domain_name, domains))}.",
+        run=(
+            f"{asked:,} image-question pairs went through each model, and every neuron’s activations above zero were "
+            f"counted, domain by domain. In each module the {fraction} of neurons most specific to few domains were "
+            "then selected.",
+        ),
+        # Its own titles: the names in the paper say nothing to whom it is not the paper.
+        sections=tuple(replace(one, name="") for one in sections if not one.missing),
+        not_run=(*missing, *not_run),
+        versions=tuple(provenance()["versions"].items()),
     )
-    caption = "Difference in percentage points with its 95 % interval."
-    frame = pl.DataFrame(rows, infer_schema_length=None)
-    return (Section("Domain neurons against random ones", (text,), (Grid("ablation_against_random", caption, frame),)),)

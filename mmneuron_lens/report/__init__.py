@@ -1,1 +1,1 @@
-"""Report: artifacts in, tables, figures and one page out. Pure: nothing here runs a model."""
+"""Report: artifacts as tables, figures and one page. It runs no model."""

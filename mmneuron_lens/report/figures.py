@@ -1,4 +1,4 @@
-"""The figures: frames of `tables` in, matplotlib figures out. No global state; the same frame gives the same bytes."""
+"""What all figures share: themes, colours of domains, panels, PNG. No global state; the same frame, the same bytes."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
-import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.selection import module_of
-from mmneuron_lens.report.tables import domain_name
 
 Theme = Literal["light", "dark"]
 
@@ -62,12 +55,6 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(figure: Figure, path: str | Path) -> None:
-    """Writes the figure as PNG and makes the folder if need be."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(png(figure))
-
-
 def _style(ink: Ink) -> Any:
     return {
         **matplotlib.rcParamsDefault,
@@ -101,7 +88,13 @@ def themed(theme: Theme) -> Iterator[Ink]:
 
 
 def panels(titles: list[str], height: float, legend: list[Any]) -> tuple[Figure, list[Axes]]:
-    """Panels one under the other, readable on a narrow screen, with one legend above them."""
+    """Panels one under the other, readable on a narrow screen, with one legend above them.
+
+    - height: of a panel, in inches.
+    - legend: matplotlib's handles.
+
+    Raises `InvalidValue` where there is no panel.
+    """
     if not titles:
         raise InvalidValue("the frame has no rows to draw; give one with at least one module or site.")
     figure = Figure(figsize=(7.0, height * len(titles) + 0.45), layout=ConstrainedLayoutEngine(hspace=0.06))
@@ -114,97 +107,6 @@ def panels(titles: list[str], height: float, legend: list[Any]) -> tuple[Figure,
 
 
 def look(domain: str) -> dict[str, Any]:
+    """Colour and marker of a domain, as matplotlib takes them."""
     colour, marker = DOMAIN_COLOURS.get(domain, OTHER_COLOUR), DOMAIN_MARKERS.get(domain, OTHER_MARKER)
     return {"color": colour, "marker": marker}
-
-
-def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
-    """Figure 5 from `layer_distribution`: neurons of each domain over layers, a panel a module.
-
-    Sites of one module are summed layer by layer. A module of a single layer shows one point a domain.
-    """
-    with themed(theme):
-        modules = frame["module"].unique(maintain_order=True).to_list()
-        domains = frame["domain"].unique(maintain_order=True).to_list()
-        legend = [Line2D([], [], label=domain_name(domain), linewidth=1.6, **look(domain)) for domain in domains]
-        figure, axes = panels(modules, 2.15, legend)
-        for panel, module in zip(axes, modules, strict=True):
-            here = frame.filter(pl.col("module") == module).group_by("domain", "layer").agg(pl.col("neurons").sum())
-            layers, most = here["layer"].n_unique(), max(here["neurons"].to_list())
-            panel.grid(axis="y", linewidth=0.8)
-            for number, domain in enumerate(domains):
-                line = here.filter(pl.col("domain") == domain).sort("layer")
-                x, y = line["layer"].to_list(), line["neurons"].to_list()
-                panel.plot([number] if layers == 1 else x, y, linewidth=1.6, clip_on=False, zorder=3, **look(domain))
-            panel.set_ylim(bottom=0, top=max(1.0, 1.05 * most))
-            panel.set_ylabel("neurons")
-            panel.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-            if layers == 1:
-                panel.set_xticks(range(len(domains)), [domain_name(domain) for domain in domains])
-                panel.set_xlim(-0.5, len(domains) - 0.5)
-                panel.set_xlabel("the module’s only layer")
-            else:
-                panel.set_xticks(range(0, layers, max(1, layers // 12)))
-                panel.set_xlabel("layer")
-        return figure
-
-
-def silent_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
-    """Figure 9 from `silent`: the share of silent and of activated neurons in each layer, a panel a site."""
-    with themed(theme) as ink:
-        sites = frame["site"].unique(maintain_order=True).to_list()
-        titles = [f"{module_of(site)} ({site})" for site in sites]
-        colours = {"silent": ink.text, "activated": ink.grid}
-        legend = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
-        figure, axes = panels(titles, 1.65, legend)
-        for panel, site in zip(axes, sites, strict=True):
-            here = frame.filter(pl.col("site") == site)
-            layers = here["layer"].to_list()
-            share = (here["silent"] / here["neurons"]).to_list()
-            panel.bar(layers, share, width=0.8, color=colours["silent"])
-            panel.bar(layers, [1 - part for part in share], width=0.8, bottom=share, color=colours["activated"])
-            panel.set_ylim(0, 1)
-            spare = max(0.6, 3 - len(layers) / 2)
-            panel.set_xlim(-spare, len(layers) - 1 + spare)
-            panel.set_ylabel("share")
-            panel.set_xlabel("layer")
-            panel.set_xticks(layers[:: max(1, len(layers) // 12)])
-        return figure
-
-
-def ablation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
-    """The ablations from `ablation`: difference of accuracy to no ablation with its interval, a panel a module.
-
-    The domain's own neurons are filled and coloured, every draw of as many random neurons is hollow and grey.
-    """
-    with themed(theme) as ink:
-        frame = frame.filter(pl.col("condition") != "none")
-        modules = frame["module"].unique(maintain_order=True).to_list()
-        domains = frame["domain"].unique(maintain_order=True).to_list()
-        own = Line2D([], [], marker="o", color=ink.text, linewidth=1.8, label="the domain’s neurons")
-        drawn = Line2D(
-            [], [], marker="o", color=ink.quiet, markerfacecolor=ink.paper, linewidth=1, label="random neurons"
-        )
-        figure, axes = panels(modules, 0.5 + 0.42 * len(domains), [own, drawn])
-        ends = frame.select(pl.min_horizontal("low", "difference").min(), pl.max_horizontal("high", "difference").max())
-        low, high = (float(end) for end in ends.row(0))
-        margin = 0.05 * (high - low) + 0.1
-        for panel, module in zip(axes, modules, strict=True):
-            panel.axvline(0, color=ink.quiet, linewidth=1)
-            panel.grid(axis="x", linewidth=0.8)
-            for row, domain in enumerate(domains):
-                here = frame.filter((pl.col("module") == module) & (pl.col("domain") == domain))
-                draws = here.filter(pl.col("condition") != "domain").to_dicts()
-                for number, draw in enumerate(draws):
-                    place = row + 0.08 + 0.3 * (number + 1) / len(draws)
-                    panel.plot([draw["low"], draw["high"]], [place, place], color=ink.quiet, linewidth=0.7, alpha=0.7)
-                    panel.plot(draw["difference"], place, "o", ms=3, color=ink.quiet, mfc=ink.paper, mew=0.8)
-                for one in here.filter(pl.col("condition") == "domain").to_dicts():
-                    panel.plot([one["low"], one["high"]], [row - 0.12] * 2, color=look(domain)["color"], linewidth=2)
-                    panel.plot(one["difference"], row - 0.12, markersize=6, linestyle="", **look(domain))
-            panel.set_yticks(range(len(domains)), [domain_name(domain) for domain in domains])
-            panel.set_ylim(len(domains) - 0.4, -0.5)
-            panel.set_xlim(min(low, 0) - margin, max(high, 0) + margin)
-            panel.tick_params(axis="y", length=0, labelcolor=ink.text)
-        axes[-1].set_xlabel("difference of accuracy to no ablation, percentage points")
-        return figure

@@ -16,8 +16,9 @@ from torch import Tensor
 def hover(document: Mapping[str, Any], pictures: Sequence[Tensor], caption: str) -> Markup:
     """The element that `hover.js` brings to life, with all it shows inside it.
 
-    document: question, expected, layers, labels, kinds, boxes, words, tokens [layer][position][rank], probabilities
-    (thousandths), entropy [layer][position]. pictures: uint8 [height, width, 3].
+    - document: what `LensTrace.document` gives.
+    - pictures: uint8 [height, width, 3], by the number that the document's boxes name.
+    - caption: what a screen reader calls it.
     """
     data = {**document, "pictures": [data_uri(picture) for picture in pictures]}
     # Nothing in the data may end the script element.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import polars as pl
 
-from mmneuron_lens.report.tables import shown
+from mmneuron_lens.report.tables import heading, shown
 
 _ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _ESCAPES |= {one: f"\\{one}" for one in "&%$#_{}"}
@@ -14,9 +12,12 @@ _ESCAPES |= {"−": "$-$", "–": "--", "…": r"\ldots{}", "<": r"\textless{}",
 
 
 def latex(frame: pl.DataFrame, caption: str, decimals: int | None = None) -> str:
-    """A `table` environment with the frame: text to the left, numbers to the right. Needs `\\usepackage{booktabs}`."""
+    """A `table` environment with the frame: text to the left, numbers to the right. Needs `\\usepackage{booktabs}`.
+
+    - decimals: of every fraction; if None those of its column, see `tables.shown`.
+    """
     columns = "".join("r" if kind.is_numeric() else "l" for kind in frame.schema.values())
-    head = " & ".join(escaped(name.replace("_", " ")) for name in frame.columns)
+    head = " & ".join(escaped(heading(name)) for name in frame.columns)
     rows = [
         " & ".join(escaped(shown(value, name, decimals)) for name, value in row.items())
         for row in frame.iter_rows(named=True)
@@ -27,12 +28,6 @@ def latex(frame: pl.DataFrame, caption: str, decimals: int | None = None) -> str
         f"\\caption{{{escaped(caption)}}}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
         f"{head} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
     )
-
-
-def save_latex(frame: pl.DataFrame, caption: str, path: str | Path, decimals: int | None = None) -> None:
-    """Writes `latex(...)` and makes the folder if need be."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(latex(frame, caption, decimals), encoding="utf-8")
 
 
 def escaped(text: str) -> str:

@@ -1,14 +1,12 @@
-"""The tables: artifacts to polars frames with fixed columns, and these to CSV, terminal and page."""
+"""Tables: artifacts to polars frames with fixed columns, and how a number, a heading and a file of them are written."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-from rich.table import Table
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
@@ -157,10 +155,9 @@ def wide(frame: pl.DataFrame, value: str, domains: Iterable[str]) -> pl.DataFram
     return table.select(*index, *domains).rename({domain: domain_name(domain) for domain in domains})
 
 
-def save_csv(frame: pl.DataFrame, path: str | Path) -> None:
-    """Writes the frame as CSV, floats in full precision, and makes the folder if need be."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    frame.write_csv(path)
+def csv(frame: pl.DataFrame) -> str:
+    """The frame as CSV, floats in full precision."""
+    return frame.write_csv()
 
 
 DECIMALS = {"accuracy": 1, "difference": 1, "low": 1, "high": 1, "null_mean": 1}
@@ -178,14 +175,6 @@ def shown(value: Any, column: str = "", decimals: int | None = None) -> str:
     return text.replace("-", "−")
 
 
-def terminal_table(frame: pl.DataFrame, title: str) -> Table:
-    """The frame for `rich`: numbers to the right, written as `shown`; a model that all rows share goes above."""
-    if "model" in frame.columns and frame["model"].n_unique() == 1:
-        title = f"{title}, {frame['model'][0]}"
-        frame = frame.drop("model")
-    table = Table(title=title, title_justify="left")
-    for name, kind in frame.schema.items():
-        table.add_column(name.replace("_", " "), justify="right" if kind.is_numeric() else "left")
-    for row in frame.iter_rows(named=True):
-        table.add_row(*(shown(value, name) for name, value in row.items()))
-    return table
+def heading(column: str) -> str:
+    """The name of a column as people read it."""
+    return column.replace("_", " ")

@@ -17,12 +17,12 @@ from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.evaluation.official_scores import score_answers
 from mmneuron_lens.experiments.ablate import ablate, generation_settings
-from mmneuron_lens.experiments.conditions import Off, tensors_digest
+from mmneuron_lens.experiments.conditions import Off
 from mmneuron_lens.experiments.means import mean_activations
 from mmneuron_lens.fingerprint import settings_of, tokenizer_facts
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.metrics.lingo_judge import LingoJudge
-from mmneuron_lens.runs.folder import key_of
+from mmneuron_lens.runs.folder import key_of, selection_facts
 from mmneuron_lens.runs.rows import rows_of
 from mmneuron_lens.runs.store import Store
 from mmneuron_lens.wire.describe import weights_of
@@ -97,12 +97,6 @@ def score_stage(
         OfficialScores,
         what=f"{model}: scoring answers",
     )
-
-
-def selection_facts(selection: Selection, selection_id: str) -> dict[str, Any]:
-    """What the answers or deviations under a selection depend on: its file, if any, and which neurons are whose."""
-    neurons = {"domains": list(selection.domains), "sha256": tensors_digest(selection.masks)}
-    return {"selection": selection_id, "neurons": neurons}
 
 
 def judge_facts(judge: LingoJudge) -> dict[str, str]:

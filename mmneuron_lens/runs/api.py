@@ -6,29 +6,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmneuron_lens.artifacts.deviations import Deviations
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.gather import Keeper
+from mmneuron_lens.batching.frames import all_that_fit
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
-from mmneuron_lens.corpora.content import content_digest
 from mmneuron_lens.corpora.corpus import Corpus
 from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.evaluation.ablation import Ablation
 from mmneuron_lens.evaluation.deviation import DeviationTable
+from mmneuron_lens.experiments.ablate import generation_settings
 from mmneuron_lens.experiments.conditions import Match, Off
-from mmneuron_lens.experiments.deviate import deviate as deviate_domain
 from mmneuron_lens.experiments.entropy import read_entropy as read_domain
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.runs.answer import answer_stage, score_stage, selection_facts
+from mmneuron_lens.runs.answer import answer_stage, score_stage
 from mmneuron_lens.runs.count import count_stage
-from mmneuron_lens.runs.folder import file_of, key_of
-from mmneuron_lens.runs.identify import WIDER, Identified, find
+from mmneuron_lens.runs.deviate import deviate_stage
+from mmneuron_lens.runs.folder import file_of, selection_facts
+from mmneuron_lens.runs.identify import Identified, find
 from mmneuron_lens.runs.store import Store
 
 
@@ -72,9 +71,10 @@ def identify(
     )  # fmt: skip
     made = {domain: one for domain, one in counts.items() if one is not None}
     cited = {} if out is None else {name: content_hash(file_of(out, "counts", lens.name, name)) for name in made}
-    rule: dict[str, Any] = {"fraction": fraction, "percentile": percentile, "kinds": dict(kinds or {}), "wider": WIDER}
-    chance = {"permutations": permutations, "seed": seed}
-    return find(list(made.values()), store=store, cited=cited, progress=progress, **rule, **chance)
+    return find(
+        list(made.values()), fraction=fraction, percentile=percentile, kinds=dict(kinds or {}),
+        permutations=permutations, seed=seed, store=store, cited=cited, progress=progress,
+    )  # fmt: skip
 
 
 def ablate(
@@ -106,11 +106,11 @@ def ablate(
 
     Raises `UnknownName` for a domain that the selection does not have.
     """
-    store, asked = Store(out, replace=replace), corpus.by_domain()
-    cited = _cited(selection, out)
+    new_tokens = generation_settings(generation)["max_new_tokens"]
+    store, asked = Store(out, replace=replace), all_that_fit(lens, corpus.by_domain(), prompt, new_tokens)
     answers = answer_stage(
-        lens, selection, asked, store, selection_id=cited, modules=modules, random_draws=random_draws, seed=seed,
-        match=match, off=off, cross=cross, batch_size=batch_size, prompt=prompt, problems=corpus.problems,
+        lens, selection, asked, store, selection_id=_saved(out, selection), modules=modules, random_draws=random_draws,
+        seed=seed, match=match, off=off, cross=cross, batch_size=batch_size, prompt=prompt, problems=corpus.problems,
         progress=progress, **generation,
     )  # fmt: skip
     if not corpus.official:
@@ -141,21 +141,11 @@ def deviate(
     - off: how they are switched; held at zero unless given.
     - out, replace: as of `identify`.
     """
-    store = Store(out, replace=replace)
-    cited = _cited(selection, out)
-    how = {"draws": random_draws, "seed": seed, "off": (off or Off()).described, "batch size": batch_size}
-    how |= selection_facts(selection, cited)
-    found = []
-    for domain, samples in corpus.by_domain().items():
-        facts = {**lens.model.facts(), **how, "questions": content_digest(samples)}
-
-        def make(keeper: Keeper, samples: Sequence[Sample] = samples) -> Deviations:
-            return deviate_domain(
-                lens, selection, samples, random_draws=random_draws, seed=seed, off=off, batch_size=batch_size,
-                selection_id=cited, keeper=keeper, problems=corpus.problems, progress=progress,
-            )  # fmt: skip
-
-        found.append(store.get_or_make(key_of("deviations", lens.name, domain, facts=facts), make, Deviations))
+    found = deviate_stage(
+        lens, selection, all_that_fit(lens, corpus.by_domain(), "evaluation"), Store(out, replace=replace),
+        selection_id=_saved(out, selection), random_draws=random_draws, seed=seed, off=off, batch_size=batch_size,
+        problems=corpus.problems, progress=progress,
+    )  # fmt: skip
     return DeviationTable(found)
 
 
@@ -187,13 +177,14 @@ def read_entropy(
 ) -> dict[str, Entropies]:
     """The entropy of the next-token distribution by layer and kind of token (Figure 7), by domain, in nats."""
     shared: dict[str, Any] = {"batch_size": batch_size, "prompt": prompt, "problems": corpus.problems}
-    return {
-        domain: read_domain(lens, samples, progress=progress, **shared)
-        for domain, samples in corpus.by_domain().items()
-    }
+    asked = all_that_fit(lens, corpus.by_domain(), prompt)
+    return {domain: read_domain(lens, samples, progress=progress, **shared) for domain, samples in asked.items()}
 
 
-def _cited(selection: Selection, out: str | Path | None) -> str:
-    """The `content_hash` of a selection's file in a run's folder; empty where there is none."""
+def _saved(out: str | Path | None, selection: Selection) -> str:
+    """The sha256 of the run's own file of this very selection; "" where there is none."""
     file = None if out is None else file_of(out, "selection", selection.model)
-    return content_hash(file) if file is not None and file.is_file() else ""
+    if file is None or not file.is_file():
+        return ""
+    saved = Selection.load(file)
+    return content_hash(file) if selection_facts(saved, "") == selection_facts(selection, "") else ""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmneuron_lens.artifacts.counts import Counts
-from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Part, missing
+from mmneuron_lens.artifacts.counts import LEFT_OUT, Counts
+from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Shard, missing
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.remote import Jobs
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.experiments.count import CountPlan, count_steps, counts_of, plan_count
+from mmneuron_lens.experiments.count import CountPlan, count_steps, counts_of, name_again, plan_count
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runs.folder import key_of
 from mmneuron_lens.runs.keys import Key
@@ -25,7 +25,7 @@ def count_stage(
     samples_by_domain: Mapping[str, Sequence[Sample]],
     store: Store,
     *,
-    part: Part = WHOLE,
+    part: Shard = WHOLE,
     workers: int = 0,
     again: Sequence[str] = (),
     jobs: Mapping[str, Any] | None = None,
@@ -46,26 +46,28 @@ def count_stage(
         plan = plan_count(lens, samples, problems=problems, **planned)
         key = counts_key(plan)
 
-        def steps(keeper: Keeper, part: Part = WHOLE, plan: CountPlan = plan) -> list[Held]:
+        def steps(keeper: Keeper, part: Shard = WHOLE, plan: CountPlan = plan) -> list[Held]:
             records = Records(keeper.jobs if isinstance(keeper, Pieces) else None)
             sent = Jobs(lens.remote, records, tuple(again), **(jobs or {})) if lens.remote else None
             shared = {"problems": problems, "progress": progress, "jobs": sent}
             return count_steps(lens, plan, keeper=keeper, part=part, workers=workers, **shared)
 
-        def whole(keeper: Keeper, plan: CountPlan = plan) -> Counts:
-            return counts_of(steps(keeper, plan=plan), plan.facts)
-
-        if part != WHOLE:
+        made[domain] = None
+        if part != WHOLE and store.get(key, Counts) is None:
             with store.writing(key, part):
-                if store.has(key, Counts):
-                    made[domain] = store.get_or_make(key, whole, Counts, wait=True)
-                    continue
                 held = steps(store.pieces(key, part), part)
-            made[domain] = None
-            if missing(range(len(plan.steps)), held) and not store.has(key, Counts):
+            # The part that ends last makes the whole.
+            if missing(range(len(plan.steps)), held) and store.get(key, Counts) is None:
                 continue
         title = f"{lens.name}: counting active neurons, {domain}"
-        made[domain] = store.get_or_make(key, whole, Counts, what=title, wait=part != WHOLE)
+        counts = made[domain] = store.get_or_make(
+            key,
+            lambda keeper, plan=plan, steps=steps: counts_of(steps(keeper), plan.facts),
+            Counts,
+            what=title,
+            wait=part != WHOLE,
+        )
+        name_again(plan, counts.provenance[LEFT_OUT], problems)
     return made
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.experiments.conditions import tensors_digest
 from mmneuron_lens.runs.keys import Key
 
 
@@ -32,6 +34,12 @@ def file_of(run: str | Path, kind: str, *names: str, suffix: str = ".safetensors
     return Path(run) / key_of(kind, *names, facts={}, suffix=suffix).path
 
 
+def selection_facts(selection: Selection, selection_id: str) -> dict[str, Any]:
+    """What identifies a selection in a key: its neurons, and the sha256 of its file where that is cited."""
+    neurons = {"domains": list(selection.domains), "sha256": tensors_digest(selection.masks)}
+    return {"selection": selection_id, "neurons": neurons}
+
+
 def counts_files(run: str | Path) -> list[list[Path]]:
     """The files of finished counts, model by model. Raises `RunError` when there are none."""
     folders = sorted(path for path in (Path(run) / "counts").glob("*") if path.is_dir())
@@ -40,6 +48,11 @@ def counts_files(run: str | Path) -> list[list[Path]]:
     if not found:
         raise RunError(f"{run} holds no counts; write them with `mmneuron count --model ... --corpus ... --out {run}`.")
     return found
+
+
+def selected_models(run: str | Path) -> list[str]:
+    """The models that a run has a selection of."""
+    return [Selection.load(file).model for file in sorted((Path(run) / "selection").glob("*.safetensors"))]
 
 
 def counted(run: str | Path) -> list[list[Counts]]:

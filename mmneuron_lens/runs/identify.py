@@ -118,7 +118,7 @@ def select_stage(
     - store: where it is written: the run's own folder, or another.
     - kinds: only these kinds of token, at each site that has any of them.
     """
-    found = []
+    found: list[Identified] = []
     for files in counts_files(run):
         counts = [Counts.load(file) for file in files]
         if model is None or counts[0].model == model:

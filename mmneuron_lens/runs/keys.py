@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +28,6 @@ class Key:
 
     path: str
     facts: Mapping[str, Any]
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of the facts."""
-        return hashlib.sha256(dumps(dict(self.facts)).encode()).hexdigest()
 
 
 def differences(held: Mapping[str, Any], wanted: Mapping[str, Any], name: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,10 +62,6 @@ class Pieces:
 
     def held(self) -> list[Held]:
         """Raises `StoreConflict` naming the difference when they were begun with another key."""
-        return [one.held for one in self.files()]
-
-    def files(self) -> list[KeptPiece]:
-        """The pieces with the part that made each."""
         found = []
         for file in sorted(self.folder.glob("*.safetensors")):
             try:
@@ -83,7 +80,7 @@ class Pieces:
                     raise StoreConflict(refusal(self.folder, differing))
                 file.unlink(missing_ok=True)
                 continue
-            found.append(kept)
+            found.append(kept.held)
         return found
 
     def keep(self, held: Held) -> None:
@@ -97,10 +94,5 @@ class Pieces:
 
     def clear(self) -> None:
         """Removes what is not needed any more once the value is there."""
-        for folder in (self.jobs, self.folder):
-            for file in folder.glob("*"):
-                if file.is_file():
-                    file.unlink(missing_ok=True)
-            # What another process puts there at this moment goes with the next that finds the value.
-            with suppress(OSError):
-                folder.rmdir()
+        # Another part of the value may be clearing too.
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -6,26 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmneuron_lens.artifacts.answers import ALL
-from mmneuron_lens.artifacts.deviations import Deviations
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.frames import with_frames_that_fit
+from mmneuron_lens.batching.frames import all_that_fit
 from mmneuron_lens.batching.progress import Progress, quietly
-from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.content import content_digest
 from mmneuron_lens.corpora.folder import some_of
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.conditions import modules_of
-from mmneuron_lens.experiments.deviate import deviate
 from mmneuron_lens.experiments.embed import embed_images
 from mmneuron_lens.experiments.entropy import read_entropy
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.lens import Lens
-from mmneuron_lens.runs.answer import answer_stage, off_stage, score_stage, selection_facts
+from mmneuron_lens.runs.answer import answer_stage, off_stage, score_stage
 from mmneuron_lens.runs.count import count_stage
+from mmneuron_lens.runs.deviate import deviate_stage
 from mmneuron_lens.runs.folder import file_of, key_of
 from mmneuron_lens.runs.identify import select_stage
 from mmneuron_lens.runs.plan import Plan
@@ -51,8 +49,8 @@ def run_model(
     """
     assert store.folder is not None
     shared: dict[str, Any] = {"batch_size": plan.batch_size, "problems": questions.problems, "progress": progress}
-    identification = fitted(lens, questions.identification, "identification", plan.new_tokens)
-    evaluation = fitted(lens, questions.evaluation, "evaluation", plan.new_tokens)
+    identification = all_that_fit(lens, questions.identification, "identification", plan.new_tokens)
+    evaluation = all_that_fit(lens, questions.evaluation, "evaluation", plan.new_tokens)
     count_stage(lens, identification, store, corpus=questions.name, again=again, **shared)
     rule: dict[str, Any] = {"fraction": plan.fraction, "percentile": plan.percentile}
     (found,) = select_stage(
@@ -76,13 +74,6 @@ def run_model(
     return selection
 
 
-def fitted(lens: Lens, samples_by_domain: ByDomain, prompt: Prompt, new_tokens: int) -> dict[str, list[Sample]]:
-    """Of several images a question, those that fit into the model."""
-    return {
-        domain: with_frames_that_fit(lens, samples, prompt, new_tokens) for domain, samples in samples_by_domain.items()
-    }
-
-
 def read_model(
     lens: Lens,
     selection: Selection,
@@ -96,26 +87,20 @@ def read_model(
 ) -> None:
     """What needs forwards alone: deviations, entropies, embeddings and traces."""
     facts = {**lens.model.facts(), "batch size": plan.batch_size}
-    drawn = {"random_draws": plan.random_draws, "seed": plan.seed, "off": off, "selection_id": cited}
-    how = {"off": off.described, "seed": plan.seed, "draws": plan.random_draws, **selection_facts(selection, cited)}
 
-    def each(kind: str, what: str, asked: ByDomain, codec: type[Codec], make: Any, **inputs: Any) -> None:
+    def each(kind: str, what: str, asked: ByDomain, codec: type[Codec], make: Any) -> None:
         for domain, samples in asked.items():
             store.get_or_make(
-                key_of(kind, lens.name, domain, facts={**facts, "questions": content_digest(samples), **inputs}),
+                key_of(kind, lens.name, domain, facts={**facts, "questions": content_digest(samples)}),
                 lambda keeper, samples=samples: make(samples, keeper),
                 codec,
                 what=f"{lens.name}: {what} {domain}",
             )
 
-    each(
-        "deviations",
-        "deviation of the last hidden state,",
-        {domain: some[: plan.deviation_questions] for domain, some in evaluation.items()},
-        Deviations,
-        lambda samples, keeper: deviate(lens, selection, samples, keeper=keeper, **drawn, **shared),
-        **how,
-    )
+    deviate_stage(
+        lens, selection, {domain: some[: plan.deviation_questions] for domain, some in evaluation.items()}, store,
+        selection_id=cited, random_draws=plan.random_draws, seed=plan.seed, off=off, **shared,
+    )  # fmt: skip
     each(
         "entropies",
         "entropy of the next token by layer,",

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.files import file_name, storage_errors, sweep, write_atomically
 from mmneuron_lens.artifacts.format import dumps
-from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Part
+from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Shard
 from mmneuron_lens.runs.keys import Key, StoreConflict, differences, refusal
 from mmneuron_lens.runs.pieces import Pieces
 
@@ -75,20 +75,12 @@ class Store:
         if self.folder is None:
             self._say(what, what)
             return make(Memory())
-        path = self.path(key)
         with self.writing(key, wait=wait):
-            if path.is_file():
-                value, held = codec.load_with_key(path)
-                if held is not None and Key(key.path, held).digest == key.digest:
-                    self._say(f"already done: {what}", what)
-                    self.pieces(key).clear()
-                    return value
-                if not self.replace:
-                    raise StoreConflict(refusal(path, differences(held or {}, key.facts)))
-            self._say(what, what)
-            pieces = self.pieces(key)
-            value = make(pieces)
-            value.save(path, key.facts)
+            value, pieces = self.get(key, codec), self.pieces(key)
+            self._say(what if value is None else f"already done: {what}", what)
+            if value is None:
+                value = make(pieces)
+                value.save(self.path(key), key.facts)
             pieces.clear()
             return value
 
@@ -96,17 +88,24 @@ class Store:
         if what:
             self.say(text)
 
-    def has(self, key: Key, codec: type[T]) -> bool:
-        """Whether the finished value of this very key is there."""
+    def get(self, key: Key, codec: type[T]) -> T | None:
+        """The finished value of this very key, or None. Raises `StoreConflict` as `get_or_make`."""
         path = self.path(key)
-        return path.is_file() and dumps(codec.load_with_key(path)[1]) == dumps(dict(key.facts))
+        if not path.is_file():
+            return None
+        value, held = codec.load_with_key(path)
+        if held is not None and dumps(held) == dumps(dict(key.facts)):
+            return value
+        if not self.replace:
+            raise StoreConflict(refusal(path, differences(held or {}, key.facts)))
+        return None
 
-    def pieces(self, key: Key, part: Part = WHOLE) -> Pieces:
+    def pieces(self, key: Key, part: Shard = WHOLE) -> Pieces:
         """What is kept of a value while it is made. `part`: of a value that several processes make."""
         return Pieces(self.path(key), key.facts, str(part), self.replace, self.say)
 
     @contextmanager
-    def writing(self, key: Key, part: Part = WHOLE, wait: bool = False) -> Iterator[None]:
+    def writing(self, key: Key, part: Shard = WHOLE, wait: bool = False) -> Iterator[None]:
         """Holds a value, or a part of it, for this process alone; the hold goes with the process, however it ends.
 
         Raises `StoreBusy` naming the process that holds it, unless this may wait.

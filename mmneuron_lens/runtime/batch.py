@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from interventions.errors import InvalidValue
 from interventions.sites import GROUP_KINDS
 from mmneuron_lens.wire import layout
 from mmneuron_lens.wire.images import file_bytes
+from mmneuron_lens.wire.types import BatchData, Facts, Item, Sharing
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,10 @@ class Batch:
     fields: Mapping[str, Mapping[str, Tensor]]
     images: tuple[int, ...]
     prompt_length: int
-    facts: Mapping[str, Any]
+    facts: Facts
     tokenizer: Any = field(repr=False, default=None)
     given: tuple[tuple[tuple[Any, ...], ...], tuple[str | tuple[str, ...], ...]] = field(repr=False, default=((), ()))
-    sharing: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    sharing: Sharing = field(repr=False, default_factory=Sharing)
 
     @property
     def rows(self) -> int:
@@ -51,19 +52,19 @@ class Batch:
         names = GROUP_KINDS["llm"]
         return [
             [names[index] if weight else "padding" for weight, index in zip(weights, kinds, strict=True)]
-            for weights, kinds in zip(fields["weight"].tolist(), fields["kind"].int().argmax(-1).tolist(), strict=True)
+            for weights, kinds in zip(_lists(fields["weight"]), _lists(fields["kind"].int().argmax(-1)), strict=True)
         ]
 
     @property
     def tokens(self) -> list[list[str]]:
         """Every position as text. Image positions are named by image and place in its span: `<image 1: 17>`."""
-        shown = []
+        shown: list[list[str]] = []
         counts = self.span_lengths()
-        for ids, kinds in zip(self.inputs["input_ids"].tolist(), self.kind, strict=True):
+        for ids, kinds in zip(_lists(self.inputs["input_ids"]), self.kind, strict=True):
             words = self.tokenizer.convert_ids_to_tokens(ids)
             spans = [(number, place) for number, length in enumerate(next(counts), 1) for place in range(length)]
             names = iter(spans)
-            row = []
+            row: list[str] = []
             for word, kind in zip(words, kinds, strict=True):
                 if kind == "image":
                     number, place = next(names)
@@ -96,16 +97,16 @@ class Batch:
                 )
         return replace(self, fields={**self.fields, "llm": {**self.fields["llm"], **fields}})
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> BatchData:
         """The batch as the wire functions take it."""
         return {
             "inputs": dict(self.inputs),
             "fields": dict(self.fields),
             "prompt_length": self.prompt_length,
-            "sharing": dict(self.sharing),
+            "sharing": self.sharing,
         }
 
-    def travelling(self) -> dict[str, Any]:
+    def travelling(self) -> Item:
         """The batch as the bytes of its image files and its texts, with your own fields."""
         images, texts = self.given
         own = {name: tensor for name, tensor in self.fields["llm"].items() if name not in ("weight", "kind")}
@@ -125,7 +126,12 @@ class Batch:
 
     def __repr__(self) -> str:
         weight, kind = self.fields["llm"]["weight"], self.fields["llm"]["kind"]
-        counts = (weight[..., None] * kind).sum((0, 1)).tolist()
+        counts = _lists((weight[..., None] * kind).sum((0, 1)))
         parts = [f"{count} {name}" for name, count in zip(GROUP_KINDS["llm"], counts, strict=True) if count]
         padding = int((weight == 0).sum())
         return f"Batch({self.rows} rows, {sum(self.images)} images: {', '.join(parts)}, {padding} padding positions)"
+
+
+def _lists(tensor: Tensor) -> list[Any]:
+    """`tolist`, of which torch's types do not say what is in the lists."""
+    return cast(Any, tensor).tolist()

@@ -11,7 +11,7 @@ from typing import Any
 from interventions import Graph
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
-from mmneuron_lens.runtime.compile import Plan
+from mmneuron_lens.runtime.compile import SitePlan
 from mmneuron_lens.runtime.shapes import check_plans
 
 AT_MOST = 256
@@ -22,7 +22,7 @@ Functions = tuple[Callable[[], Any], ...]
 _checked: weakref.WeakKeyDictionary[Model, OrderedDict[str, Functions]] = weakref.WeakKeyDictionary()
 
 
-def check_once(graph: Graph, plans: list[Plan], model: Model, batch: Batch) -> None:
+def check_once(graph: Graph, plans: list[SitePlan], model: Model, batch: Batch) -> None:
     """`check_plans`, unless the same graph passed it on a batch of the same fields. Raises as that does.
 
     Kept are digests and weak references: no tensor that a graph binds, and no function, lives longer for it.

@@ -14,10 +14,12 @@ from interventions import Graph, Intervention
 from interventions.errors import InvalidValue, OutOfRange, UnknownName
 from interventions.sites import GROUP_KINDS, SITES, named_sites
 from mmneuron_lens.architectures import Architecture, Place
-from mmneuron_lens.wire.types import Act, Key, Over, Plan
+from mmneuron_lens.wire.types import Act, Key, Over, SitePlan
 
 
-def compile_graph(graph: Graph, architecture: Architecture, typed: bool = True, attention: str = "sdpa") -> list[Plan]:
+def compile_graph(
+    graph: Graph, architecture: Architecture, typed: bool = True, attention: str = "sdpa"
+) -> list[SitePlan]:
     """One plan per site that the graph touches, in forward order.
 
     typed: check each function's jaxtyping annotations at every call (local runs). Raises before anything runs:
@@ -26,7 +28,7 @@ def compile_graph(graph: Graph, architecture: Architecture, typed: bool = True, 
     length, a write to a place that cannot be written, or attention weights without eager attention.
     """
     graph.check_bound()
-    plans: dict[str, Plan] = {}
+    plans: dict[str, SitePlan] = {}
     for intervention in graph:
         for site in named_sites(intervention.sites, architecture.sites):
             if not all(binding.acts_at(site) for binding in intervention.bindings.values()):
@@ -96,7 +98,7 @@ class _Arguments:
         return place.path
 
 
-def _plan(site: str, place: Place) -> Plan:
+def _plan(site: str, place: Place) -> SitePlan:
     group = SITES[site].group
     return {
         "site": site,

@@ -72,7 +72,8 @@ def _prove(model: Model, site: str, batch: Batch, before: Tensor) -> Proof:
             )
     if place.fixed:
         return Proof(site, expected, (), tuple(layer for layer, _ in place.paths()), place.fixed)
-    moved, dead = [], []
+    moved: list[int | None] = []
+    dead: list[int | None] = []
     # Rows of padding may hold anything; only real positions are the model's answer.
     real = batch.fields["llm"]["weight"].bool().cpu()
     for layer, _ in place.paths():

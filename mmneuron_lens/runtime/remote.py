@@ -25,7 +25,7 @@ from mmneuron_lens.runtime.shipping import bare, refuse_unshippable
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.describe import describe
 from mmneuron_lens.wire.job import run_job
-from mmneuron_lens.wire.types import Served
+from mmneuron_lens.wire.types import FoldedJob, PairedItem, Served, SitePlan
 
 
 class RemoteFailed(MMNeuronError, RuntimeError):
@@ -66,19 +66,19 @@ def run_remote(
         raise InvalidType("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
     settings = checked_generation(model, generation or {})
     overs = results_over(graph, model.architecture)
-    job = {**job_of(model, settings, logits), "overs": overs}
+    job: FoldedJob = {**job_of(model, settings, logits), "overs": overs}
     for batch in batches:
         if settings:
             refuse_packed(batch)
         check_plans(checked, batch, model.architecture, model.module, model.dtype)
         refuse_parts(checked, batch, job)
     plans, entry = travelling(graph, model)
-    items = [
+    items: list[PairedItem] = [
         {**batch.travelling(), "source": sources[index].travelling() if sources and needs_source(plans) else None}
         for index, batch in enumerate(batches)
     ]
     held, backend = model.nnsight, ready_backend(model, remote)
-    with in_one_line(remote), held.session(backend=backend):
+    with in_one_line(backend), held.session(backend=backend):
         returned = entry(held, plans, items, job).save()
     values = fold.finish(returned["values"], overs)
     return result_of(model, values, returned["answers"], returned["logits"], job["pad"])
@@ -87,7 +87,7 @@ def run_remote(
 def ask_served(model: Model, remote: bool | str) -> Served:
     """What `wire.describe` tells about the model on the server; raises as `run_remote` does."""
     held, entry, backend = model.nnsight, bare(describe), ready_backend(model, remote)
-    with in_one_line(remote), held.session(backend=backend):
+    with in_one_line(backend), held.session(backend=backend):
         returned = entry(held).save()
     return returned
 
@@ -106,28 +106,29 @@ def ready_backend(model: Model, remote: bool | str) -> Any:
 
 
 @contextmanager
-def in_one_line(remote: bool | str) -> Iterator[None]:
+def in_one_line(backend: Any) -> Iterator[None]:
     """Turns whatever nnsight, the connection or the answer raise into `RemoteFailed`; a fault of ours stays one."""
     import httpx
     import websocket
     from nnsight.intervention.backends.remote import RemoteError
     from pydantic import ValidationError
 
-    answers = (ValidationError, json.JSONDecodeError)
+    host, answers = getattr(backend, "host", "local"), (ValidationError, json.JSONDecodeError)
     try:
         yield
     except MMNeuronError:
         raise
     except RemoteError as error:
-        raise RemoteFailed(" ".join(str(error).split()), getattr(error, "traceback", str(error))) from error
+        said = " ".join(str(error).split())
+        whole = getattr(error, "traceback", str(error))
+        raise RemoteFailed(said if said.startswith(host) else f"{host}: {said}", whole) from error
     except (httpx.HTTPError, websocket.WebSocketException, OSError, *answers) as error:
-        host = remote if isinstance(remote, str) else "NDIF"
         what = "its answer cannot be read" if isinstance(error, answers) else "the connection failed; try again"
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise RemoteFailed(f"{host}: {what} ({said})", repr(error)) from error
 
 
-def travelling(graph: Graph, model: Model) -> tuple[list[dict[str, Any]], Any]:
+def travelling(graph: Graph, model: Model) -> tuple[list[SitePlan], Any]:
     """The compiled graph with bare functions, and the bare function that runs it."""
     made: dict[int, Any] = {}
     plans = compile_graph(graph, model.architecture, typed=False, attention=model.attention)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -63,7 +63,9 @@ def _show(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {_show(part)}" for name, part in value.items()) + "}"
+        parts = cast(dict[str, Any], value).items()
+        return "{" + ", ".join(f"{name}: {_show(part)}" for name, part in parts) + "}"
     if isinstance(value, list):
-        return f"list of {len(value)}: {_show(value[0])}" if value else "empty list"
+        items = cast(list[Any], value)
+        return f"list of {len(items)}: {_show(items[0])}" if items else "empty list"
     return type(value).__name__

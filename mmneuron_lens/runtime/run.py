@@ -14,11 +14,12 @@ from interventions.sites import unknown
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.checked import check_once
-from mmneuron_lens.runtime.compile import Plan, compile_graph, results_over
+from mmneuron_lens.runtime.compile import SitePlan, compile_graph, results_over
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.parts import refuse_whole
 from mmneuron_lens.wire.trace import run_batch
+from mmneuron_lens.wire.types import Job
 
 
 def run(
@@ -103,7 +104,7 @@ def refuse_packed(batch: Batch) -> None:
         raise InvalidValue("A packed batch is not for generation; make one with lens.encode(images, texts).")
 
 
-def refuse_parts(plans: list[Plan], batch: Batch, job: dict[str, Any]) -> None:
+def refuse_parts(plans: list[SitePlan], batch: Batch, job: Job) -> None:
     """Raise `InvalidValue` for a graph that needs whole rows of a batch that runs in parts."""
     if batch.sharing.get("cuts"):
         try:
@@ -112,19 +113,19 @@ def refuse_parts(plans: list[Plan], batch: Batch, job: dict[str, Any]) -> None:
             raise InvalidValue(str(error)) from error
 
 
-def needs_source(plans: list[Plan]) -> bool:
+def needs_source(plans: list[SitePlan]) -> bool:
     """Whether any part of a compiled graph is given a paired batch's value."""
     return any(act["mode"] == "rewires" for plan in plans for act in plan["acts"])
 
 
-def job_of(model: Model, generation: Mapping[str, Any], logits: bool) -> dict[str, Any]:
+def job_of(model: Model, generation: Mapping[str, Any], logits: bool) -> Job:
     """What `wire.trace.run_batch` needs to know beside the plans."""
     tokenizer = model.processor.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return {
         "generation": dict(generation),
         "logits": logits,
-        "facts": dict(model.architecture.facts),
+        "facts": model.architecture.facts,
         "pad": pad,
         "end": tokenizer.eos_token_id,
         # What a packed batch's mask is made of.

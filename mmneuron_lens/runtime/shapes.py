@@ -14,7 +14,7 @@ from interventions.errors import InvalidType, InvalidValue, UnknownName
 from mmneuron_lens.architectures import Architecture
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.wire import execute
-from mmneuron_lens.wire.types import Act, Plan
+from mmneuron_lens.wire.types import Act, SitePlan
 
 
 class ShapeError(InvalidType):
@@ -22,7 +22,7 @@ class ShapeError(InvalidType):
 
 
 def check_plans(
-    plans: list[Plan], batch: Batch, architecture: Architecture, module: torch.nn.Module, dtype: torch.dtype
+    plans: list[SitePlan], batch: Batch, architecture: Architecture, module: torch.nn.Module, dtype: torch.dtype
 ) -> None:
     """Call every function once per site on fake tensors of the shapes this batch gives.
 
@@ -62,7 +62,7 @@ def site_shape(site: str, batch: Batch, architecture: Architecture) -> tuple[int
     return tuple({**sizes, **place.sizes}[axis] for axis in architecture.axes(site).split())
 
 
-def _require(field: str, plan: Plan, batch: Batch, act: Act) -> None:
+def _require(field: str, plan: SitePlan, batch: Batch, act: Act) -> None:
     present = _fields(plan, batch)
     if field not in present:
         raise UnknownName(
@@ -76,7 +76,7 @@ def _require(field: str, plan: Plan, batch: Batch, act: Act) -> None:
         )
 
 
-def _require_weights(act: Act, plan: Plan, batch: Batch) -> None:
+def _require_weights(act: Act, plan: SitePlan, batch: Batch) -> None:
     if act["mode"] != "reads" or act["over"] == "list" or plan["group"] is None:
         return
     # The batch's own weight under any name, or any field of yours as the argument called weight.
@@ -89,7 +89,7 @@ def _require_weights(act: Act, plan: Plan, batch: Batch) -> None:
         )
 
 
-def _fields(plan: Plan, batch: Batch) -> Mapping[str, Tensor]:
+def _fields(plan: SitePlan, batch: Batch) -> Mapping[str, Tensor]:
     """The batch's fields along a site's axes; compiling has refused fields where a site has no positions."""
     assert plan["group"] is not None, f"{plan['site']} has no positions"
     return batch.fields[plan["group"]]
@@ -97,7 +97,7 @@ def _fields(plan: Plan, batch: Batch) -> Mapping[str, Tensor]:
 
 def _call(
     act: Act,
-    plan: Plan,
+    plan: SitePlan,
     batch: Batch,
     shape: tuple[int, ...],
     dtype: torch.dtype,

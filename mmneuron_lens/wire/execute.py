@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
-from mmneuron_lens.wire.types import (
-    Act,
-    Chosen,
-    Context,
-    Heads,
-    Layer,
-    Module,
-    Part,
-    Plan,
-    Port,
-    Results,
-    Value,
-    View,
-)
+from mmneuron_lens.wire.ports import put, take
+from mmneuron_lens.wire.types import Act, Chosen, Context, Layer, Module, Results, SitePlan, Value
 
 
-def serve(plan: Plan, root: Module, context: Context, step: int, results: Results) -> None:
+def serve(plan: SitePlan, root: Module, context: Context, step: int, results: Results) -> None:
     """Visit the layers of one site in one forward pass: read each value once, apply, write once."""
     for layer, path in plan["places"]:
         acts = [act for act in plan["acts"] if acts_here(act, layer, step, context["columns"])]
@@ -81,93 +69,8 @@ def find(root: Module, path: str) -> Module:
     return root
 
 
-def take(envoy: Module, port: Port, layer: Layer, context: Context) -> tuple[Any, Shaped[Tensor, "..."]]:
-    """The raw value that the module holds at a port, and the site's view of it."""
-    if port["at"] == "output":
-        held = envoy.output
-        value = held if port["item"] is None else held[port["item"]]
-    else:
-        held = envoy.inputs
-        positional, keywords = held
-        value = keywords.get(port["item"]) if port["at"] == "keyword" else first(positional, keywords, port["item"])
-    kind = port["view"]
-    if kind is None:
-        return held, value
-    if kind[0] == "mask":
-        return held, allowed(value, held, layer)
-    if kind[0] == "rows":
-        return held, value.unflatten(0, (context["rows"] * context["beams"], -1))
-    return held, view(value, kind)
-
-
-def put(envoy: Module, port: Port, held: Any, value: Shaped[Tensor, "..."]) -> None:
-    """Write the site's view back where it came from."""
-    if port["at"] == "output":
-        if port["item"] is None:
-            envoy.output = unview(value, port["view"], held)
-        elif isinstance(held, tuple):
-            whole = list(held)
-            whole[port["item"]] = unview(value, port["view"], held[port["item"]])
-            envoy.output = tuple(whole)
-        else:
-            whole = held.copy()
-            whole[port["item"]] = unview(value, port["view"], held[port["item"]])
-            envoy.output = type(held)(**whole)
-        return
-    positional, keywords = held
-    if port["at"] == "keyword":
-        keywords = dict(keywords)
-        keywords[port["item"]] = unview(value, port["view"], keywords.get(port["item"]))
-    elif positional:
-        positional = (unview(value, port["view"], positional[0]), *positional[1:])
-    else:
-        keywords = {**keywords, port["item"]: unview(value, port["view"], keywords[port["item"]])}
-    envoy.inputs = (positional, keywords)
-
-
-def first(positional: tuple[Tensor, ...], keywords: Mapping[str, Any], name: str) -> Shaped[Tensor, "..."]:
-    return positional[0] if positional else keywords[name]
-
-
-def view(value: Shaped[Tensor, "*where width"], kind: Heads | Part) -> Shaped[Tensor, "*where head dimension"]:
-    """Heads apart, or one part of a fused projection."""
-    if kind[0] == "heads":
-        return value.unflatten(-1, (-1, kind[1]))
-    return value.chunk(kind[2], dim=-1)[kind[1]].unflatten(-1, (-1, kind[3]))
-
-
-def unview(value: Shaped[Tensor, "..."], kind: View | None, before: Any) -> Shaped[Tensor, "..."]:
-    if kind is None:
-        return value
-    if kind[0] == "heads":
-        return value.flatten(-2)
-    if kind[0] == "rows":
-        return value.flatten(0, 1)
-    if kind[0] == "part":
-        parts = list(before.chunk(kind[2], dim=-1))
-        parts[kind[1]] = value.flatten(-2)
-        return torch.cat(parts, dim=-1)
-    if before is None or before.dtype == torch.bool:
-        return value[:, None]
-    return torch.where(value[:, None], torch.zeros_like(before), torch.finfo(before.dtype).min)
-
-
-def allowed(mask: Shaped[Tensor, "row 1 query key"] | None, held: Any, layer: Layer) -> Bool[Tensor, "row query key"]:
-    """The mask that an attention layer was given as bool `[rows, queries, keys]`; None means causal."""
-    positional, keywords = held
-    hidden = first(positional, keywords, "hidden_states")
-    rows, queries = hidden.shape[:2]
-    if mask is not None:
-        open_ = mask if mask.dtype == torch.bool else mask >= 0
-        return open_[:, 0].expand(rows, -1, -1)
-    cache = keywords.get("past_key_values")
-    past = 0 if cache is None else cache.get_seq_length(layer)
-    everything = torch.ones(queries, past + queries, dtype=torch.bool, device=hidden.device)
-    return everything.tril(past).expand(rows, -1, -1)
-
-
 def bound(
-    act: Act, plan: Plan, root: Module, context: Context, layer: Layer, step: int, value: Shaped[Tensor, "..."]
+    act: Act, plan: SitePlan, root: Module, context: Context, layer: Layer, step: int, value: Shaped[Tensor, "..."]
 ) -> dict[str, Any]:
     """The arguments of an intervention at this layer and step."""
     arguments = {name: beside(constant, value) for name, constant in act["constants"].items()}
@@ -197,7 +100,7 @@ def chain(modules: list[Module]) -> Callable[[Tensor], Tensor]:
 
 
 def field_at(
-    name: str, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "..."], act: Act
+    name: str, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "..."], act: Act
 ) -> Shaped[Tensor, "..."]:
     """A field at one step: as laid out for the prompt, one column of generated tokens afterwards."""
     assert plan["group"] is not None, f"{plan['site']} has no positions"
@@ -215,13 +118,13 @@ def field_at(
     return field
 
 
-def sees_beams(act: Act, plan: Plan, step: int) -> bool:
+def sees_beams(act: Act, plan: SitePlan, step: int) -> bool:
     """Writes and `all_beams` reads see the LLM's rows beam by beam; other reads see one row per sample."""
     return plan["stepped"] and (act["mode"] != "reads" or act["all_beams"] or step > 0)
 
 
 def read(
-    act: Act, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "..."], arguments: dict[str, Any]
+    act: Act, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "..."], arguments: dict[str, Any]
 ) -> Value:
     if context["beams"] > 1 and plan["stepped"] and not sees_beams(act, plan, step):
         value = value[:: context["beams"]]
@@ -234,7 +137,7 @@ def read(
 
 
 def write(
-    act: Act, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "*all"], arguments: dict[str, Any]
+    act: Act, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "*all"], arguments: dict[str, Any]
 ) -> Shaped[Tensor, "*all"]:
     chosen = choose(act, plan, context, step, value)
     part, source = value, arguments.pop("source", None)
@@ -267,7 +170,9 @@ def write(
     return whole
 
 
-def choose(act: Act, plan: Plan, context: Context, step: int, value: Shaped[Tensor, "row token ..."]) -> Chosen | None:
+def choose(
+    act: Act, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "row token ..."]
+) -> Chosen | None:
     """An index of the positions to act on (rows x tokens), or None for all of them."""
     positions, columns = act["positions"], context["columns"]
     partial = columns is not None and plan["stepped"] and act["steps"] != "all"

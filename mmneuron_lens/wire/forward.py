@@ -9,12 +9,12 @@ import torch
 
 from mmneuron_lens.wire.execute import find, serve
 from mmneuron_lens.wire.share import spread_images
-from mmneuron_lens.wire.types import BatchData, Context, Module, Plan, Results, Sources
+from mmneuron_lens.wire.types import BatchData, Context, Module, Results, SitePlan, Sources
 
 
 def forward(
     model: Module,
-    plans: list[Plan],
+    plans: list[SitePlan],
     batch: BatchData,
     sources: Sources,
     columns: list[int] | None,
@@ -41,7 +41,7 @@ def forward(
     return results, output
 
 
-def lean(plans: list[Plan]) -> dict[str, Any]:
+def lean(plans: list[SitePlan]) -> dict[str, Any]:
     """Settings that leave out the cache and, unless a site there is asked for, all logits but the last column's."""
     if any(plan["site"] in ("llm.unembed", "llm.logits") for plan in plans):
         return {}

@@ -18,15 +18,15 @@ from mmneuron_lens.wire.types import (
     Job,
     Module,
     PairedItem,
-    Plan,
     Processor,
     Returned,
     Sharing,
+    SitePlan,
     Value,
 )
 
 
-def run_job(model: Module, plans: list[Plan], items: list[PairedItem], job: FoldedJob) -> Returned:
+def run_job(model: Module, plans: list[SitePlan], items: list[PairedItem], job: FoldedJob) -> Returned:
     """Run every item and fold; only totals, answers and requested logits are returned.
 
     items: batches as files and words. job: also says how the results are folded.

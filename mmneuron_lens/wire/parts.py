@@ -7,10 +7,10 @@ questions meet the prefix and each other alone.
 from __future__ import annotations
 
 from mmneuron_lens.wire.forward import forward, lean
-from mmneuron_lens.wire.types import BatchData, Job, Module, Plan, Results
+from mmneuron_lens.wire.types import BatchData, Job, Module, Results, SitePlan
 
 
-def refuse_whole(plans: list[Plan], job: Job) -> None:
+def refuse_whole(plans: list[SitePlan], job: Job) -> None:
     """Raise `ValueError` for what needs all columns in one pass: parts are added up, so only summing reads fit."""
     acts = [(plan, act) for plan in plans if plan["stepped"] for act in plan["acts"]]
     for plan, act in acts:
@@ -18,13 +18,13 @@ def refuse_whole(plans: list[Plan], job: Job) -> None:
         if not summing or not (act["positions"] is None or isinstance(act["positions"], str)):
             raise ValueError(
                 f"{act['name']} at {plan['site']} needs a whole row, and this batch runs in parts that are added up; "
-                "pack it with packed(lens, rows, cut=False)."
+                "pack it with lens.pack(rows, cut=False)."
             )
     if job["logits"]:
         raise ValueError("logits need a whole row, and this batch runs in parts; pack it with cut=False.")
 
 
-def forward_in_parts(model: Module, plans: list[Plan], batch: BatchData, cuts: list[int]) -> Results:
+def forward_in_parts(model: Module, plans: list[SitePlan], batch: BatchData, cuts: list[int]) -> Results:
     """The prefix with images and cache, then each part of the questions; results of the parts are listed per layer.
 
     cuts: columns where the prefix and each part end.

@@ -15,11 +15,11 @@ from mmneuron_lens.wire.execute import serve
 from mmneuron_lens.wire.forward import forward, lean, make_context
 from mmneuron_lens.wire.layout import lay_out
 from mmneuron_lens.wire.parts import forward_in_parts, refuse_whole
-from mmneuron_lens.wire.types import Act, BatchData, Job, Module, Plan, Results, Sources
+from mmneuron_lens.wire.types import Act, BatchData, Job, Module, Results, SitePlan, Sources
 
 
 def run_batch(
-    model: Module, plans: list[Plan], batch: BatchData, source: BatchData | None, job: Job
+    model: Module, plans: list[SitePlan], batch: BatchData, source: BatchData | None, job: Job
 ) -> tuple[Results, Int[Tensor, "row token"] | None, Float[Tensor, "row token vocabulary"] | None]:
     """A forward, or a generation when `job["generation"]` has settings; a batch with cuts runs part by part.
 
@@ -38,7 +38,7 @@ def run_batch(
 
 
 def generate(
-    model: Module, plans: list[Plan], batch: BatchData, sources: Sources, settings: Mapping[str, Any]
+    model: Module, plans: list[SitePlan], batch: BatchData, sources: Sources, settings: Mapping[str, Any]
 ) -> tuple[Results, Int[Tensor, "row token"]]:
     """A generation: workers of the language model visit every step, the others the prompt."""
     context = make_context(batch, settings.get("num_beams") or 1, sources, None)
@@ -63,7 +63,7 @@ def generate(
 
 
 def generate_and_read(
-    model: Module, plans: list[Plan], batch: BatchData, held: Sources, job: Job
+    model: Module, plans: list[SitePlan], batch: BatchData, held: Sources, job: Job
 ) -> tuple[Results, Int[Tensor, "row token"], Float[Tensor, "row token vocabulary"] | None]:
     """Generate; then read what is asked of generated tokens in one teacher-forced forward over prompt and answer."""
     live = some_acts(plans, False)
@@ -90,7 +90,7 @@ def with_answers(batch: BatchData, answers: Int[Tensor, "row token"], job: Job) 
     return {"inputs": inputs, "fields": fields, "prompt_length": start, "sharing": {}}, columns
 
 
-def hold(model: Module, plans: list[Plan], source: BatchData) -> Sources:
+def hold(model: Module, plans: list[SitePlan], source: BatchData) -> Sources:
     """The values that the rewired sites have on the source batch, by site and layer."""
     reading = []
     for plan in plans:
@@ -127,7 +127,7 @@ def deferred(act: Act) -> bool:
     return act["mode"] == "reads" and not act["all_beams"] and act["steps"] not in ("prompt", (0,))
 
 
-def some_acts(plans: list[Plan], after: bool) -> list[Plan]:
+def some_acts(plans: list[SitePlan], after: bool) -> list[SitePlan]:
     """What acts while generating, or afterwards under teacher forcing."""
     chosen = []
     for plan in plans:

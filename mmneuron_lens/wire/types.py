@@ -144,7 +144,7 @@ class Act(TypedDict):
     all_beams: bool
 
 
-class Plan(TypedDict):
+class SitePlan(TypedDict):
     """All that happens at one site. stepped: whether it is reached at every step of a generation, or once."""
 
     site: str
@@ -285,15 +285,11 @@ class Returned(TypedDict):
     logits: list[Shaped[Tensor, "row token vocabulary"]]
 
 
-Chosen: TypeAlias = tuple[slice, list[int]] | Bool[Tensor, "row token"]
-"""An index of the positions to act on: the same columns in every row, or a mask."""
-
-
 class WeightFacts(TypedDict):
-    """What tells one weight from another, in plain values; both are None where it cannot be seen (the meta device).
+    """What tells one weight from another, in plain values.
 
-    - sampled: the bits of 64 values, evenly spaced from the first to the last, as integers.
-    - checksum: an exact integer over all bytes, the same on every kind of device.
+    sampled: the bits of 64 values, evenly spaced from the first to the last, as integers. checksum: an exact integer
+    over all bytes, the same on every kind of device. Both are None where the weight cannot be seen (the meta device).
     """
 
     name: str
@@ -308,3 +304,7 @@ class Served(TypedDict):
 
     device: str
     weights: list[WeightFacts]
+
+
+Chosen: TypeAlias = tuple[slice, list[int]] | Bool[Tensor, "row token"]
+"""An index of the positions to act on: the same columns in every row, or a mask."""

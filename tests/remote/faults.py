@@ -8,21 +8,31 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
-from mmneuron_lens.experiments.identify import count_domain
 
+from interventions import Graph, keep
 from mmneuron_lens import Lens
+from mmneuron_lens.batching.gather import WHOLE, Memory
+from mmneuron_lens.batching.remote import chunks_of
 from mmneuron_lens.corpora.folder import read_folder
+from mmneuron_lens.experiments.count import count_domain, plan_count
 from mmneuron_lens.ndif import services
 from mmneuron_lens.ndif.environment import redis_server
 from mmneuron_lens.ndif.state import State, processes
-from mmneuron_lens.runtime.jobs import JobFailed, JobStore, Limits, Shard, run_shards
+from mmneuron_lens.runs.count import count_stage
+from mmneuron_lens.runs.store import Store
+from mmneuron_lens.runtime.jobs import server as jobs_server
+from mmneuron_lens.runtime.jobs.records import Records
+from mmneuron_lens.runtime.jobs.run import run_jobs
+from mmneuron_lens.runtime.jobs.server import JobFailed
+from mmneuron_lens.runtime.jobs.watch import Limits
 
 LIMITS = Limits(
     in_flight=4,
@@ -135,7 +145,7 @@ def undisturbed(live: Live, corpus: Path) -> Any:
     return count_domain(Lens(live.repo), samples, batch_size=2)
 
 
-def counted(live: Live, corpus: Path, jobs: Path, strike: Callable[[], Any] | None = None) -> Any:
+def counted(live: Live, corpus: Path, run: Path, strike: Callable[[], Any] | None = None) -> Any:
     """The counts through the server; `strike` is called when the first result has arrived, others being in flight."""
 
     def progress(arriving: Any, title: str) -> Any:
@@ -145,16 +155,32 @@ def counted(live: Live, corpus: Path, jobs: Path, strike: Callable[[], Any] | No
             yield key
 
     samples, _ = read_folder(corpus)
-    lens = Lens.weightless(live.repo)
-    return count_domain(lens, samples, batch_size=2, remote=live.url, jobs=jobs, limits=LIMITS, progress=progress)
+    lens = Lens(live.repo, remote=live.url)
+    settings = {"batch_size": 2, "jobs": {"limits": LIMITS}, "progress": progress}
+    return count_stage(lens, {"common": samples}, Store(run), **settings)["common"]
 
 
-def jobs_sent(jobs: Path) -> tuple[int, int]:
-    """How many shards there are, and how many jobs were sent for them."""
-    (file,) = jobs.glob("*/run.json")
-    store = JobStore(file.parent)
-    keys = store.run["shards"]
-    return len(keys), sum(store.record(key).attempts for key in keys)
+def pieces_of(live: Live, corpus: Path) -> int:
+    """How many jobs a count takes where nothing is lost."""
+    samples, _ = read_folder(corpus)
+    return len(chunks_of(plan_count(Lens.weightless(live.repo), samples, batch_size=2).steps, WHOLE, Memory()))
+
+
+@contextmanager
+def jobs_sent() -> Iterator[list[str]]:
+    """The ids of the jobs that this process sends."""
+    sent: list[str] = []
+    genuine = jobs_server.NdifServer.submit
+
+    def submit(self: Any, items: Any) -> str:
+        sent.append(genuine(self, items))
+        return sent[-1]
+
+    jobs_server.NdifServer.submit = submit
+    try:
+        yield sent
+    finally:
+        jobs_server.NdifServer.submit = genuine
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -165,7 +191,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def service_killed(name: str) -> Callable[[Live, Path, Path], Any]:
-    def run(live: Live, corpus: Path, jobs: Path) -> Any:
+    def run(live: Live, corpus: Path, run: Path) -> Any:
         troubles: list[BaseException] = []
         revived: list[threading.Thread] = []
 
@@ -182,7 +208,7 @@ def service_killed(name: str) -> Callable[[Live, Path, Path], Any]:
             revived[0].start()
 
         try:
-            return counted(live, corpus, jobs, strike)
+            return counted(live, corpus, run, strike)
         finally:
             for thread in revived:
                 thread.join()
@@ -192,8 +218,8 @@ def service_killed(name: str) -> Callable[[Live, Path, Path], Any]:
     return run
 
 
-def actor_killed(live: Live, corpus: Path, jobs: Path) -> Any:
-    return counted(live, corpus, jobs, live.kill_actors)
+def actor_killed(live: Live, corpus: Path, run: Path) -> Any:
+    return counted(live, corpus, run, live.kill_actors)
 
 
 CLIENT = """
@@ -204,46 +230,50 @@ from pathlib import Path
 from faults import Live, counted
 from mmneuron_lens.ndif.state import State
 live = Live(State(Path({state!r})), {url!r}, Path({python!r}))
-counted(live, Path({corpus!r}), Path({jobs!r}), lambda: os.kill(os.getpid(), signal.SIGKILL))
+counted(live, Path({corpus!r}), Path({run!r}), lambda: os.kill(os.getpid(), signal.SIGKILL))
 """
 
 
-def client_killed(live: Live, corpus: Path, jobs: Path) -> Any:
+def client_killed(live: Live, corpus: Path, run: Path) -> Any:
     facts = {"state": str(live.state.folder), "url": live.url, "python": str(live.python)}
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-    code = CLIENT.format(paths=paths, corpus=str(corpus), jobs=str(jobs), **facts)
+    code = CLIENT.format(paths=paths, corpus=str(corpus), run=str(run), **facts)
     ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
     assert ended == -signal.SIGKILL, ended
-    return counted(live, corpus, jobs)
+    return counted(live, corpus, run)
 
 
-def job_raises(live: Live, corpus: Path, jobs: Path) -> Any:
+def returned(live: Live, lens: Lens, graph: Graph, batches: list[Any], folder: Path) -> Any:
+    """What one job comes to, by name and site."""
+    kept: list[Any] = []
+    run_jobs(
+        lens.model, graph, {"one": lambda: (batches, {})}, lambda name, values, facts: kept.append(values),
+        remote=live.url, records=Records(folder), limits=LIMITS,
+    )  # fmt: skip
+    return kept[0]
+
+
+def job_raises(live: Live, corpus: Path, run: Path) -> Any:
     from failing_there import fails_there
-
-    from interventions import Graph
 
     lens = Lens.weightless(live.repo)
     samples, _ = read_folder(corpus)
     batch = lens.encode([samples[0].images[0]], ["why"])
-    shard = Shard("one", lambda: ([batch], {}))
     with pytest.raises(JobFailed, match="no such neuron"):
-        run_shards(lens.model, Graph((fails_there,)), [shard], remote=live.url, jobs=jobs / "raising", limits=LIMITS)
-    return counted(live, corpus, jobs)
+        returned(live, lens, Graph((fails_there,)), [batch], run / "raising")
+    return counted(live, corpus, run)
 
 
-def large_result(live: Live, corpus: Path, jobs: Path) -> Any:
-    from interventions import keep
-
+def large_result(live: Live, corpus: Path, run: Path) -> Any:
     lens, here = Lens.weightless(live.repo), Lens(live.repo)
     samples, _ = read_folder(corpus)
     batch = lens.encode([samples[0].images[0]] * 8, ["why"] * 8)
-    shard = Shard("large", lambda: ([batch] * 8, {}))
-    graph = keep.at("llm.mlp.act")
-    ((values, _),) = run_shards(lens.model, graph, [shard], remote=live.url, jobs=jobs / "large", limits=LIMITS)
+    graph = Graph((keep.at("llm.mlp.act"),))
+    values = returned(live, lens, graph, [batch] * 8, run / "large")
     expected = here.run(graph, [batch] * 8)["keep", "llm.mlp.act"]
     assert sum(part.numel() * part.element_size() for part in values["keep", "llm.mlp.act"]) > 8 * 2**20
     assert all(torch.equal(one, two) for one, two in zip(values["keep", "llm.mlp.act"], expected, strict=True))
-    return counted(live, corpus, jobs)
+    return counted(live, corpus, run)
 
 
 FAULTS: dict[str, Callable[[Live, Path, Path], Any]] = {

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.cli import app
 from mmneuron_lens.ndif.state import State, default_folder
+from mmneuron_lens.runs.folder import file_of
 
 URL = os.environ.get("MMNEURON_NDIF_URL", "").rstrip("/")
 pytestmark = pytest.mark.skipif(not URL, reason="MMNEURON_NDIF_URL is not set")
@@ -26,20 +27,18 @@ def call(*words) -> str:
 
 @pytest.mark.parametrize("name", ["llava-next", "instructblip"])
 def test_count(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("MMNEURON_JOBS", str(tmp_path / "jobs"))
     words = ["count", "--model", f"embedded/{name}", "--corpus", write_corpus(tmp_path / "corpus"), "--batch-size", "2"]
     call(*words, "--out", tmp_path / "here")
     remotely = [*words, "--out", tmp_path / "there", "--remote", URL]
     # What `mmneuron jobs resume` would run again.
     monkeypatch.setattr(sys, "argv", ["mmneuron", *map(str, remotely)])
     call(*remotely)
-    listed = call("jobs", "list")
-    assert "counting common" in listed
-    assert "waiting" not in listed
+    # What is finished has no jobs any more.
+    assert "No jobs under" in call("jobs", "list", tmp_path / "there")
     sandboxed = State(default_folder()).server()["sandbox"]
     for domain in ("common", "medical"):
-        sides = (tmp_path / side / "counts" / name / f"{domain}.safetensors" for side in ("here", "there"))
-        one, other = map(Counts.load, sides)
+        here, there = (file_of(tmp_path / side, "counts", f"embedded/{name}", domain) for side in ("here", "there"))
+        one, other = Counts.load(here), Counts.load(there)
         assert (one.model, one.samples) == (other.model, other.samples)
         assert one.active.keys() == other.active.keys()
         assert all(torch.equal(one.active[site], other.active[site]) for site in one.active)
@@ -47,7 +46,6 @@ def test_count(name, tmp_path, monkeypatch):
         differing = {key for key in one.provenance if one.provenance[key] != other.provenance[key]}
         # A sandbox sees neither device nor weights.
         assert differing == ({"device", "fingerprint"} if sandboxed else set())
-        here, there = (tmp_path / side / "counts" / name / f"{domain}.safetensors" for side in ("here", "there"))
         assert (here.read_bytes() == there.read_bytes()) != sandboxed
 
 

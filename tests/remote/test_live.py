@@ -10,7 +10,7 @@ import torch
 from conftest import mixed_batch, pictures
 from drawn_corpus import write_corpus
 from equality import assert_equal, assert_same_results
-from mmneuron_lens.experiments.identify import identify
+from faults import jobs_sent
 
 from interventions import (
     batch_field,
@@ -25,8 +25,12 @@ from interventions import (
     zero_neurons,
 )
 from mmneuron_lens import Lens
-from mmneuron_lens.corpora.folder import by_domain, read_folder
-from mmneuron_lens.runtime.jobs import JobStore, Limits
+from mmneuron_lens.batching.gather import WHOLE, Memory
+from mmneuron_lens.batching.remote import chunks_of
+from mmneuron_lens.corpora.load import load_corpus
+from mmneuron_lens.experiments.count import plan_count
+from mmneuron_lens.runs.api import identify
+from mmneuron_lens.runtime.jobs.watch import Limits
 from mmneuron_lens.runtime.remote import RemoteFailed
 
 URL = os.environ.get("MMNEURON_NDIF_URL", "").rstrip("/")
@@ -82,20 +86,21 @@ def test_zeroed_neurons_change_the_logits(pair):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    samples, _ = read_folder(write_corpus(tmp_path_factory.mktemp("corpus"), images=6))
-    return by_domain(samples)
+    return load_corpus(write_corpus(tmp_path_factory.mktemp("corpus"), images=6))
 
 
 def test_a_sharded_identification_finds_the_neurons_that_a_local_one_finds(pair, corpus, tmp_path):
     local, client = pair
     one = identify(local, corpus, batch_size=2, permutations=2)
-    jobs = {"jobs": tmp_path, "limits": Limits(in_flight=4, poll_seconds=0.1, seconds=240.0)}
-    other = identify(client, corpus, batch_size=2, permutations=2, remote=URL, jobs=jobs)
-    # Every domain is a run of several jobs, each sent once.
-    records = [JobStore(file.parent) for file in tmp_path.glob("*/run.json")]
-    sent = [[store.record(key).attempts for key in store.run["shards"]] for store in records]
-    assert len(sent) == len(corpus)
-    assert all(len(attempts) > 1 and set(attempts) == {1} for attempts in sent)
+    jobs = {"limits": Limits(in_flight=4, poll_seconds=0.1, seconds=240.0)}
+    there = Lens(client.model.repo, remote=URL)
+    with jobs_sent() as sent:
+        other = identify(there, corpus, batch_size=2, permutations=2, out=tmp_path, jobs=jobs)
+    # Every domain is several jobs, each sent once.
+    plans = [plan_count(client, some, batch_size=2) for some in corpus.by_domain().values()]
+    pieces = [len(chunks_of(plan.steps, WHOLE, Memory())) for plan in plans]
+    assert min(pieces) > 1
+    assert len(sent) == sum(pieces)
     for here, there in zip(one.counts, other.counts, strict=True):
         assert (here.domain, here.samples) == (there.domain, there.samples)
         assert sum(int(active.sum()) for active in here.active.values()) > 0

@@ -30,7 +30,7 @@ IGNORED = -100
 
 
 @dataclass
-class Batch:
+class TrainingBatch:
     """Scenes, the questions asked about each, and the tensors of both.
 
     `labels` holds, at the place that predicts them, the answer's token and then the end of the sequence.
@@ -92,7 +92,7 @@ class Encoder:
         self.image_id = self.tokenizer.convert_tokens_to_ids("<image>")
         self._known: dict[tuple[str, bool], list[int]] = {}
 
-    def __call__(self, scenes: Sequence[Scene], asked: list[list[Question]], form: Form) -> Batch:
+    def __call__(self, scenes: Sequence[Scene], asked: list[list[Question]], form: Form) -> TrainingBatch:
         images = dict(self.processor.image_processor([scene.image for scene in scenes], return_tensors="pt"))
         build = self._packed if self.model_kind == "llava-next" else self._rows
         return build(list(scenes), asked, images, form)
@@ -116,7 +116,9 @@ class Encoder:
             raise ValueError(f"the answer {question.answer!r} is {len(ids)} tokens, but it must be one")
         return ids[0]
 
-    def _packed(self, scenes: list[Scene], asked: list[list[Question]], images: dict[str, Tensor], form: Form) -> Batch:
+    def _packed(
+        self, scenes: list[Scene], asked: list[list[Question]], images: dict[str, Tensor], form: Form
+    ) -> TrainingBatch:
         rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
         for i, (scene, questions) in enumerate(zip(scenes, asked, strict=True)):
             placeholder = self.processor.replace_image_token(images, i)
@@ -144,9 +146,11 @@ class Encoder:
         mine, theirs = segments[:, :, None], segments[:, None, :]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         mask = causal & ((theirs == 0) | (theirs == mine))
-        return Batch(scenes, asked, images, ids, labels, mask[:, None], positions)
+        return TrainingBatch(scenes, asked, images, ids, labels, mask[:, None], positions)
 
-    def _rows(self, scenes: list[Scene], asked: list[list[Question]], images: dict[str, Tensor], form: Form) -> Batch:
+    def _rows(
+        self, scenes: list[Scene], asked: list[list[Question]], images: dict[str, Tensor], form: Form
+    ) -> TrainingBatch:
         """Padded so that a row computes what it does alone: positions skip padding, the Q-Former's is on the right."""
         queries = [self.image_id] * self.processor.num_query_tokens
         texts, instructions, answers, owner = [], [], [], []
@@ -163,7 +167,7 @@ class Encoder:
         labels = torch.full_like(ids, IGNORED)
         labels[:, -2], labels[:, -1] = torch.tensor(answers), self.tokenizer.eos_token_id
         long, fill = max(map(len, instructions)), self.processor.qformer_tokenizer.pad_token_id
-        return Batch(
+        return TrainingBatch(
             scenes, asked, images, ids, labels, mask, None,
             qformer_ids=torch.tensor([t + [fill] * (long - len(t)) for t in instructions]),
             qformer_mask=torch.tensor([[1] * len(t) + [0] * (long - len(t)) for t in instructions]),

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import InstructBlipForConditionalGeneration, LlavaNextForConditionalGeneration, PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from mmneuron_lens.embedded.train.batches import IGNORED, Batch
+from mmneuron_lens.embedded.train.batches import IGNORED, TrainingBatch
 
 
 class Forward(NamedTuple):
@@ -41,7 +41,7 @@ def _tiles(model: LlavaNextForConditionalGeneration, images: dict[str, Tensor]) 
     return torch.arange(images["pixel_values"].shape[1]) < counts[:, None]
 
 
-def forward(model: PreTrainedModel, batch: Batch) -> Forward:
+def forward(model: PreTrainedModel, batch: TrainingBatch) -> Forward:
     """Predictions at all labelled places."""
     patches, seen = see(model, batch.images)
     queries = None
@@ -60,7 +60,7 @@ def _embed(model: PreTrainedModel, ids: Int[Tensor, "row token"], features: Tens
 
 
 def _llava_next(
-    model: LlavaNextForConditionalGeneration, batch: Batch, features: Tensor
+    model: LlavaNextForConditionalGeneration, batch: TrainingBatch, features: Tensor
 ) -> Float[Tensor, "row token width"]:
     return model.model.language_model(
         inputs_embeds=_embed(model, batch.ids, features),
@@ -70,7 +70,9 @@ def _llava_next(
     ).last_hidden_state
 
 
-def _instructblip(model: InstructBlipForConditionalGeneration, batch: Batch, seen: Tensor) -> tuple[Tensor, Tensor]:
+def _instructblip(
+    model: InstructBlipForConditionalGeneration, batch: TrainingBatch, seen: Tensor
+) -> tuple[Tensor, Tensor]:
     rows, queries = len(batch.ids), model.config.num_query_tokens
     asked = model.qformer(
         input_ids=batch.qformer_ids,

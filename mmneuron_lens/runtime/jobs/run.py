@@ -17,6 +17,7 @@ from mmneuron_lens.runtime.remote import travelling
 from mmneuron_lens.runtime.run import job_of, needs_source
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
+from mmneuron_lens.wire.types import PairedItem
 
 Make = Callable[[], tuple[Sequence[Batch], dict[str, Any]]]
 """A job's batches, and JSON facts to keep beside its result; called only when the job is submitted."""
@@ -61,7 +62,7 @@ def run_jobs(
     records.describe(title, server.host, model.nnsight.to_model_key(), list(jobs), again)
 
     def items(make: Make) -> Items:
-        def made() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        def made() -> tuple[list[PairedItem], dict[str, Any]]:
             batches, facts = make()
             for batch in batches:
                 check_plans(checked, batch, model.architecture, model.module, model.dtype)

@@ -10,6 +10,7 @@ from interventions.errors import InvalidValue, MMNeuronError
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.remote import backend_of
 from mmneuron_lens.runtime.serving import refuse_unserved
+from mmneuron_lens.wire.types import FoldedJob, PairedItem, SitePlan
 
 OURS_TO_RETRY = ("botocore", "boto3", "redis", "ray", "urllib3", "requests", "httpx", "httpcore", "grpc")
 """Packages of a server's own plumbing: an exception of theirs says nothing about the job."""
@@ -39,7 +40,7 @@ class JobFailed(MMNeuronError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class JobStatus:
     """status: "" when the server does not know the job. returned: the job's totals once it is complete."""
 
     status: str
@@ -53,15 +54,15 @@ class Server(Protocol):
 
     def check(self) -> None: ...
 
-    def submit(self, items: list[dict[str, Any]]) -> str: ...
+    def submit(self, items: list[PairedItem]) -> str: ...
 
-    def ask(self, job: str) -> Answer: ...
+    def ask(self, job: str) -> JobStatus: ...
 
 
 class NdifServer:
     """One model on one NDIF host. The API key comes from nnsight's configuration and stays in its headers."""
 
-    def __init__(self, model: Model, remote: bool | str, plans: list[dict[str, Any]], entry: Any, job: dict[str, Any]):
+    def __init__(self, model: Model, remote: bool | str, plans: list[SitePlan], entry: Any, job: FoldedJob):
         if remote == "local" or not remote:
             raise InvalidValue(f"jobs need a server: remote is {remote!r}; give True or a URL, or leave out `jobs`.")
         self.model, self.remote, self.plans, self.entry, self.job = model, remote, plans, entry, job
@@ -74,7 +75,7 @@ class NdifServer:
         """Refuse before the first job what cannot work; raises as `runtime.serving.refuse_unserved`."""
         refuse_unserved(self.host, self.model.nnsight.to_model_key())
 
-    def submit(self, items: list[dict[str, Any]]) -> str:
+    def submit(self, items: list[PairedItem]) -> str:
         """Send a job of these items and return its id at once."""
         backend, model = self._backend(), self.model.nnsight
         entry, plans, job = self.entry, self.plans, self.job
@@ -82,12 +83,12 @@ class NdifServer:
             returned = entry(model, plans, items, job).save()  # noqa: F841  (it comes back under this name)
         return str(backend.job_id)
 
-    def ask(self, job: str) -> Answer:
+    def ask(self, job: str) -> JobStatus:
         """What the server knows about a job, and its result when it is complete."""
         return asked(self._backend(job))
 
 
-def ask_host(host: str, job: str) -> Answer:
+def ask_host(host: str, job: str) -> JobStatus:
     """What a host knows about a job, without its model: the key is not needed for asking."""
     anyone: Any = SimpleNamespace(nnsight=SimpleNamespace(to_model_key=lambda: ""))
     return asked(_quiet(backend_of(anyone, host, blocking=False, job_id=job)))
@@ -99,13 +100,13 @@ def _quiet(backend: Any) -> Any:
     return backend
 
 
-def asked(backend: Any) -> Answer:
+def asked(backend: Any) -> JobStatus:
     """Poll once with a backend that carries a job's id."""
     with translated(backend):
         result = backend.poll()
     if result is not None:
-        return Answer("COMPLETED", result["returned"])
-    return Answer("" if backend.status is None else backend.status.value)
+        return JobStatus("COMPLETED", result["returned"])
+    return JobStatus("" if backend.status is None else backend.status.value)
 
 
 class translated:

@@ -12,9 +12,10 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 from interventions.errors import InvalidValue, MMNeuronError
 from mmneuron_lens.runtime.jobs.records import Record, Records
 from mmneuron_lens.runtime.jobs.server import JobFailed, Lost, Server, Unreachable
+from mmneuron_lens.wire.types import PairedItem
 
 T = TypeVar("T")
-Items = Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]]
+Items = Callable[[], tuple[list[PairedItem], dict[str, Any]]]
 """Makes a job's items, and the facts to keep with its result; called when the job is submitted."""
 
 Keep = Callable[[str, dict[str, Any], dict[str, Any]], None]
@@ -80,8 +81,9 @@ class Watch:
 
         Raises `JobFailed` when a job raised or `attempts` of it were lost, `JobsUnfinished` when time ran out.
         """
-        waiting, flying = iter(jobs), {}
+        flying: dict[str, _Flight] = {}
         self._adopt(jobs, flying)
+        waiting = iter([name for name in jobs if name not in flying])
         while True:
             moved = False
             self._launch(jobs, waiting, flying)
@@ -108,7 +110,7 @@ class Watch:
 
     def _launch(self, jobs: Mapping[str, Items], waiting: Iterator[str], flying: dict[str, _Flight]) -> None:
         while len(flying) < self.limits.in_flight:
-            name = next((name for name in waiting if name not in flying), None)
+            name = next(waiting, None)
             if name is None:
                 return
             flying[name] = self._submit(name, jobs[name])

@@ -1,0 +1,41 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmneuron_lens.commands import plan_file
+
+Run = Annotated[Path, typer.Argument(help="The folder that `mmneuron count` or `mmneuron demo` wrote.")]
+Out = Annotated[Path, typer.Option(help="The folder to write to.")]
+ModelName = Annotated[
+    str, typer.Option("--model", help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id.")
+]
+CorpusFolder = Annotated[Path, typer.Option(help="A folder of images with a questions.jsonl.")]
+Domains = Annotated[list[str] | None, typer.Option(help="Only this domain; repeat it for several.")]
+Images = Annotated[int | None, typer.Option(min=1, help="Only the first so many images of each domain.")]
+QuestionsPerImage = Annotated[
+    int | None, typer.Option(min=1, help="Only so many questions of each image, drawn with a fixed seed.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Remote = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Run the model on the NDIF server at this URL; `ndif`: where you logged in."),
+]
+OffHow = Annotated[str, typer.Option("--off", help="How neurons are switched off: zero, mean, or scale.")]
+Factor = Annotated[float, typer.Option(help="What `--off scale` multiplies them by.")]
+Seed = Annotated[int, typer.Option(help="Of every draw.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Make again, in its place, what lies there and was made otherwise.")
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan", callback=plan_file, is_eager=True, help="A TOML file with any of these options, without the dashes."
+    ),
+]

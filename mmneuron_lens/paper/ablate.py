@@ -1,0 +1,58 @@
+"""`mmneuron ablate`: a run's selection, switched off while a corpus of one's own is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmneuron_lens.artifacts.answers import Answers
+from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.corpora.corpus import Corpus
+from mmneuron_lens.lens import Lens
+from mmneuron_lens.runs.answer import answer_stage, off_stage, score_stage
+from mmneuron_lens.runs.folder import RunError, file_of
+from mmneuron_lens.runs.store import Store
+
+
+def ablate_run(
+    store: Store,
+    lens: Lens,
+    corpus: Corpus,
+    *,
+    off: str = "zero",
+    factor: float = 0.0,
+    batch_size: int = 32,
+    generation: Mapping[str, Any] | None = None,
+    progress: Progress = quietly,
+    **settings: Any,
+) -> Answers:
+    """The answers to a corpus with the neurons off that a run selected for this model; scored where it is published.
+
+    - store: the run's folder.
+    - off, factor: how neurons are switched; for "mean", the means are those over the corpus.
+    - generation: settings of `generate`.
+    - settings: modules, random_draws, seed, match, cross of `experiments.ablate`.
+
+    Raises `RunError` when the run has no selection of the model, or none of the corpus' domains is in it.
+    """
+    assert store.folder is not None
+    file = file_of(store.folder, "selection", lens.name)
+    if not file.is_file():
+        raise RunError(f"{store.folder} has no selection of {lens.name}; write one with `mmneuron select`.")
+    selection = Selection.load(file)
+    asked = {domain: some for domain, some in corpus.by_domain().items() if domain in selection.domains}
+    if not asked:
+        there, selected = ", ".join(corpus.by_domain()), ", ".join(selection.domains)
+        raise RunError(f"{corpus.name} has questions of {there}, and the selection is of {selected}; ask of those.")
+    shared: dict[str, Any] = {"batch_size": batch_size, "problems": corpus.problems, "progress": progress}
+    switched = off_stage(lens, off, factor, asked, store, **shared)
+    answers = answer_stage(
+        lens, selection, asked, store, selection_id=content_hash(file), off=switched, **shared, **settings,
+        **(generation or {}),
+    )  # fmt: skip
+    if corpus.official:
+        answers_id = content_hash(file_of(store.folder, "answers", lens.name, suffix=".jsonl"))
+        score_stage(answers, asked, corpus.official, store, model=lens.name, answers_id=answers_id)
+    return answers

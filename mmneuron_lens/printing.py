@@ -1,0 +1,117 @@
+"""What commands read and print alike: corpora, stores, progress, problems, tables.
+
+torch and the rest are imported when a function is called, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mmneuron_lens.corpora.corpus import Corpus
+    from mmneuron_lens.corpora.folder import Problems
+    from mmneuron_lens.runs.store import Store
+
+PROBLEMS_SHOWN = 10
+
+WIDTH = 100
+"""Characters a line of a table may take where there is no terminal to ask."""
+
+
+def corpus_of(
+    folder: Path, domains: list[str] | None, images: int | None, questions_per_image: int | None, skip_images: int = 0
+) -> Corpus:
+    """Part of a folder with a `questions.jsonl`."""
+    from mmneuron_lens.corpora.load import load_corpus
+
+    # A path, so that no folder is taken for the name of a corpus.
+    corpus = load_corpus(folder)
+    corpus = corpus if not domains else corpus.only(domains)
+    return corpus.some(images, questions_per_image, skip_images)
+
+
+def store_of(out: Path, replace: bool) -> Store:
+    """A run's folder that says what is made."""
+    from mmneuron_lens.runs.store import Store
+
+    return Store(out, replace=replace, say=say)
+
+
+def command_line(remote: str | None) -> tuple[str, ...]:
+    """The command line, for `mmneuron jobs resume`."""
+    return tuple(sys.argv[1:]) if remote else ()
+
+
+def bar(items: Sequence[Any], name: str) -> Iterable[Any]:
+    """A progress bar on stderr."""
+    from tqdm.auto import tqdm
+
+    return tqdm(items, desc=name, file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    typer.echo(text, err=True)
+
+
+def host_of(remote: str | None) -> bool | str:
+    """What `Lens` takes; nnsight's line for every job is left to a notebook."""
+    if remote is None:
+        return False
+    if not remote.strip():
+        from interventions.errors import InvalidValue
+
+        raise InvalidValue(
+            "--remote is empty; give an NDIF server's URL, `ndif` for where you logged in, or leave it out."
+        )
+    import nnsight
+
+    nnsight.CONFIG.APP.REMOTE_LOGGING = False
+    return True if remote == "ndif" else remote
+
+
+def quiet_loading() -> None:
+    """No progress bar of hundreds of weight tensors for a model that loads in a second."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def print_problems(problems: Problems, out: Path) -> None:
+    """The first rows that were skipped; all of them in the run's `problems.txt`."""
+    from mmneuron_lens.artifacts.files import write_atomically
+
+    if not len(problems):
+        return
+    file = out / "problems.txt"
+    write_atomically(file, f"{problems}\n")
+    lines = str(problems).splitlines()
+    more = len(problems) - PROBLEMS_SHOWN
+    shown = lines[: PROBLEMS_SHOWN + 1] + ([f"and {more} more"] if more > 0 else [])
+    typer.echo("\n".join([*shown, f"All of them: {file}"]), err=True)
+
+
+def console() -> Console:
+    """The terminal, or lines of a fixed width where there is none."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=WIDTH)
+
+
+def print_tables(page: Path) -> None:
+    """The tables of a page, and where it lies."""
+    from mmneuron_lens.report.terminal import terminal_tables
+
+    shown = console()
+    for table in terminal_tables(page):
+        shown.print(table)
+        shown.print()
+    typer.echo(f"Page: {page.resolve()}")

@@ -1,0 +1,74 @@
+"""Tables for a terminal: the short ones of a page, model by model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+from rich.table import Table
+
+from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
+from mmneuron_lens.report.page import tables_folder
+from mmneuron_lens.report.tables import domain_name, heading, shown, wide
+
+TITLES = {
+    "neurons_per_domain": "Domain-specific neurons",
+    "neurons_per_domain_wider": "Domain-specific neurons, larger fraction",
+    "control": "Controls",
+}
+"""The tables that a terminal shows, besides accuracies; the others are long and lie beside them as CSV."""
+
+
+def terminal_tables(page: str | Path) -> Iterator[Table]:
+    """The tables of a page, read from the CSV files beside it; of a model each, a domain a column where it can be.
+
+    - page: the path of the page, as `page.write` returns it.
+    """
+    frames = {file.stem: pl.read_csv(file) for file in sorted(tables_folder(Path(page)).glob("*.csv"))}
+    models = frames["neurons_per_domain"]["model"].unique(maintain_order=True) if "neurons_per_domain" in frames else ()
+    for model in models:
+        own = {name: frame.filter(pl.col("model") == model) for name, frame in frames.items() if "model" in frame}
+        for name, title in TITLES.items():
+            if name in own and len(own[name]):
+                frame = own[name]
+                if "neurons" in frame and "domain" in frame:
+                    frame = wide(frame, "neurons", frame["domain"].unique(maintain_order=True))
+                yield terminal_table(frame, title)
+        if "ablation" in own and "ablation_against_random" in own:
+            yield from _accuracies(model, own["ablation"], own["ablation_against_random"])
+
+
+def terminal_table(frame: pl.DataFrame, title: str) -> Table:
+    """The frame for `rich`: numbers to the right, written as `tables.shown`; a model that all rows share goes above."""
+    if "model" in frame.columns and frame["model"].n_unique() == 1:
+        title = f"{title}, {frame['model'][0]}"
+        frame = frame.drop("model")
+    table = Table(title=title, title_justify="left")
+    for name, kind in frame.schema.items():
+        table.add_column(heading(name), justify="right" if kind.is_numeric() else "left")
+    for row in frame.iter_rows(named=True):
+        table.add_row(*(shown(value, name) for name, value in row.items()))
+    return table
+
+
+def _accuracies(model: str, ablation: pl.DataFrame, against: pl.DataFrame) -> Iterator[Table]:
+    """Per domain: accuracy with nothing off, its neurons off, random ones off, and the difference of the last two."""
+    for module in against["module"].unique(maintain_order=True):
+        where = "all modules" if module == ALL else module
+        title = f"Accuracy in per cent with neurons off in {where}, {model}"
+        table = Table(title=title, title_justify="left")
+        for name in ("domain", "none off", "own off", "random off", "own − random", "95 % interval", "questions"):
+            table.add_column(name, justify="left" if name == "domain" else "right")
+        for row in against.filter(pl.col("module") == module).iter_rows(named=True):
+            here = ablation.filter(pl.col("domain") == row["domain"])
+            there = here.filter(pl.col("module") == module)
+            accuracies = [
+                here.filter(pl.col("condition") == NONE)["accuracy"].mean(),
+                there.filter(pl.col("condition") == DOMAIN)["accuracy"].mean(),
+                there.filter(pl.col("condition").str.starts_with(RANDOM))["accuracy"].mean(),
+            ]
+            cells = [shown(value, decimals=1) for value in (*accuracies, row["difference"])]
+            interval = f"{shown(row['low'], 'low')} to {shown(row['high'], 'high')}"
+            table.add_row(domain_name(row["domain"]), *cells, interval, shown(row["questions"]))
+        yield table
