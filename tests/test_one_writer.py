@@ -14,7 +14,7 @@ from conftest import tiny_lens
 from drawn_corpus import files_of, write_corpus
 
 from mmneuron_lens import Lens, load_corpus
-from mmneuron_lens.batching.gather import Shard
+from mmneuron_lens.batching.gather import WHOLE, Shard
 from mmneuron_lens.runs import count as count_module
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.folder import file_of
@@ -114,24 +114,31 @@ def test_two_that_count_different_domains_do_not_wait_for_each_other(lens, corpu
 
 
 def test_parts_of_one_count_at_once_are_the_whole(lens, corpus, alone, tmp_path, monkeypatch) -> None:
-    begun, ended = FORK.Barrier(3), FORK.Barrier(3)
-    missing = count_module.missing
+    begun, ended, asking = FORK.Barrier(3), FORK.Barrier(3), FORK.Barrier(3)
+    count_steps, get_or_make = count_module.count_steps, Store.get_or_make
 
-    def at_once(*arguments: Any) -> list[int]:
-        # All ask whether they were the last when all are done.
+    def at_once(*arguments: Any, part: Shard, **settings: Any) -> Any:
+        found = count_steps(*arguments, part=part, **settings)
+        if part == WHOLE:
+            return found
+        # Each sees what is there when all have done their part.
         ended.wait(PATIENCE)
-        return missing(*arguments)
+        return count_steps(*arguments, part=part, **settings)
 
-    monkeypatch.setattr(count_module, "missing", at_once)
+    def as_well(store: Store, *arguments: Any, **settings: Any) -> Any:
+        # All were the last, so all ask for the value: one makes it, and the others wait for it.
+        asking.wait(PATIENCE)
+        return get_or_make(store, *arguments, **settings)
+
+    monkeypatch.setattr(count_module, "count_steps", at_once)
+    monkeypatch.setattr(Store, "get_or_make", as_well)
     works = [
         lambda number=number: counting(
             lens, corpus, tmp_path, "medical", lambda: begun.wait(PATIENCE), shard=Shard(number, 3)
         )
         for number in (1, 2, 3)
     ]
-    said = [one for _, one in together(*works)]
-    assert "counted" in said
-    assert set(said) <= {"counted", "not whole"}
+    assert [said for _, said in together(*works)] == ["counted"] * 3
     assert files_of(tmp_path) == {name: content for name, content in alone.items() if "medical" in name}
 
 
