@@ -73,9 +73,11 @@ def test_a_value_is_made_once_and_read_from_then_on(tmp_path: Path) -> None:
     assert torch.equal(again.values["llm.mlp.act"], first.values["llm.mlp.act"])
     assert files_of(tmp_path) == written == {"means/m.safetensors": written["means/m.safetensors"]}
     assert (made.ran, said) == ([*range(6)], ["averaging", "already done: averaging"])
-    assert store.has(key(), Means)
-    assert not store.has(key(**{"batch size": 16}), Means)
-    assert not store.has(Key("means/other.safetensors", FACTS), Means)
+    assert store.get(key(), Means) is not None
+    assert store.get(Key("means/other.safetensors", FACTS), Means) is None
+    with pytest.raises(StoreConflict):
+        store.get(key(**{"batch size": 16}), Means)
+    assert Store(store.folder, replace=True).get(key(**{"batch size": 16}), Means) is None
 
 
 def test_facts_are_the_same_in_whatever_order_and_kind_of_list(tmp_path: Path) -> None:
@@ -152,7 +154,8 @@ def test_a_file_that_does_not_say_what_it_was_made_from_is_refused(tmp_path: Pat
         Store(tmp_path).get_or_make(key(), never, Means)
     with pytest.raises(StoreConflict, match="holds another value: it does not say what it was made from"):
         Store(tmp_path).get_or_make(Key("means/m.safetensors", {}), never, Means)
-    assert not Store(tmp_path).has(key(), Means)
+    with pytest.raises(StoreConflict):
+        Store(tmp_path).get(key(), Means)
 
 
 def test_differences_are_named_by_their_place_however_deep() -> None:
@@ -197,7 +200,7 @@ def test_a_damaged_value_is_an_error_and_not_made_again(tmp_path: Path, replace:
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
     file.write_bytes(content)
-    for ask in (lambda: store.get_or_make(key(), never, Means), lambda: store.has(key(), Means)):
+    for ask in (lambda: store.get_or_make(key(), never, Means), lambda: store.get(key(), Means)):
         with pytest.raises(ArtifactError, match=r"m\.safetensors: is damaged .*run the command that wrote it again"):
             ask()
     assert file.read_bytes() == content
