@@ -304,8 +304,8 @@ def test_what_does_not_belong_together_is_refused_with_the_difference(tmp_path):
     lens = tiny_lens("instructblip")
     samples, _ = read_folder(write_corpus(tmp_path, ("common",)))
 
-    def count(out, part, some=samples, batch_size=2):
-        count_stage(lens, {"common": some}, Store(tmp_path / out), part=part, batch_size=batch_size)
+    def count(out, shard, some=samples, batch_size=2):
+        count_stage(lens, {"common": some}, Store(tmp_path / out), shard=shard, batch_size=batch_size)
         return tmp_path / out
 
     first, second = count("first", Shard(1, 2)), count("second", Shard(2, 2))
@@ -380,7 +380,7 @@ def test_one_process_at_a_time_writes_a_value_and_the_other_is_told_which(tmp_pa
     count()
     assert files_of(tmp_path / "run") == before
     # Parts of one value have a writer each, and a hold ends with its process.
-    first = {"out": "parts", "part": Shard(1, 2)}
+    first = {"out": "parts", "shard": Shard(1, 2)}
     other = context.Process(target=count, kwargs={"progress": holds, **first})
     other.start()
     assert told.recv() == "counting"

@@ -117,13 +117,13 @@ def test_parts_of_one_count_at_once_are_the_whole(lens, corpus, alone, tmp_path,
     begun, ended, asking = FORK.Barrier(3), FORK.Barrier(3), FORK.Barrier(3)
     count_steps, get_or_make = count_module.count_steps, Store.get_or_make
 
-    def at_once(*arguments: Any, part: Shard, **settings: Any) -> Any:
-        found = count_steps(*arguments, part=part, **settings)
-        if part == WHOLE:
+    def at_once(*arguments: Any, shard: Shard, **settings: Any) -> Any:
+        found = count_steps(*arguments, shard=shard, **settings)
+        if shard == WHOLE:
             return found
         # Each sees what is there when all have done their part.
         ended.wait(PATIENCE)
-        return count_steps(*arguments, part=part, **settings)
+        return count_steps(*arguments, shard=shard, **settings)
 
     def as_well(store: Store, *arguments: Any, **settings: Any) -> Any:
         # All were the last, so all ask for the value: one makes it, and the others wait for it.
