@@ -120,7 +120,7 @@ def count_steps(
         tokens = 0 if batch is None else int(batch.fields["llm"]["weight"].sum())
         return piece_of(lens, plan, step.group, out, seen, left, tokens)
 
-    shared: dict[str, Any] = {"keeper": keeper, "shard": shard, "progress": progress, "title": f"counting {plan.domain}"}
+    shared: dict[str, Any] = {
         "keeper": keeper,
         "shard": shard,
         "title": f"counting {plan.domain}",
