@@ -21,7 +21,7 @@ from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.format import ArtifactError
 from mmneuron_lens.batching import gather as gathering
 from mmneuron_lens.batching.batches import Step
-from mmneuron_lens.batching.gather import Held, Memory, Part, Piece, disjoint, gather, missing
+from mmneuron_lens.batching.gather import Held, Memory, Piece, Shard, disjoint, gather, missing
 from mmneuron_lens.batching.throughput import Throughput
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.count import count_domain
@@ -90,9 +90,9 @@ def test_killed_at_any_write_and_started_again_ends_with_the_same_bytes(architec
     problems = count(tmp_path / "whole")
     expected = files_of(tmp_path / "whole")
     assert sorted(Path(name).parts[0] for name in expected) == ["counts", "counts"]
-    # Every kill leaves a little more done, each at another kind of moment.
+    # Many kills leave a little more done, each at another kind of moment.
     for kills in range(100):
-        if not killed_at(1 + kills % 5, lambda: count(tmp_path / "killed")):
+        if not killed_at(1 + kills % 11, lambda: count(tmp_path / "killed")):
             break
     assert kills > 4
     assert files_of(tmp_path / "killed") == expected
@@ -263,7 +263,7 @@ def test_what_is_finished_is_not_counted_again_and_never_replaced_unasked(tmp_pa
         count(4)
     # A part of it is refused as the whole is, before anything is counted.
     with pytest.raises(StoreConflict, match=said):
-        count(4, part=Part(1, 2))
+        count(4, shard=Shard(1, 2))
     assert len(lengths) == 1
     assert files_of(tmp_path / "run") == written
     assert count(4, replace=True).provenance["batch size"] == 4
@@ -279,7 +279,7 @@ def test_shards_merge_into_the_bytes_of_one_run_in_any_order(tmp_path):
     count_stage(lens, domains, Store(tmp_path / "whole"), **settings)
     machines = [tmp_path / f"machine {number}" for number in range(3)]
     for number, machine in enumerate(machines, start=1):
-        found = count_stage(lens, domains, Store(machine), part=Part(number, 3), **settings)
+        found = count_stage(lens, domains, Store(machine), shard=Shard(number, 3), **settings)
         assert found == {"common": None, "medical": None}
     expected = files_of(tmp_path / "whole")
     for draw in range(3):
@@ -292,7 +292,7 @@ def test_shards_merge_into_the_bytes_of_one_run_in_any_order(tmp_path):
     assert files_of(tmp_path / "again") == expected
     # In one folder, in any order, the last to finish makes the whole.
     for number in (2, 3, 1):
-        found = count_stage(lens, domains, Store(tmp_path / "one"), part=Part(number, 3), **settings)
+        found = count_stage(lens, domains, Store(tmp_path / "one"), shard=Shard(number, 3), **settings)
     assert all(isinstance(counts, Counts) for counts in found.values())
     assert files_of(tmp_path / "one") == expected
     with pytest.raises(ValueError, match=r"cannot merge counts/.*: .*of shards 2/3; count them with --shard 2/3"):
@@ -308,15 +308,15 @@ def test_what_does_not_belong_together_is_refused_with_the_difference(tmp_path):
         count_stage(lens, {"common": some}, Store(tmp_path / out), part=part, batch_size=batch_size)
         return tmp_path / out
 
-    first, second = count("first", Part(1, 2)), count("second", Part(2, 2))
+    first, second = count("first", Shard(1, 2)), count("second", Shard(2, 2))
     with pytest.raises(StoreConflict, match=r"cannot merge .*first.* and .*: batch size is 2 there and 4 here"):
-        merge_runs([first, count("other", Part(2, 2), batch_size=4)], tmp_path / "out")
+        merge_runs([first, count("other", Shard(2, 2), batch_size=4)], tmp_path / "out")
     with pytest.raises(StoreConflict, match=r"corpus questions is 10 there and 9 here; corpus sha256 is"):
-        merge_runs([first, count("fewer", Part(2, 2), samples[:-1])], tmp_path / "out")
+        merge_runs([first, count("fewer", Shard(2, 2), samples[:-1])], tmp_path / "out")
     with pytest.raises(ValueError, match=r"are missing, of shards 2/2; count them with --shard 2/2"):
         merge_runs([first, first], tmp_path / "out")
     # Parts of another cut fill what is missing, step by step.
-    count("thirds", Part(2, 3)), count("thirds", Part(3, 3))
+    count("thirds", Shard(2, 3)), count("thirds", Shard(3, 3))
     assert len(merge_runs([first, tmp_path / "thirds"], tmp_path / "filled")) == 1
     merge_runs([second, first], tmp_path / "halves")
     assert files_of(tmp_path / "halves") == files_of(tmp_path / "filled")
@@ -340,7 +340,7 @@ def test_a_damaged_piece_is_made_again_and_a_damaged_value_is_an_error(tmp_path,
         file.write_bytes(content)
 
     count("whole")
-    count("run", part=Part(1, 2))
+    count("run", shard=Shard(1, 2))
     (piece, *_) = (tmp_path / "run").rglob("*.pieces/*.safetensors")
     flip(piece)
     with pytest.raises(ArtifactError, match="is damaged"):
@@ -380,13 +380,13 @@ def test_one_process_at_a_time_writes_a_value_and_the_other_is_told_which(tmp_pa
     count()
     assert files_of(tmp_path / "run") == before
     # Parts of one value have a writer each, and a hold ends with its process.
-    first = {"out": "parts", "part": Part(1, 2)}
+    first = {"out": "parts", "part": Shard(1, 2)}
     other = context.Process(target=count, kwargs={"progress": holds, **first})
     other.start()
     assert told.recv() == "counting"
     with pytest.raises(StoreBusy, match=f"being written by process {other.pid} "):
         count(**first)
-    assert count("parts", part=Part(2, 2)) == {"common": None}
+    assert count("parts", shard=Shard(2, 2)) == {"common": None}
     other.kill()
     other.join()
     count(**first)
@@ -465,15 +465,15 @@ def test_the_order_of_a_fold_is_the_order_of_the_steps():
 
 
 def test_shards_are_named_and_hold_every_step_once():
-    assert Part.parse("2/4") == Part(2, 4)
-    assert Part.parse("process", {"RANK": "1", "WORLD_SIZE": "3"}) == Part(2, 3)
-    assert sorted(place for number in range(1, 5) for place in Part(number, 4).steps(11)) == list(range(11))
+    assert Shard.parse("2/4") == Shard(2, 4)
+    assert Shard.parse("process", {"RANK": "1", "WORLD_SIZE": "3"}) == Shard(2, 3)
+    assert sorted(place for number in range(1, 5) for place in Shard(number, 4).steps(11)) == list(range(11))
     with pytest.raises(ValueError, match=r"shard '4' is not a number of a total; write 1/4, 2/4, \.\.\., or process"):
-        Part.parse("4")
+        Shard.parse("4")
     with pytest.raises(ValueError, match="shard 5/4 does not exist; choose from 1/4 to 4/4"):
-        Part.parse("5/4")
+        Shard.parse("5/4")
     with pytest.raises(ValueError, match="needs RANK and WORLD_SIZE"):
-        Part.parse("process", {})
+        Shard.parse("process", {})
 
 
 def test_throughput_is_told_beside_the_bar():

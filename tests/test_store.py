@@ -16,7 +16,7 @@ from mmneuron_lens.artifacts.format import ArtifactError
 from mmneuron_lens.artifacts.means import Means
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.batching.batches import Step
-from mmneuron_lens.batching.gather import Held, Keeper, Memory, Part, Piece, add, by_group, gather
+from mmneuron_lens.batching.gather import Held, Keeper, Memory, Piece, Shard, add, by_group, gather
 from mmneuron_lens.runs.folder import key_of
 from mmneuron_lens.runs.keys import SHOWN, Key, StoreConflict, differences, refusal
 from mmneuron_lens.runs.store import Store, StoreBusy
@@ -73,9 +73,11 @@ def test_a_value_is_made_once_and_read_from_then_on(tmp_path: Path) -> None:
     assert torch.equal(again.values["llm.mlp.act"], first.values["llm.mlp.act"])
     assert files_of(tmp_path) == written == {"means/m.safetensors": written["means/m.safetensors"]}
     assert (made.ran, said) == ([*range(6)], ["averaging", "already done: averaging"])
-    assert store.has(key(), Means)
-    assert not store.has(key(**{"batch size": 16}), Means)
-    assert not store.has(Key("means/other.safetensors", FACTS), Means)
+    assert store.get(key(), Means) is not None
+    assert store.get(Key("means/other.safetensors", FACTS), Means) is None
+    with pytest.raises(StoreConflict):
+        store.get(key(**{"batch size": 16}), Means)
+    assert Store(store.folder, replace=True).get(key(**{"batch size": 16}), Means) is None
 
 
 def test_facts_are_the_same_in_whatever_order_and_kind_of_list(tmp_path: Path) -> None:
@@ -152,7 +154,8 @@ def test_a_file_that_does_not_say_what_it_was_made_from_is_refused(tmp_path: Pat
         Store(tmp_path).get_or_make(key(), never, Means)
     with pytest.raises(StoreConflict, match="holds another value: it does not say what it was made from"):
         Store(tmp_path).get_or_make(Key("means/m.safetensors", {}), never, Means)
-    assert not Store(tmp_path).has(key(), Means)
+    with pytest.raises(StoreConflict):
+        Store(tmp_path).get(key(), Means)
 
 
 def test_differences_are_named_by_their_place_however_deep() -> None:
@@ -197,7 +200,7 @@ def test_a_damaged_value_is_an_error_and_not_made_again(tmp_path: Path, replace:
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
     file.write_bytes(content)
-    for ask in (lambda: store.get_or_make(key(), never, Means), lambda: store.has(key(), Means)):
+    for ask in (lambda: store.get_or_make(key(), never, Means), lambda: store.get(key(), Means)):
         with pytest.raises(ArtifactError, match=r"m\.safetensors: is damaged .*run the command that wrote it again"):
             ask()
     assert file.read_bytes() == content
@@ -355,13 +358,13 @@ def test_the_hold_ends_with_an_error_too(tmp_path: Path) -> None:
 def test_parts_are_held_apart_and_leave_each_other_what_they_write(tmp_path: Path) -> None:
     store = Store(tmp_path)
     partial = tmp_path / "means" / ".m.safetensors.0123456789abcdef.partial"
-    with store.writing(key(), Part(1, 2)):
-        with pytest.raises(StoreBusy), store.writing(key(), Part(1, 2)):
+    with store.writing(key(), Shard(1, 2)):
+        with pytest.raises(StoreBusy), store.writing(key(), Shard(1, 2)):
             pass
         with store.writing(key()):
             partial.parent.mkdir()
             partial.write_text("being written")
-            with store.writing(key(), Part(2, 2)):
+            with store.writing(key(), Shard(2, 2)):
                 assert partial.exists()
     with store.writing(key()):
         assert not partial.exists()

@@ -104,7 +104,7 @@ def ablate(
             controls=controls, cross=cross,
         )  # fmt: skip
         asked = [
-            Question(lens, selection.model, selection_id, sample, condition, prompt, settings)
+            AskedQuestion(lens, selection.model, selection_id, sample, condition, prompt, settings)
             for condition in conditions
             for sample in samples
         ]
@@ -127,7 +127,7 @@ def ablate(
     return answers
 
 
-class Question:
+class AskedQuestion:
     """One question under one condition, and the digest of everything its answer depends on."""
 
     def __init__(

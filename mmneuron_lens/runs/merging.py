@@ -7,7 +7,7 @@ from pathlib import Path
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
-from mmneuron_lens.batching.gather import Part, disjoint, missing
+from mmneuron_lens.batching.gather import Shard, disjoint, missing
 from mmneuron_lens.experiments.count import counts_of
 from mmneuron_lens.runs.keys import Key, StoreConflict, differences
 from mmneuron_lens.runs.pieces import KeptPiece
@@ -63,8 +63,8 @@ def _refuse_missing(path: str, kept: Sequence[KeptPiece]) -> None:
     absent = set(missing(range(steps), disjoint([one.held for one in kept])))
     if not absent:
         return
-    of = max(Part.parse(one.part).of for one in kept)
-    lost = [f"{number}/{of}" for number in range(1, of + 1) if absent & set(Part(number, of).steps(steps))]
+    of = max(Shard.parse(one.shard).of for one in kept)
+    lost = [f"{number}/{of}" for number in range(1, of + 1) if absent & set(Shard(number, of).steps(steps))]
     raise InvalidValue(
         f"cannot merge {path}: {len(absent)} of {steps} steps are missing, of shards {', '.join(lost)}; count them "
         f"with --shard {lost[0]}, or give the folder they are in."

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.files import file_name, storage_errors, sweep, write_atomically
 from mmneuron_lens.artifacts.format import dumps
-from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Part
+from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Shard
 from mmneuron_lens.runs.keys import Key, StoreConflict, differences, refusal
 from mmneuron_lens.runs.pieces import Pieces
 
@@ -100,19 +100,19 @@ class Store:
             raise StoreConflict(refusal(path, differences(held or {}, key.facts)))
         return None
 
-    def pieces(self, key: Key, part: Part = WHOLE) -> Pieces:
-        """What is kept of a value while it is made. `part`: of a value that several processes make."""
-        return Pieces(self.path(key), key.facts, str(part), self.replace, self.say)
+    def pieces(self, key: Key, shard: Shard = WHOLE) -> Pieces:
+        """What is kept of a value while it is made. `shard`: of a value that several processes make."""
+        return Pieces(self.path(key), key.facts, str(shard), self.replace, self.say)
 
     @contextmanager
-    def writing(self, key: Key, part: Part = WHOLE, wait: bool = False) -> Iterator[None]:
-        """Holds a value, or a part of it, for this process alone; the hold goes with the process, however it ends.
+    def writing(self, key: Key, shard: Shard = WHOLE, wait: bool = False) -> Iterator[None]:
+        """Holds a value, or a shard of it, for this process alone; the hold goes with the process, however it ends.
 
         Raises `StoreBusy` naming the process that holds it, unless this may wait.
         """
         if self.folder is None:
             raise InvalidValue(f"{key.path}: this store keeps nothing; give it a folder.")
-        name = file_name(key.path if part == WHOLE else f"{key.path} {part}")
+        name = file_name(key.path if shard == WHOLE else f"{key.path} {shard}")
         file = self.folder / LOCKS / f"{name}.lock"
         holder = file.with_suffix(".holder")
         lock = FileLock(file)
@@ -125,8 +125,8 @@ class Store:
         try:
             sweep(holder)
             write_atomically(holder, f"process {os.getpid()} ({' '.join(sys.argv[:2])})")
-            if part == WHOLE:
-                # The holder of another part may be writing the value at this moment.
+            if shard == WHOLE:
+                # The holder of another shard may be writing the value at this moment.
                 sweep(self.path(key))
             yield
         finally:
