@@ -13,7 +13,8 @@
 A model and graphs on it: `Lens`, `Batch`, `Result`, `count_active`, `zero_neurons`; more in `interventions`.
 Questions: `load_corpus`, `Corpus`, `Sample`.
 The main job: `identify`, `ablate`, `deviate`, `read_layers`, `read_entropy`; `merge_runs` of several machines.
-What comes of it: `Identified`, `Counts`, `Selection`, `Ablation`, `Deviations`, `Entropies`, `LensTrace`.
+What comes of it: `Identified`, `Controls`, `Counts`, `Selection`, `Ablation`, `Deviations`, `DeviationTable`, `Entropies`,
+`LensTrace`.
 What a user can mend: `MMNeuronError`.
 """
 
@@ -46,9 +47,10 @@ if TYPE_CHECKING:
     from mmneuron_lens.corpora.load import load_corpus
     from mmneuron_lens.corpora.sample import Sample
     from mmneuron_lens.evaluation.ablation import Ablation
+    from mmneuron_lens.evaluation.deviation import DeviationTable
     from mmneuron_lens.lens import Lens
     from mmneuron_lens.runs.api import ablate, deviate, identify, read_entropy, read_layers
-    from mmneuron_lens.runs.identify import Identified
+    from mmneuron_lens.runs.identify import Controls, Identified
     from mmneuron_lens.runs.merging import merge_runs
     from mmneuron_lens.runtime.batch import Batch
     from mmneuron_lens.runtime.result import Result
@@ -58,8 +60,10 @@ __version__ = "0.2.0"
 __all__ = [
     "Ablation",
     "Batch",
+    "Controls",
     "Corpus",
     "Counts",
+    "DeviationTable",
     "Deviations",
     "Entropies",
     "Identified",
@@ -83,8 +87,10 @@ __all__ = [
 _HOMES = {
     "Ablation": "mmneuron_lens.evaluation.ablation",
     "Batch": "mmneuron_lens.runtime.batch",
+    "Controls": "mmneuron_lens.runs.identify",
     "Corpus": "mmneuron_lens.corpora.corpus",
     "Counts": "mmneuron_lens.artifacts.counts",
+    "DeviationTable": "mmneuron_lens.evaluation.deviation",
     "Deviations": "mmneuron_lens.artifacts.deviations",
     "Entropies": "mmneuron_lens.artifacts.entropies",
     "Identified": "mmneuron_lens.runs.identify",
@@ -106,10 +112,13 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}.")
-    return getattr(_import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:
+    # Out of a type checker's sight, which would take any name for one that is here.
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}.")
+        return getattr(_import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
