@@ -73,9 +73,13 @@ def test_a_value_is_made_once_and_read_from_then_on(tmp_path: Path) -> None:
     assert torch.equal(again.values["llm.mlp.act"], first.values["llm.mlp.act"])
     assert files_of(tmp_path) == written == {"means/m.safetensors": written["means/m.safetensors"]}
     assert (made.ran, said) == ([*range(6)], ["averaging", "already done: averaging"])
-    assert store.has(key(), Means)
-    assert not store.has(key(**{"batch size": 16}), Means)
-    assert not store.has(Key("means/other.safetensors", FACTS), Means)
+    found = store.get(key(), Means)
+    assert found is not None
+    assert torch.equal(found.values["llm.mlp.act"], first.values["llm.mlp.act"])
+    assert store.get(Key("means/other.safetensors", FACTS), Means) is None
+    with pytest.raises(StoreConflict, match=r"m\.safetensors holds another value: batch size is 32 there and 16 here"):
+        store.get(key(**{"batch size": 16}), Means)
+    assert Store(tmp_path, replace=True).get(key(**{"batch size": 16}), Means) is None
 
 
 def test_facts_are_the_same_in_whatever_order_and_kind_of_list(tmp_path: Path) -> None:
@@ -152,7 +156,8 @@ def test_a_file_that_does_not_say_what_it_was_made_from_is_refused(tmp_path: Pat
         Store(tmp_path).get_or_make(key(), never, Means)
     with pytest.raises(StoreConflict, match="holds another value: it does not say what it was made from"):
         Store(tmp_path).get_or_make(Key("means/m.safetensors", {}), never, Means)
-    assert not Store(tmp_path).has(key(), Means)
+    with pytest.raises(StoreConflict):
+        Store(tmp_path).get(key(), Means)
 
 
 def test_differences_are_named_by_their_place_however_deep() -> None:
@@ -197,7 +202,7 @@ def test_a_damaged_value_is_an_error_and_not_made_again(tmp_path: Path, replace:
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
     file.write_bytes(content)
-    for ask in (lambda: store.get_or_make(key(), never, Means), lambda: store.has(key(), Means)):
+    for ask in (lambda: store.get_or_make(key(), never, Means), lambda: store.get(key(), Means)):
         with pytest.raises(ArtifactError, match=r"m\.safetensors: is damaged .*run the command that wrote it again"):
             ask()
     assert file.read_bytes() == content
