@@ -135,13 +135,13 @@ def count(
     from mmneuron_lens.runs.count import count_stage
     from mmneuron_lens.runs.folder import file_of
 
-    part, store = Shard.parse(shard), store_of(out, replace)
+    mine, store = Shard.parse(shard), store_of(out, replace)
     asked = corpus_of(corpus, domain, images, questions_per_image)
     quiet_loading()
     lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device)
     try:
         counts = count_stage(
-            lens, asked.by_domain(), store, part=part, workers=workers, again=command_line(remote),
+            lens, asked.by_domain(), store, shard=mine, workers=workers, again=command_line(remote),
             batch_size=batch_size, corpus=asked.name, exact=exact, frames=frames, problems=asked.problems,
             progress=bar,
         )  # fmt: skip

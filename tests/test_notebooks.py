@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -22,6 +23,13 @@ def test_a_notebook_runs(path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     assert not any(output.output_type == "error" for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+def test_the_main_job_needs_one_import():
+    for name in ("01_find_neurons", "02_switch_them_off"):
+        notebook = nbformat.read(NOTEBOOKS[0].with_name(f"{name}.ipynb"), as_version=4)
+        code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+        assert re.findall(r"^ *(?:from|import) .*", code, re.MULTILINE) == ["import mmneuron_lens as mm"]
 
 
 def test_notebooks_are_committed_without_outputs():

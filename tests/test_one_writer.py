@@ -117,13 +117,13 @@ def test_parts_of_one_count_at_once_are_the_whole(lens, corpus, alone, tmp_path,
     begun, ended, asking = FORK.Barrier(3), FORK.Barrier(3), FORK.Barrier(3)
     count_steps, get_or_make = count_module.count_steps, Store.get_or_make
 
-    def at_once(*arguments: Any, part: Shard, **settings: Any) -> Any:
-        found = count_steps(*arguments, part=part, **settings)
-        if part == WHOLE:
+    def at_once(*arguments: Any, shard: Shard, **settings: Any) -> Any:
+        found = count_steps(*arguments, shard=shard, **settings)
+        if shard == WHOLE:
             return found
         # Each sees what is there when all have done their part.
         ended.wait(PATIENCE)
-        return count_steps(*arguments, part=part, **settings)
+        return count_steps(*arguments, shard=shard, **settings)
 
     def as_well(store: Store, *arguments: Any, **settings: Any) -> Any:
         # All were the last, so all ask for the value: one makes it, and the others wait for it.
@@ -134,7 +134,7 @@ def test_parts_of_one_count_at_once_are_the_whole(lens, corpus, alone, tmp_path,
     monkeypatch.setattr(Store, "get_or_make", as_well)
     works = [
         lambda number=number: counting(
-            lens, corpus, tmp_path, "medical", lambda: begun.wait(PATIENCE), part=Shard(number, 3)
+            lens, corpus, tmp_path, "medical", lambda: begun.wait(PATIENCE), shard=Shard(number, 3)
         )
         for number in (1, 2, 3)
     ]
@@ -147,7 +147,7 @@ def test_two_processes_of_one_part_are_told_apart(lens, corpus, alone, tmp_path)
 
     def work() -> str:
         then = lambda: refused.wait(PATIENCE) or os._exit(3)  # noqa: E731
-        said = counting(lens, corpus, tmp_path, "common", then, part=Shard(1, 2))
+        said = counting(lens, corpus, tmp_path, "common", then, shard=Shard(1, 2))
         if said != "not whole":
             refused.set()
         return said
@@ -156,7 +156,7 @@ def test_two_processes_of_one_part_are_told_apart(lens, corpus, alone, tmp_path)
     ((holder, _),) = [one for one in told if one[1] == "not whole"]
     ((_, said),) = [one for one in told if one[1] != "not whole"]
     assert f"is being written by process {holder} (" in said
-    assert counting(lens, corpus, tmp_path, "common", lambda: None, part=Shard(2, 2)) == "counted"
+    assert counting(lens, corpus, tmp_path, "common", lambda: None, shard=Shard(2, 2)) == "counted"
     assert files_of(tmp_path) == {name: content for name, content in alone.items() if "common" in name}
 
 
@@ -167,7 +167,7 @@ def test_a_part_beside_one_that_counts_everything_ends_with_the_same(lens, corpu
         # In its work while another process makes the value, and removes the pieces.
         return counting(
             lens, corpus, tmp_path, "common",
-            lambda: part_runs.set() or whole_ended.wait(PATIENCE) or os._exit(3), part=Shard(1, 2),
+            lambda: part_runs.set() or whole_ended.wait(PATIENCE) or os._exit(3), shard=Shard(1, 2),
         )  # fmt: skip
 
     def whole() -> str:

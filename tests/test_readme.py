@@ -1,4 +1,4 @@
-"""The README and every page of the docs: their code runs, their commands exist, and their links lead somewhere."""
+"""What README and docs show is there: code runs or at least imports, commands have their options, links lead on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_commands_have_the_options_they_are_shown_with(page):
         known = {"--help"} | {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
         unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in known]
         assert not unknown, f"{page.name}: {line}: {', '.join(unknown)}"
+
+
+def test_contributing_draws_the_rooms_as_the_contracts_have_them():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [one["layers"] for one in contracts if one["type"] == "layers" and one.get("containers")]
+    beside_cli = ("__main__", "options", "printing", "commands")
+    wanted = [{room.strip() for room in re.split(r"[|:]", layer)} for layer in layers if layer not in beside_cli]
+    (drawing,) = [one for one in blocks(ROOT / "CONTRIBUTING.md", "") if "interventions" in one]
+    drawn = [set(re.findall(r"\w+", line[14:40])) for line in drawing.splitlines()]
+    assert drawn == [*wanted, {"interventions"}]
 
 
 @pages

@@ -67,12 +67,12 @@ class Shard:
         return f"{self.number}/{self.of}"
 
     def steps(self, count: int) -> range:
-        """The places of this part's steps among `count`."""
+        """The places of this shard's steps among `count`."""
         return range(count * (self.number - 1) // self.of, count * self.number // self.of)
 
     @classmethod
     def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> Shard:
-        """A part from `"2/4"`, or from the RANK and WORLD_SIZE that `accelerate launch` sets (`"process"`).
+        """A shard from `"2/4"`, or from the RANK and WORLD_SIZE that `accelerate launch` sets (`"process"`).
 
         Raises `InvalidValue` with an example for anything else.
         """
@@ -120,13 +120,13 @@ def gather(
     fold: Fold,
     *,
     keeper: Keeper,
-    part: Shard = WHOLE,
+    shard: Shard = WHOLE,
     workers: int = 0,
     title: str = "",
     progress: Progress = quietly,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Held]:
-    """Runs the steps of a part that no piece holds; returns disjoint pieces of all steps that are done, in order.
+    """Runs the steps of a shard that no piece holds; returns disjoint pieces of all steps that are done, in order.
 
     - run: what one step comes to; the opener has its images decoded.
     - fold: two results of one group as one. Steps are folded from left to right, so that a run that was stopped gives
@@ -135,7 +135,7 @@ def gather(
     - workers: processes that decode images ahead.
     """
     found = disjoint(keeper.held())
-    todo = missing(part.steps(len(steps)), found)
+    todo = missing(shard.steps(len(steps)), found)
     shown = Throughput(progress([steps[place] for place in todo], title), clock)
     openers = decoded_ahead([steps[place].samples for place in todo], workers)
     growing: Held | None = None

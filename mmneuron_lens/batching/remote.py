@@ -51,7 +51,7 @@ def gather_remotely(
     *,
     jobs: Jobs,
     keeper: Keeper,
-    part: Shard = WHOLE,
+    shard: Shard = WHOLE,
     title: str = "",
     progress: Progress = quietly,
 ) -> list[Held]:
@@ -61,7 +61,7 @@ def gather_remotely(
     - piece_of: what a job's results are, from the group, the results as `lens.run` gives them, and the ids of the
       samples in it and of those left out.
     """
-    chunks = {f"{first:06d}-{last:06d}": range(first, last) for first, last in chunks_of(steps, part, keeper)}
+    chunks = {f"{first:06d}-{last:06d}": range(first, last) for first, last in chunks_of(steps, shard, keeper)}
 
     def job(places: range) -> Callable[[], tuple[list[Batch], dict[str, Any]]]:
         def make() -> tuple[list[Batch], dict[str, Any]]:
@@ -95,7 +95,7 @@ def gather_remotely(
     return disjoint(keeper.held())
 
 
-def chunks_of(steps: Sequence[Step], part: Shard, keeper: Keeper) -> list[tuple[int, int]]:
+def chunks_of(steps: Sequence[Step], shard: Shard, keeper: Keeper) -> list[tuple[int, int]]:
     """The steps that no piece holds, as neighbours of one group, at most `BATCHES` in each, first and last + 1.
 
     They begin where a group's chunks always begin, so that a job in flight is found again by its name.
@@ -104,7 +104,7 @@ def chunks_of(steps: Sequence[Step], part: Shard, keeper: Keeper) -> list[tuple[
     for place, step in enumerate(steps):
         first_of.setdefault(step.group, place)
     made: list[tuple[int, int]] = []
-    for place in missing(part.steps(len(steps)), disjoint(keeper.held())):
+    for place in missing(shard.steps(len(steps)), disjoint(keeper.held())):
         offset = place - first_of[steps[place].group]
         if made and made[-1][1] == place and offset % BATCHES:
             made[-1] = (made[-1][0], place + 1)

@@ -94,13 +94,13 @@ def count_steps(
     plan: CountPlan,
     *,
     keeper: Keeper | None = None,
-    part: Shard = WHOLE,
+    shard: Shard = WHOLE,
     workers: int = 0,
     problems: Problems | None = None,
     progress: Progress = quietly,
     jobs: Jobs | None = None,
 ) -> list[Held]:
-    """The pieces of a part of the plan, each made unless it is kept: one forward a step, at every `.act` site.
+    """The pieces of a shard of the plan, each made unless it is kept: one forward a step, at every `.act` site.
 
     - keeper: where pieces are kept, so that a count that was killed goes on; memory unless given.
     - workers: processes that decode images ahead of the model, which changes no count; a server has no use for them.
@@ -120,7 +120,12 @@ def count_steps(
         tokens = 0 if batch is None else int(batch.fields["llm"]["weight"].sum())
         return piece_of(lens, plan, step.group, out, seen, left, tokens)
 
-    shared: dict[str, Any] = {"keeper": keeper, "part": part, "title": f"counting {plan.domain}", "progress": progress}
+    shared: dict[str, Any] = {
+        "keeper": keeper,
+        "shard": shard,
+        "title": f"counting {plan.domain}",
+        "progress": progress,
+    }
     if jobs is None:
         held = gather(plan.steps, run, add, workers=workers, **shared)
     else:

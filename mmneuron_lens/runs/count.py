@@ -25,7 +25,7 @@ def count_stage(
     samples_by_domain: Mapping[str, Sequence[Sample]],
     store: Store,
     *,
-    part: Shard = WHOLE,
+    shard: Shard = WHOLE,
     workers: int = 0,
     again: Sequence[str] = (),
     jobs: Mapping[str, Any] | None = None,
@@ -35,7 +35,7 @@ def count_stage(
 ) -> dict[str, Counts | None]:
     """The counts of every domain, each made unless it is there.
 
-    - part: this process makes only these steps; the domain's counts are None until a last process has made the last.
+    - shard: this process makes only these steps; the domain's counts are None until a last process has made the last.
     - workers: processes that decode images ahead.
     - again: the command line that runs this, for `mmneuron jobs resume`.
     - jobs: settings of `Jobs`, where the lens runs on a server.
@@ -46,17 +46,17 @@ def count_stage(
         plan = plan_count(lens, samples, problems=problems, **planned)
         key = counts_key(plan)
 
-        def steps(keeper: Keeper, part: Shard = WHOLE, plan: CountPlan = plan) -> list[Held]:
+        def steps(keeper: Keeper, shard: Shard = WHOLE, plan: CountPlan = plan) -> list[Held]:
             records = Records(keeper.jobs if isinstance(keeper, Pieces) else None)
             sent = Jobs(lens.remote, records, tuple(again), **(jobs or {})) if lens.remote else None
             shared = {"problems": problems, "progress": progress, "jobs": sent}
-            return count_steps(lens, plan, keeper=keeper, part=part, workers=workers, **shared)
+            return count_steps(lens, plan, keeper=keeper, shard=shard, workers=workers, **shared)
 
         made[domain] = None
-        if part != WHOLE and store.get(key, Counts) is None:
-            with store.writing(key, part):
-                held = steps(store.pieces(key, part), part)
-            # The part that ends last makes the whole.
+        if shard != WHOLE and store.get(key, Counts) is None:
+            with store.writing(key, shard):
+                held = steps(store.pieces(key, shard), shard)
+            # The shard that ends last makes the whole.
             if missing(range(len(plan.steps)), held) and store.get(key, Counts) is None:
                 continue
         title = f"{lens.name}: counting active neurons, {domain}"
@@ -65,7 +65,7 @@ def count_stage(
             lambda keeper, plan=plan, steps=steps: counts_of(steps(keeper), plan.facts),
             Counts,
             what=title,
-            wait=part != WHOLE,
+            wait=shard != WHOLE,
         )
         name_again(plan, counts.provenance[LEFT_OUT], problems)
     return made

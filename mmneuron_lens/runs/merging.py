@@ -63,7 +63,7 @@ def _refuse_missing(path: str, kept: Sequence[KeptPiece]) -> None:
     absent = set(missing(range(steps), disjoint([one.held for one in kept])))
     if not absent:
         return
-    of = max(Shard.parse(one.part).of for one in kept)
+    of = max(Shard.parse(one.shard).of for one in kept)
     lost = [f"{number}/{of}" for number in range(1, of + 1) if absent & set(Shard(number, of).steps(steps))]
     raise InvalidValue(
         f"cannot merge {path}: {len(absent)} of {steps} steps are missing, of shards {', '.join(lost)}; count them "

@@ -20,16 +20,16 @@ from mmneuron_lens.runs.keys import StoreConflict, differences, refusal
 
 @dataclass(frozen=True, eq=False)
 class KeptPiece(Artifact):
-    """A piece as a file, with the part ("2/4") that made it."""
+    """A piece as a file, with the shard ("2/4") that made it."""
 
     kind: ClassVar[str] = "piece"
 
     held: Held
-    part: str
+    shard: str
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         piece = self.held.piece
-        own = {"first": self.held.first, "last": self.held.last, "part": self.part, "group": piece.group}
+        own = {"first": self.held.first, "last": self.held.last, "shard": self.shard, "group": piece.group}
         return piece.tensors, {**own, "seen": piece.seen, "left": piece.left, "facts": dict(piece.facts)}
 
     @classmethod
@@ -38,21 +38,21 @@ class KeptPiece(Artifact):
         piece = Piece(group, tensors, tuple(metadata["seen"]), tuple(metadata["left"]), metadata["facts"])
         if not 0 <= first < last:
             raise InvalidValue(f"a piece of steps {first} to {last} holds none.")
-        return cls(Held(first, last, piece), metadata["part"])
+        return cls(Held(first, last, piece), metadata["shard"])
 
 
 class Pieces:
     """The pieces of one value. Every file is whole or absent; a damaged one is moved aside, said, and made again."""
 
     def __init__(
-        self, value: Path, key: Mapping[str, Any], part: str, replace: bool, say: Callable[[str], Any]
+        self, value: Path, key: Mapping[str, Any], shard: str, replace: bool, say: Callable[[str], Any]
     ) -> None:
         """
         - value: where the finished value will lie.
         - key: the facts that say what it is; pieces of another key are refused, or removed with `replace`.
-        - part: that this process makes.
+        - shard: that this process makes.
         """
-        self.value, self.key, self.part, self.replace, self.say = value, key, part, replace, say
+        self.value, self.key, self.shard, self.replace, self.say = value, key, shard, replace, say
         self.folder = value.with_name(f"{value.stem}.pieces")
 
     @property
@@ -67,10 +67,10 @@ class Pieces:
             try:
                 kept, key = KeptPiece.load_with_key(file)
             except FileMissing:
-                # Another part was the last, and has finished the value meanwhile.
+                # Another shard was the last, and has finished the value meanwhile.
                 continue
             except ArtifactError as error:
-                # Unless another part has moved it already.
+                # Unless another shard has moved it already.
                 with suppress(FileNotFoundError):
                     file.replace(file.with_suffix(".damaged"))
                 self.say(f"{error} It was moved aside, and is made again.")
@@ -86,7 +86,7 @@ class Pieces:
     def keep(self, held: Held) -> None:
         file = self.folder / f"{held.first:06d}-{held.last:06d}.safetensors"
         if not file.is_file():
-            KeptPiece(held, self.part).save(file, self.key)
+            KeptPiece(held, self.shard).save(file, self.key)
         for other in self.folder.glob("*.safetensors"):
             first, _, last = other.stem.partition("-")
             if other != file and held.first <= int(first) and int(last) <= held.last:
@@ -94,5 +94,5 @@ class Pieces:
 
     def clear(self) -> None:
         """Removes what is not needed any more once the value is there."""
-        # Another part of the value may be clearing too.
+        # Another shard of the value may be clearing too.
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -100,19 +100,19 @@ class Store:
             raise StoreConflict(refusal(path, differences(held or {}, key.facts)))
         return None
 
-    def pieces(self, key: Key, part: Shard = WHOLE) -> Pieces:
-        """What is kept of a value while it is made. `part`: of a value that several processes make."""
-        return Pieces(self.path(key), key.facts, str(part), self.replace, self.say)
+    def pieces(self, key: Key, shard: Shard = WHOLE) -> Pieces:
+        """What is kept of a value while it is made. `shard`: of a value that several processes make."""
+        return Pieces(self.path(key), key.facts, str(shard), self.replace, self.say)
 
     @contextmanager
-    def writing(self, key: Key, part: Shard = WHOLE, wait: bool = False) -> Iterator[None]:
-        """Holds a value, or a part of it, for this process alone; the hold goes with the process, however it ends.
+    def writing(self, key: Key, shard: Shard = WHOLE, wait: bool = False) -> Iterator[None]:
+        """Holds a value, or a shard of it, for this process alone; the hold goes with the process, however it ends.
 
         Raises `StoreBusy` naming the process that holds it, unless this may wait.
         """
         if self.folder is None:
             raise InvalidValue(f"{key.path}: this store keeps nothing; give it a folder.")
-        name = file_name(key.path if part == WHOLE else f"{key.path} {part}")
+        name = file_name(key.path if shard == WHOLE else f"{key.path} {shard}")
         file = self.folder / LOCKS / f"{name}.lock"
         holder = file.with_suffix(".holder")
         lock = FileLock(file)
@@ -125,8 +125,8 @@ class Store:
             # Not made safe against a kill: it says who holds the lock, which a kill ends too.
             with storage_errors(self.path(key)):
                 holder.write_text(f"process {os.getpid()} ({' '.join(sys.argv[:2])})", encoding="utf-8")
-            if part == WHOLE:
-                # The holder of another part may be writing the value at this moment.
+            if shard == WHOLE:
+                # The holder of another shard may be writing the value at this moment.
                 sweep(self.path(key))
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import json
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import main_job
+import nbformat
 import polars as pl
 import pytest
 
@@ -67,6 +69,18 @@ def test_the_main_job_needs_one_import():
 @needs_node
 def test_pyright_strict_passes_on_the_main_job(tmp_path):
     assert checked(tmp_path, (HERE / "main_job.py").read_text()) == []
+
+
+@needs_node
+@pytest.mark.parametrize("name", ["01_find_neurons", "02_switch_them_off"])
+def test_pyright_strict_passes_on_a_new_users_notebook(tmp_path, name):
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    code = [ast.parse(cell.source) for cell in cells if cell.cell_type == "code"]
+    for cell in code:
+        # What Jupyter shows of a cell is no use of it to a type checker.
+        if isinstance(last := cell.body[-1], ast.Expr):
+            cell.body[-1] = ast.Expr(ast.Call(ast.Name("print"), [last.value], []))
+    assert checked(tmp_path, "\n".join(map(ast.unparse, code))) == []
 
 
 @needs_node
