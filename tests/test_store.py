@@ -73,11 +73,13 @@ def test_a_value_is_made_once_and_read_from_then_on(tmp_path: Path) -> None:
     assert torch.equal(again.values["llm.mlp.act"], first.values["llm.mlp.act"])
     assert files_of(tmp_path) == written == {"means/m.safetensors": written["means/m.safetensors"]}
     assert (made.ran, said) == ([*range(6)], ["averaging", "already done: averaging"])
-    assert store.get(key(), Means) is not None
+    found = store.get(key(), Means)
+    assert found is not None
+    assert torch.equal(found.values["llm.mlp.act"], first.values["llm.mlp.act"])
     assert store.get(Key("means/other.safetensors", FACTS), Means) is None
-    with pytest.raises(StoreConflict):
+    with pytest.raises(StoreConflict, match=r"m\.safetensors holds another value: batch size is 32 there and 16 here"):
         store.get(key(**{"batch size": 16}), Means)
-    assert Store(store.folder, replace=True).get(key(**{"batch size": 16}), Means) is None
+    assert Store(tmp_path, replace=True).get(key(**{"batch size": 16}), Means) is None
 
 
 def test_facts_are_the_same_in_whatever_order_and_kind_of_list(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self, TypeVar
 from filelock import FileLock, Timeout
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.files import file_name, storage_errors, sweep, write_atomically
+from mmneuron_lens.artifacts.files import file_name, storage_errors, sweep
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Shard
 from mmneuron_lens.runs.keys import Key, StoreConflict, differences, refusal
@@ -119,12 +119,12 @@ class Store:
         with storage_errors(self.path(key)):
             file.parent.mkdir(parents=True, exist_ok=True)
             if not _acquired(lock, holder, wait):
-                raise StoreBusy(
-                    f"{self.path(key)} is being written by {_told(holder)}; wait for it, or give another --out."
-                )
+                who = _told(holder) or "another process"
+                raise StoreBusy(f"{self.path(key)} is being written by {who}; wait for it, or give another --out.")
         try:
-            sweep(holder)
-            write_atomically(holder, f"process {os.getpid()} ({' '.join(sys.argv[:2])})")
+            # Not made safe against a kill: it says who holds the lock, which a kill ends too.
+            with storage_errors(self.path(key)):
+                holder.write_text(f"process {os.getpid()} ({' '.join(sys.argv[:2])})", encoding="utf-8")
             if shard == WHOLE:
                 # The holder of another shard may be writing the value at this moment.
                 sweep(self.path(key))
@@ -141,7 +141,7 @@ def _acquired(lock: FileLock, holder: Path, wait: bool) -> bool:
             lock.acquire(timeout=seconds)
             return True
         except Timeout:
-            if holder.is_file():
+            if _told(holder):
                 break
     return False
 
@@ -150,4 +150,4 @@ def _told(holder: Path) -> str:
     try:
         return holder.read_text(encoding="utf-8")
     except OSError:
-        return "another process"
+        return ""
