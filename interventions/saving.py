@@ -1,22 +1,25 @@
-"""Graphs as JSON: functions by name, tensors in a safetensors file beside it, found by their sha256."""
+"""Graphs as JSON: functions by name, tensors in a safetensors file beside it, each part with its sha256."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
-from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+from safetensors import SafetensorError
+from safetensors.torch import load, save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from interventions.bindings import Packed, digest, unpack
-from interventions.errors import InvalidValue
+from interventions.errors import FileMissing, InvalidValue
+from interventions.files import write_atomically
 from interventions.graph import Graph, Intervention, Mode, Over
 from interventions.narrowing import Positions, Steps
 
-FORMAT, VERSION = "intervention-graph", 1
+FORMAT, VERSION = "intervention-graph", 2
 TRUSTED = ("interventions", "mmneuron_lens")
 
 
@@ -66,8 +69,8 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
     }
     if tensors:
         document["tensors"] = path.with_suffix(".safetensors").name
-        save_file(tensors, path.with_suffix(".safetensors"))
-    path.write_text(json.dumps(document, indent=1))
+        write_atomically(path.with_suffix(".safetensors"), save(tensors))
+    write_atomically(path, json.dumps({**document, "sha256": _sha256(document)}, indent=1))
     return path
 
 
@@ -79,23 +82,51 @@ def load_graph(path: str | Path, packages: tuple[str, ...] = TRUSTED) -> Graph:
 
     Raises:
 
-    - `InvalidValue`: naming the file, for another format, a newer version, a package that is not allowed, a function
-      that is gone, or a tensor whose content does not match its sha256.
+    - `FileMissing`: naming the file.
+    - `InvalidValue`: naming the file, for another format or version, a file that was changed since, a package that is
+      not allowed, or a function that is gone.
     """
     path = Path(path)
-    document = json.loads(path.read_text())
-    if document.get("format") != FORMAT:
-        raise InvalidValue(f"{path}: not a saved graph (format {document.get('format')!r}, expected {FORMAT!r}).")
-    if document["version"] > VERSION:
-        raise InvalidValue(f"{path}: version {document['version']} is newer than {VERSION}; update this package.")
-    saved: SavedGraph = document
+    saved = _read(path)
     tensors: dict[str, Tensor] = {}
     if "tensors" in saved:
-        tensors = load_file(path.parent / Path(saved["tensors"]).name)
-        for name, tensor in tensors.items():
-            if digest(tensor) != name:
-                raise InvalidValue(f"{path}: tensor {name[:12]} was changed since the graph was saved; save it again.")
+        tensors = _read_tensors(path, path.parent / Path(saved["tensors"]).name)
     return Graph(tuple(_restore(entry, tensors, packages, path) for entry in saved["interventions"]))
+
+
+def _read(path: Path) -> SavedGraph:
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FileMissing(f"{path}: no such file; give the JSON file that save_graph wrote.") from None
+    except ValueError as error:
+        raise InvalidValue(f"{path}: not a saved graph ({error}); give the JSON file that save_graph wrote.") from None
+    fields = cast("dict[str, Any]", document) if isinstance(document, dict) else {}
+    if fields.get("format") != FORMAT:
+        raise InvalidValue(f"{path}: not a saved graph (format {fields.get('format')!r}, expected {FORMAT!r}).")
+    if fields.get("version") != VERSION:
+        raise InvalidValue(f"{path}: version {fields.get('version')} of saved graphs, not {VERSION}; save it again.")
+    if fields.pop("sha256", None) != _sha256(fields):
+        raise InvalidValue(f"{path}: was changed since the graph was saved; save it again.")
+    return cast("SavedGraph", fields)
+
+
+def _read_tensors(path: Path, beside: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load(beside.read_bytes())
+    except FileNotFoundError:
+        raise FileMissing(f"{beside}: no such file, which {path.name} needs; move both files together.") from None
+    except SafetensorError as error:
+        raise InvalidValue(f"{beside}: no safetensors ({error}); save the graph again.") from None
+    for name, tensor in tensors.items():
+        if digest(tensor) != name:
+            raise InvalidValue(f"{beside}: tensor {name[:12]} was changed since the graph was saved; save it again.")
+    return tensors
+
+
+def _sha256(document: Mapping[str, Any]) -> str:
+    """Of the document without its own "sha256", as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def reference(intervention: Intervention) -> str:

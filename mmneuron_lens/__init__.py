@@ -13,8 +13,8 @@
 A model and graphs on it: `Lens`, `Batch`, `Result`, `count_active`, `zero_neurons`; more in `interventions`.
 Questions: `load_corpus`, `Corpus`, `Sample`.
 The main job: `identify`, `ablate`, `deviate`, `read_layers`, `read_entropy`; `merge_runs` of several machines.
-What comes of it: `Identified`, `Controls`, `Counts`, `Selection`, `Ablation`, `Deviations`, `DeviationTable`, `Entropies`,
-`LensTrace`.
+What is found: `Identified`, `Controls`, `Counts`, `Selection`.
+What it comes to: `Ablation`, `Deviations`, `DeviationTable`, `Entropies`, `LensTrace`.
 What a user can mend: `MMNeuronError`.
 """
 

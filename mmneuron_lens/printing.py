@@ -86,7 +86,7 @@ def quiet_loading() -> None:
 
 def print_problems(problems: Problems, out: Path) -> None:
     """The first rows that were skipped; all of them in the run's `problems.txt`."""
-    from mmneuron_lens.artifacts.files import write_atomically
+    from interventions.files import write_atomically
 
     if not len(problems):
         return

@@ -118,6 +118,14 @@ def made(request) -> Any:
     return MADE[request.param]
 
 
+def test_repr_is_short(made) -> None:
+    """A page of numbers in a notebook's cell or a traceback helps nobody."""
+    text = repr(made)
+    assert text.startswith(f"{type(made).__name__}(")
+    assert "tensor(" not in text
+    assert len(text) < 700
+
+
 def refusal(load: Any, path: Path) -> str:
     """The one line with which a file is refused."""
     with pytest.raises(ArtifactError) as caught:

@@ -17,11 +17,13 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+import mmneuron_lens
+from interventions import files
 from interventions.errors import StorageFailed
-from mmneuron_lens.artifacts import files
-from mmneuron_lens.artifacts.files import file_name, sweep, write_atomically
+from interventions.files import sweep, write_atomically
+from mmneuron_lens.artifacts.file_names import file_name
 
-PACKAGE = Path(files.__file__).parents[1]
+PACKAGE = Path(mmneuron_lens.__file__).parent
 
 # --- names ---
 
@@ -223,15 +225,13 @@ def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
 # --- writers ---
 
 BY_THEMSELVES = {
-    "artifacts/files.py": "the one function",
     "embedded/corpus/draw.py": "streams a corpus into a folder that takes its name at the end",
     "embedded/smol/__init__.py": "transformers writes a folder that takes its name at the end",
     "embedded/smol/fetch.py": "a temporary folder that pip reads",
     "embedded/train/": "a tool that streams",
-    "interventions/saving.py": "knows of no other room",
+    "interventions/files.py": "the one function",
     "ndif/environment.py": "a log that pip streams into",
     "ndif/services.py": "logs that services stream into",
-    "report/": "tables, written again by every run",
     "runs/store.py": "who holds a lock, which a kill ends too",
 }
 """Files and folders of both packages that write without `write_atomically`, and why."""

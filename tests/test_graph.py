@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from hashlib import sha256
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from interventions import (
     zero_neurons,
 )
 from interventions.bindings import Binding, binding, unpack
+from interventions.errors import FileMissing, InvalidValue
 
 MASK = torch.arange(3 * 48).reshape(3, 48) % 3 == 0
 GRAPH = (
@@ -134,11 +137,17 @@ def test_functions_of_a_notebook_are_refused_with_the_cure(tmp_path):
         save_graph(Graph((nested,)), tmp_path / "graph.json")
 
 
+def seal(document: dict) -> str:
+    """The document as JSON with its sha256, as the format says."""
+    document.pop("sha256", None)
+    return json.dumps({**document, "sha256": sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()})
+
+
 def test_loading_is_restricted_to_named_packages(tmp_path):
     path = save_graph(Graph((count_active,)), tmp_path / "graph.json")
     document = json.loads(path.read_text())
     document["interventions"][0]["function"] = "os:system"
-    path.write_text(json.dumps(document))
+    path.write_text(seal(document))
     with pytest.raises(ValueError, match=r"os:system is outside the packages.*packages=\(\.\.\., 'os'\)"):
         load_graph(path)
 
@@ -165,9 +174,40 @@ def test_changed_files_are_noticed(tmp_path):
     )
     with pytest.raises(ValueError, match="was changed since the graph was saved"):
         load_graph(path)
-    path.write_text(json.dumps({"format": "something else"}))
-    with pytest.raises(ValueError, match="not a saved graph"):
+    beside.write_bytes(beside.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"graph\.safetensors: no safetensors"):
         load_graph(path)
-    path.write_text(json.dumps({"format": "intervention-graph", "version": 99, "interventions": []}))
-    with pytest.raises(ValueError, match="version 99 is newer than 1"):
+    beside.unlink()
+    with pytest.raises(FileNotFoundError, match=r"graph\.safetensors: no such file, which graph\.json needs"):
+        load_graph(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"graph\.json: no such file"):
+        load_graph(path)
+
+
+def test_no_byte_of_a_saved_graph_changes_unnoticed(tmp_path):
+    path = save_graph(GRAPH, tmp_path / "graph.json")
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for changed in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
+            path.write_bytes(changed)
+            with contextlib.suppress(InvalidValue, FileMissing):
+                # Between the parts, one white space is as good as another.
+                assert load_graph(path) == GRAPH, place
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"format": "something else"}', "not a saved graph"),
+        ("[]", "not a saved graph"),
+        ("no JSON", "not a saved graph"),
+        ('{"format": "intervention-graph", "version": 99}', "version 99 of saved graphs, not 2; save it again"),
+        ('{"format": "intervention-graph", "version": 1, "interventions": []}', "version 1 of saved graphs, not 2"),
+    ],
+)
+def test_what_is_no_saved_graph_is_refused(tmp_path, text, said):
+    path = tmp_path / "graph.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"graph\.json: {said}"):
         load_graph(path)

@@ -413,7 +413,7 @@ def test_a_piece_survives_the_disk(tmp_path):
     KeptPiece(Held(3, 5, piece), "2/4").save(tmp_path / "one.safetensors", {"of": "this"})
     found, key = KeptPiece.load_with_key(tmp_path / "one.safetensors")
     assert key == {"of": "this"}
-    assert (found.part, found.held.first, found.held.last) == ("2/4", 3, 5)
+    assert (found.shard, found.held.first, found.held.last) == ("2/4", 3, 5)
     again = found.held.piece
     assert all(torch.equal(again.tensors[name], value) for name, value in tensors.items())
     # The throughput that was shown is of no use later.

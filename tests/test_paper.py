@@ -37,7 +37,7 @@ from mmneuron_lens.paper.drawn import drawn_corpus
 from mmneuron_lens.paper.page import paper_of
 from mmneuron_lens.report import latex
 from mmneuron_lens.report.claims_table import claims_table
-from mmneuron_lens.runs import pipeline as model_stages
+from mmneuron_lens.runs import deviate as deviating
 from mmneuron_lens.runs.keys import StoreConflict
 from mmneuron_lens.runs.plan import Plan
 from mmneuron_lens.runs.questions import Questions, corpus_questions
@@ -146,7 +146,7 @@ def _no_page(monkeypatch):
 
 @pytest.mark.usefixtures("_no_page")
 def test_a_run_that_was_stopped_goes_on_where_it_was(run, tmp_path, monkeypatch):
-    real, left = model_stages.deviate, [1]
+    real, left = deviating.deviate, [1]
 
     def stopping(*arguments, **settings):
         if not left:
@@ -154,10 +154,10 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(run, tmp_path, monkeypatch)
         left.pop()
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(model_stages, "deviate", stopping)
+    monkeypatch.setattr(deviating, "deviate", stopping)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path)
-    monkeypatch.setattr(model_stages, "deviate", real)
+    monkeypatch.setattr(deviating, "deviate", real)
     said: list[str] = []
     make(tmp_path, said=said)
     made = [line for line in said if not line.startswith("already done")]

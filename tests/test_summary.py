@@ -11,7 +11,7 @@ import pytest
 from test_report import DOMAINS, Cells, make_counts
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM, Answer, Answers
-from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.evaluation.accuracy import against_random, scores
 from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap

@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from mmneuron_lens.artifacts.artifact import KEY
 from mmneuron_lens.artifacts.format import read_lines, write_lines
+from mmneuron_lens.artifacts.short_repr import short_repr
 
 NONE, DOMAIN, RANDOM = "none", "domain", "random"
 """Conditions: nothing off, the domain's neurons off, and (numbered, "random 1") draws of as many random ones off."""
@@ -57,6 +58,9 @@ class Answers(Sequence[Answer]):
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     kind = "answers"
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def __len__(self) -> int:
         return len(self.answers)

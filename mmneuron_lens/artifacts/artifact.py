@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from mmneuron_lens.artifacts.format import read_artifact, write_artifact
+from mmneuron_lens.artifacts.short_repr import short_repr
 
 KEY = "key"
 """Metadata: the facts that a run knows the value by; see `runs.store`."""
@@ -19,6 +20,9 @@ class Artifact(ABC):
     """A value with a file format: tensors, and metadata that JSON holds."""
 
     kind: ClassVar[str]
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @abstractmethod
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,7 +12,7 @@ from mmneuron_lens.artifacts.artifact import Artifact
 from mmneuron_lens.artifacts.selection import in_order, sites_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FalseDiscovery(Artifact):
     """`selected[site]`: neurons selected; `null[site]`: how many each permutation puts under the same cut-off."""
 
@@ -45,7 +45,7 @@ class FalseDiscovery(Artifact):
         return cls(**metadata, null={site: tuple(cast(Any, tensors[site]).tolist()) for site in in_order(tensors)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HalvesOverlap(Artifact):
     """Per site and split: `shared[site]` neurons that both halves select, `either[site]` that at least one does."""
 

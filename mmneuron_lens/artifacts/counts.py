@@ -38,7 +38,7 @@ def bucket_of(image_bytes_hash: str | bytes) -> int:
         ) from None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Counts(Artifact):
     """The counts of one model in one domain, by site.
 

@@ -21,7 +21,7 @@ BY_LAYER = f"{RANDOM} by layer"
 """Draws that match the number of neurons in every layer, not only in the module."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Deviations(Artifact):
     """The deviation of every question of one domain under every condition.
 

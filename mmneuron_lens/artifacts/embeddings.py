@@ -10,7 +10,7 @@ from torch import Tensor
 from mmneuron_lens.artifacts.artifact import Artifact
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Embeddings(Artifact):
     """`vectors`: float32 [image, hidden], one an image; `domain_of`: the domain of each."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmneuron_lens.artifacts.artifact import Artifact
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Entropies(Artifact):
     """Entropy of the next-token distribution in one domain, by layer and kind of token, in 16 buckets of images.
 

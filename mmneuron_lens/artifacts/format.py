@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from interventions.errors import FileMissing, InvalidValue
-from mmneuron_lens.artifacts.files import write_atomically
+from interventions.files import write_atomically
 
 VERSION = 2
 """The one artifact format that this package reads and writes."""

@@ -12,7 +12,7 @@ from interventions.errors import OutOfRange, UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LensTrace(Artifact):
     """What the tokens of one question decode to at every layer.
 

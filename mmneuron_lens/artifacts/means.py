@@ -10,7 +10,7 @@ from torch import Tensor
 from mmneuron_lens.artifacts.artifact import Artifact
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Means(Artifact):
     """`values[site]`: float64 [layer, neuron], [neuron] at a site without layers; over all positions."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from mmneuron_lens.artifacts.answers import AnswerKey
 from mmneuron_lens.artifacts.artifact import KEY
 from mmneuron_lens.artifacts.format import read_lines, write_lines
+from mmneuron_lens.artifacts.short_repr import short_repr
 
 _COLUMNS = ("module", "condition", "neurons_of", "domain", "id")
 
@@ -28,6 +29,9 @@ class OfficialScores:
     notes: tuple[str, ...] = ()
 
     kind = "official scores"
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
         """Writes JSON lines; the same scores give the same bytes. Raises as `write_lines`."""

@@ -24,7 +24,7 @@ MODULES = {
 """The paper's name of the module each site belongs to, in the order of its tables."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection(Artifact):
     """The domain-specific neurons of one model, by site.
 

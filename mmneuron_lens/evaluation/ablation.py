@@ -9,6 +9,7 @@ import polars as pl
 
 from mmneuron_lens.artifacts.answers import Answer
 from mmneuron_lens.artifacts.official_scores import OfficialScores
+from mmneuron_lens.artifacts.short_repr import short_repr
 from mmneuron_lens.evaluation.accuracy import Scoring, against_random, cross_scores, exact_match, scores
 
 
@@ -18,6 +19,9 @@ class Ablation:
 
     answers: Sequence[Answer]
     official: OfficialScores | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def scoring(self) -> Scoring:

@@ -137,18 +137,17 @@ def url_of(state: State) -> str:
 
 def lines(url: str, state: State) -> str:
     """What to paste into a notebook."""
-    name, repo = state.server()["models"][0] if state.server()["models"] else ("FOLDER", "FOLDER")
-    lens = (
-        f'Lens.embedded("{name.partition("/")[2]}")' if name.startswith("embedded/") else f'Lens.weightless("{repo}")'
-    )
-    served = ", ".join(name for name, _ in state.server()["models"]) or "no model yet"
+    models = state.server()["models"]
+    name, repo = models[0] if models else ("FOLDER", "FOLDER")
+    served = ", ".join(name for name, _ in models) or "no model yet"
     return "\n".join(
         [
             f"Serving {served} at {url}",
             "",
             "In a notebook:",
-            f"    lens = {lens}",
-            f'    out = lens.run(graph, batches, remote="{url}")',
+            "    import mmneuron_lens as mm",
+            f'    lens = mm.Lens("{name if name.startswith("embedded/") else repo}", remote="{url}")',
+            "    out = lens.run(graph, batch)",
             "or for all of nnsight:",
             "    import nnsight",
             f'    nnsight.CONFIG.API.HOST = "{url}"        # then remote=True',

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from interventions.errors import ServiceFailed
-from mmneuron_lens.artifacts.files import write_atomically
+from interventions.files import write_atomically
 
 CONSTRAINTS = Path(__file__).parent / "server-constraints.txt"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from interventions.errors import ServiceFailed
-from mmneuron_lens.artifacts.files import write_atomically
+from interventions.files import write_atomically
 from mmneuron_lens.ndif.environment import redis_server
 from mmneuron_lens.ndif.state import State
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmneuron_lens.artifacts.files import write_atomically
+from interventions.files import write_atomically
 
 
 def default_folder() -> Path:

@@ -10,7 +10,7 @@ import polars as pl
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE
 from mmneuron_lens.artifacts.deviations import BY_LAYER, MEASURES
-from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
 from mmneuron_lens.evaluation.deviation import deviation_rows
 from mmneuron_lens.paper import paper_numbers

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mmneuron_lens.artifacts.files import write_atomically
+from interventions.files import write_atomically
 from mmneuron_lens.corpora.corpus import Corpus
 from mmneuron_lens.corpora.load import load_corpus
 from mmneuron_lens.corpora.sample import DOMAINS

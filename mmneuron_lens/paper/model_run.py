@@ -17,7 +17,7 @@ from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.deviations import Deviations
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.entropies import Entropies
-from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.official_scores import OfficialScores

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mmneuron_lens.artifacts.files import write_atomically
+from interventions.files import write_atomically
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.paper.demo import SMALL_MODELS

@@ -7,7 +7,7 @@ from functools import partial
 
 import polars as pl
 
-from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked

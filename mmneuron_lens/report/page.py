@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from mmneuron_lens.artifacts.files import write_atomically
+from interventions.files import write_atomically
 from mmneuron_lens.evaluation.findings import Claim
 from mmneuron_lens.report import figures, latex, tables
 from mmneuron_lens.report.claims_table import claims_table, measured

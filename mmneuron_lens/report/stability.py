@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mmneuron_lens.artifacts.files import file_name, write_atomically
+from interventions.files import write_atomically
+from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.neurons.stability import Stability
 
 

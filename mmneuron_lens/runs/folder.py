@@ -14,7 +14,7 @@ from typing import Any
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
-from mmneuron_lens.artifacts.files import file_name
+from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.experiments.conditions import tensors_digest
 from mmneuron_lens.runs.keys import Key

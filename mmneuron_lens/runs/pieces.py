@@ -18,7 +18,7 @@ from mmneuron_lens.batching.gather import Held, Piece
 from mmneuron_lens.runs.keys import StoreConflict, differences, refusal
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KeptPiece(Artifact):
     """A piece as a file, with the shard ("2/4") that made it."""
 

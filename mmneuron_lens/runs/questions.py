@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmneuron_lens.artifacts.files import write_atomically
+from interventions.files import write_atomically
 from mmneuron_lens.batching.frames import token_count
 from mmneuron_lens.corpora.corpus import Corpus
 from mmneuron_lens.corpora.folder import Problems

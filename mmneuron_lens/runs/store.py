@@ -12,7 +12,8 @@ from typing import Any, Protocol, Self, TypeVar
 from filelock import FileLock, Timeout
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.files import file_name, storage_errors, sweep
+from interventions.files import storage_errors, sweep
+from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Shard
 from mmneuron_lens.runs.keys import Key, StoreConflict, differences, refusal

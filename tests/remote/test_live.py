@@ -158,7 +158,7 @@ def test_a_fault_there_is_the_users_line_and_message(pair, monkeypatch):
         pair[1].run(broken, mixed_batch(pair[1]), remote=URL)
     said = str(caught.value)
     assert said.startswith(f"{URL}: RuntimeError: size mismatch")
-    assert said.endswith(": return act[..., :3] @ torch.ones(5)  # the line)")
+    assert said.endswith(": return act[..., :3] @ torch.ones(5) # the line)")
     assert f" (in broken, {__file__}, line " in said
     assert "\n" not in said
     assert "Traceback" in caught.value.traceback

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.files import write_atomically
+from interventions.files import write_atomically
 
 State = Literal["waiting", "submitted", "lost", "failed", "cancelled"]
 

@@ -1,39 +1,15 @@
-"""Files: written whole or not at all, under names that every file system tells apart."""
+"""Files: written whole or not at all."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
-import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from interventions.errors import StorageFailed
-
-LONGEST = 100
-"""Characters of a file name, its ending apart."""
-
-# Names that Windows keeps for devices, whatever their ending.
-_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
-
-
-def file_name(name: str) -> str:
-    """A name of a model or domain as a file name: readable, safe everywhere, and another one for every other name.
-
-    Lower-case letters, digits, `.`, `_` and `-` stay, and `/` becomes `+`: `embedded+llava-next`. Where anything else
-    had to be changed (capitals too, since some file systems do not tell them apart), a digest of the name follows:
-    `qwen+qwen2.5-vl~8c1f2a90d3`. A name that Windows keeps for a device begins with `_`.
-    """
-    plain = re.sub(r"[^a-z0-9._+-]", "_", name.lower().replace("+", "_").replace("/", "+"))
-    plain = re.sub(r"^[.]|[.]$", "_", plain)[:LONGEST] or "_"
-    if plain.partition(".")[0] in _DEVICES:
-        plain = f"_{plain}"
-    if plain == name.replace("/", "+") and "+" not in name:
-        return plain
-    return f"{plain}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
@@ -72,7 +48,7 @@ def sweep(path: str | Path) -> None:
 
 
 @contextmanager
-def storage_errors(path: str | Path) -> Iterator[None]:
+def storage_errors(path: str | Path) -> Generator[None]:
     """Raises every `OSError` of what is done inside as `StorageFailed`, naming this file."""
     try:
         yield

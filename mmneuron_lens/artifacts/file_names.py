@@ -1,0 +1,28 @@
+"""Names of files that every file system tells apart."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+LONGEST = 100
+"""Characters of a file name, its ending apart."""
+
+# Names that Windows keeps for devices, whatever their ending.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
+
+
+def file_name(name: str) -> str:
+    """A name of a model or domain as a file name: readable, safe everywhere, and another one for every other name.
+
+    Lower-case letters, digits, `.`, `_` and `-` stay, and `/` becomes `+`: `embedded+llava-next`. Where anything else
+    had to be changed (capitals too, since some file systems do not tell them apart), a digest of the name follows:
+    `qwen+qwen2.5-vl~8c1f2a90d3`. A name that Windows keeps for a device begins with `_`.
+    """
+    plain = re.sub(r"[^a-z0-9._+-]", "_", name.lower().replace("+", "_").replace("/", "+"))
+    plain = re.sub(r"^[.]|[.]$", "_", plain)[:LONGEST] or "_"
+    if plain.partition(".")[0] in _DEVICES:
+        plain = f"_{plain}"
+    if plain == name.replace("/", "+") and "+" not in name:
+        return plain
+    return f"{plain}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"

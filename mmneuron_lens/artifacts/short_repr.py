@@ -1,0 +1,38 @@
+"""`repr` of values that hold tensors and long lists: what they are, in a line or a few, and none of their content."""
+
+from __future__ import annotations
+
+import reprlib
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+class _Short(reprlib.Repr):
+    """Tensors as dtype and shape; the first few entries of everything else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxtuple, self.maxlist = 3, 4, 4, 4
+        self.maxstring = self.maxother = 80
+
+    def repr1(self, x: Any, level: int) -> str:
+        if isinstance(x, Tensor):
+            return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+        if is_dataclass(x) and not isinstance(x, type):
+            return short_repr(x)
+        return super().repr1(x, level)
+
+
+_SHORT = _Short()
+
+
+def short_repr(value: Any) -> str:
+    """A dataclass as its name and short forms of its fields, without `provenance`."""
+    shown = [
+        f"{field.name}={_SHORT.repr(getattr(value, field.name))}"
+        for field in fields(value)
+        if field.name != "provenance"
+    ]
+    return f"{type(value).__name__}({', '.join(shown)})"
