@@ -88,7 +88,6 @@ def score_stage(
     - answers_id: the `content_hash` of the saved answers.
     - judge: folder or hub id of Lingo-Judge.
     """
-
     loaded = None if judge is None else LingoJudge.load(judge)
     facts = {"answers": answers_id, "corpora": dict(corpora), "judge": None if loaded is None else judge_facts(loaded)}
     return store.get_or_make(
