@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -145,6 +146,26 @@ def test_a_problem_with_the_input_is_one_line_and_exit_code_1(run, corpus, tmp_p
     assert message.format(**places) in lines[0]
     assert result.stderr.splitlines()[-1] == lines[0]
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, FileNotFoundError])
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["select", "{run}", "--fraction", "0.5", "--replace"], "mmneuron_lens.runs.identify.select"),
+        (["show", "{run}"], "mmneuron_lens.cli.print_tables"),
+        (["corpora", "check", "{corpus}"], "mmneuron_lens.corpora.check.check_corpora"),
+    ],
+)
+def test_a_fault_of_the_program_keeps_its_traceback(run, corpus, tmp_path, monkeypatch, words, place, error):
+    def broken(*_, **__):
+        raise error("a fault")
+
+    shutil.copytree(run[0], tmp_path / "run")
+    mmneuron("select", tmp_path / "run")
+    monkeypatch.setattr(place, broken)
+    with pytest.raises(error, match="a fault"):
+        mmneuron(*(word.format(corpus=corpus, run=tmp_path / "run") for word in words))
 
 
 def test_a_damaged_artifact_is_named(run, tmp_path):
