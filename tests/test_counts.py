@@ -1,20 +1,16 @@
-"""Counts: exact sums in any order, exact files, and refusals that name the difference."""
+"""Counts: exact sums, exact files, and refusals that name the difference."""
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from dataclasses import replace
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from mmneuron_lens.artifacts.counts import BUCKETS, Counts, bucket_of, merge
+from mmneuron_lens.artifacts.counts import BUCKETS, Counts, bucket_of
 from mmneuron_lens.artifacts.format import content_hash, read_artifact
 from mmneuron_lens.neurons.silent import silent_neurons
 
@@ -33,35 +29,6 @@ def random_counts(seed: int, domain: str = "medical", high: int = 50, **provenan
         )
     facts = {"model id": "m", "revision": "r", "dtype": "float32", "batch size": 8, **provenance}
     return Counts("m", domain, active, tokens, KINDS, 7 + seed % 5, facts)
-
-
-def file_bytes(counts: Counts) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        counts.save(Path(folder) / "counts")
-        return (Path(folder) / "counts").read_bytes()
-
-
-@given(seeds=st.lists(st.integers(0, 2**31), min_size=2, max_size=4, unique=True), data=st.data())
-@settings(max_examples=40, deadline=None)
-def test_merge_in_any_order_gives_the_same_bytes(seeds: list[int], data: st.DataObject) -> None:
-    parts = [random_counts(seed, shards=[f"shard {seed}"], samples=f"list {seed % 2}") for seed in seeds]
-    whole = merge(*parts)
-    shuffled = data.draw(st.permutations(parts))
-    cut = data.draw(st.integers(1, len(parts) - 1))
-    grouped = merge(*shuffled[:cut]) + merge(*shuffled[cut:])
-    assert file_bytes(whole) == file_bytes(grouped)
-    for site in KINDS:
-        assert torch.equal(whole.active[site], torch.stack([part.active[site] for part in parts]).sum(0))
-        assert torch.equal(whole.tokens[site], torch.stack([part.tokens[site] for part in parts]).sum(0))
-    assert whole.samples == sum(part.samples for part in parts)
-
-
-def test_merge_is_associative() -> None:
-    parts = [random_counts(seed, shards=[seed]) for seed in range(3)]
-    files = set()
-    for a, b, c in permutations(parts):
-        files |= {file_bytes((a + b) + c), file_bytes(a + (b + c))}
-    assert len(files) == 1
 
 
 @pytest.mark.parametrize(("high", "stored"), [(50, torch.int32), (2**40, torch.int64)])
@@ -115,7 +82,6 @@ def test_total_of_unknown_names() -> None:
     ("change", "text"),
     [
         ({"model": "n"}, "model is 'm' and 'n'"),
-        ({"domain": "common"}, "domain is 'medical' and 'common'"),
         ({"kinds": {**KINDS, "llm.mlp.act": ("text", "image")}}, "kinds is"),
         (
             {"provenance": {**random_counts(0).provenance, "dtype": "float16"}},
@@ -124,22 +90,22 @@ def test_total_of_unknown_names() -> None:
         ({"provenance": {**random_counts(0).provenance, "prompt": "p"}}, "provenance prompt is None and 'p'"),
     ],
 )
-def test_merge_names_the_difference(change: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=r"cannot merge counts: .*count both in the same way") as caught:
-        merge(random_counts(0), replace(random_counts(0), **change))
+def test_counts_that_were_made_differently_are_not_compared(change: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot compare counts: .*count both in the same way") as caught:
+        silent_neurons([random_counts(0), replace(random_counts(0, "common"), **change)], "llm.mlp.act")
     assert text in str(caught.value)
 
 
-def test_merge_names_other_shapes_and_repeated_shards() -> None:
-    one = random_counts(0, shards=["0 of 4", "1 of 4"])
-    site = "vision.mlp.act"
-    other = replace(one, active={**one.active, site: one.active[site][:, :1]}, provenance=random_counts(0).provenance)
+def test_counts_of_other_shapes_are_not_compared() -> None:
+    one, site = random_counts(0), "vision.mlp.act"
+    other = replace(one, active={**one.active, site: one.active[site][:, :1]})
     with pytest.raises(ValueError, match=r"the shape at vision.mlp.act is \(16, 3, 2, 4\) and \(16, 1, 2, 4\)"):
-        merge(one, other)
-    with pytest.raises(ValueError, match='shard "1 of 4" is in both; merge each shard once'):
-        merge(one, random_counts(1, shards=["1 of 4", "2 of 4"]))
-    merged = one + random_counts(1, shards=["2 of 4"])
-    assert merged.provenance["shards"] == ["0 of 4", "1 of 4", "2 of 4"]
+        silent_neurons([one, random_counts(1), other], site)
+
+
+def test_counts_of_other_questions_are_compared() -> None:
+    """Domains have questions, and images that cannot be read, of their own."""
+    silent_neurons([random_counts(0, corpus="a"), random_counts(1, "common", **{"left out": ["7"]})], "llm.mlp.act")
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_refusals_name_the_difference() -> None:
     with pytest.raises(ValueError, match=r"the shape at llm.mlp.act is \(16, 3, 2, 60\) and \(16, 3, 2, 61\)"):
         select([counts[0], counts_of("medical", 2, neurons=61)])
     for wrong in (counts[:1], [], [counts[0], counts[0]]):
-        with pytest.raises(ValueError, match="do not make a selection; give two or more"):
+        with pytest.raises(ValueError, match="do not make a selection; give the counts of two or more"):
             select(wrong)
     with pytest.raises(ValueError, match="no selection method 'lape'; choose from dape"):
         select(counts, method="lape")  # type: ignore[arg-type]

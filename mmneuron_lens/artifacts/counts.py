@@ -1,11 +1,10 @@
-"""How often each neuron was active in one domain: exact integers that merge exactly."""
+"""How often each neuron was active in one domain: exact integers."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, cast
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import polars as pl
 import torch
@@ -21,8 +20,8 @@ BUCKETS = 16
 LEFT_OUT = "left out"
 """Provenance: the ids of samples whose image could not be decoded, sorted."""
 
-SHARD_FIELDS = ("created", "samples", "shards", LEFT_OUT)
-"""Provenance that may differ between counts that are merged; the merge holds the sorted union of both."""
+CORPUS_FIELDS = ("corpus", LEFT_OUT)
+"""Provenance in which the counts of several domains may differ; in everything else they must agree."""
 
 
 def bucket_of(image_bytes_hash: str | bytes) -> int:
@@ -115,9 +114,6 @@ class Counts(Artifact):
         active, tokens = self.per_bucket(site, kinds)
         return active.sum(0), int(tokens.sum())
 
-    def __add__(self, other: Counts) -> Counts:
-        return merge(self, other)
-
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # Counts that all fit are int32 on disk; nothing is lost.
         tensors = {f"active/{site}": _small(active) for site, active in self.active.items()}
@@ -152,57 +148,27 @@ class Counts(Artifact):
         return self.to_frame()._repr_html_()  # pyright: ignore[reportPrivateUsage]
 
 
-def merge(first: Counts, *others: Counts) -> Counts:
-    """The exact sum of counts of the same model and domain, in any order, the same bytes on disk.
-
-    Raises `ValueError` naming every difference when model, domain, sites, kinds, layers or any provenance outside
-    `SHARD_FIELDS` differ, and when both hold the same entry of `provenance["shards"]` (it would count twice).
-    """
-    total = first
-    for other in others:
-        refuse_differences(total, other, ignore=SHARD_FIELDS, action="merge")
-        twice = _listed(total, "shards") & _listed(other, "shards")
-        if twice:
-            raise InvalidValue(
-                f"cannot merge counts: shard {', '.join(sorted(twice))} is in both; merge each shard once."
-            )
-        shards = {
-            name: [json.loads(text) for text in sorted(_listed(total, name) | _listed(other, name))]
-            for name in SHARD_FIELDS
-            if name in total.provenance or name in other.provenance
-        }
-        total = replace(
-            total,
-            active={site: total.active[site] + other.active[site] for site in total.active},
-            tokens={site: total.tokens[site] + other.tokens[site] for site in total.tokens},
-            samples=total.samples + other.samples,
-            provenance={**total.provenance, **shards},
-        )
-    return total
+def refuse_differences(counts: Sequence[Counts], action: str) -> None:
+    """Raises `InvalidValue` naming what differs between counts of several domains, apart from `CORPUS_FIELDS`."""
+    for other in counts[1:]:
+        _refuse_difference(counts[0], other, action)
 
 
-def refuse_differences(first: Counts, other: Counts, ignore: tuple[str, ...], action: str, domain: bool = True) -> None:
-    """Raises `ValueError` naming what differs between two counts, apart from the provenance fields in `ignore`."""
+def _refuse_difference(first: Counts, other: Counts, action: str) -> None:
     differences: list[str] = []
-    for name in ("model", "domain", "kinds") if domain else ("model", "kinds"):
+    for name in ("model", "kinds"):
         if getattr(first, name) != getattr(other, name):
             differences.append(f"{name} is {getattr(first, name)!r} and {getattr(other, name)!r}")
     for site in first.active.keys() & other.active.keys():
         if first.active[site].shape != other.active[site].shape:
             shapes = tuple(first.active[site].shape), tuple(other.active[site].shape)
             differences.append(f"the shape at {site} is {shapes[0]} and {shapes[1]}")
-    for name in sorted((first.provenance.keys() | other.provenance.keys()) - set(ignore)):
+    for name in sorted((first.provenance.keys() | other.provenance.keys()) - set(CORPUS_FIELDS)):
         values = first.provenance.get(name), other.provenance.get(name)
         if values[0] != values[1]:
             differences.append(f"provenance {name} is {values[0]!r} and {values[1]!r}")
     if differences:
         raise InvalidValue(f"cannot {action} counts: {'; '.join(differences)}; count both in the same way.")
-
-
-def _listed(counts: Counts, name: str) -> set[str]:
-    value = counts.provenance.get(name, [])
-    entries = cast(Iterable[Any], value) if isinstance(value, list | tuple) else [value]
-    return {json.dumps(entry, sort_keys=True) for entry in entries}
 
 
 def _small(counts: Tensor) -> Tensor:

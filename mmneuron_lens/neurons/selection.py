@@ -15,14 +15,11 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.counts import SHARD_FIELDS, Counts, refuse_differences
+from mmneuron_lens.artifacts.counts import CORPUS_FIELDS, Counts, refuse_differences
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.selection import Selection, in_order
 from mmneuron_lens.corpora.sample import DOMAINS
 from mmneuron_lens.neurons.dape import activation_probability, dape
-
-CORPUS_FIELDS = (*SHARD_FIELDS, "corpus")
-"""Provenance in which the domains of one selection may differ; in everything else they must agree."""
 
 TIE = 1e-12
 """Entropies that agree to this many nats are a tie: less is rounding of the logarithm, which differs by machine."""
@@ -102,11 +99,8 @@ def select(
     counts = sorted(counts, key=lambda one: DOMAINS.index(one.domain) if one.domain in DOMAINS else len(DOMAINS))
     domains = tuple(one.domain for one in counts)
     if len(domains) < 2 or len(set(domains)) < len(domains):
-        raise InvalidValue(
-            f"domains {domains} do not make a selection; give two or more, merging those of one domain first."
-        )
-    for one in counts[1:]:
-        refuse_differences(counts[0], one, CORPUS_FIELDS, action="select from", domain=False)
+        raise InvalidValue(f"domains {domains} do not make a selection; give the counts of two or more, each once.")
+    refuse_differences(counts, action="select from")
     unknown = (kinds or {}).keys() - counts[0].active.keys()
     if unknown:
         raise InvalidValue(f"kinds name no counted site {sorted(unknown)}; choose from {', '.join(counts[0].active)}.")

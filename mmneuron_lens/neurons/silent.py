@@ -7,7 +7,6 @@ from torch import Tensor
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts, refuse_differences
-from mmneuron_lens.neurons.selection import CORPUS_FIELDS
 
 
 def silent_neurons(
@@ -19,8 +18,7 @@ def silent_neurons(
     """
     if not counts:
         raise InvalidValue("no counts to look for silent neurons in; give the counts of every domain.")
-    for one in counts[1:]:
-        refuse_differences(counts[0], one, CORPUS_FIELDS, action="compare", domain=False)
+    refuse_differences(counts, action="compare")
     silent = counts[0].total(site, kinds)[0] == 0
     for one in counts[1:]:
         silent &= one.total(site, kinds)[0] == 0
