@@ -18,11 +18,14 @@ import torch
 from test_paper import LITTLE, MODEL
 
 from mmneuron_lens.artifacts.lens_trace import LensTrace
-from mmneuron_lens.paper import run as whole
+from mmneuron_lens.paper.drawn import drawn_corpus
 from mmneuron_lens.paper.model_run import ModelRun
+from mmneuron_lens.paper.run import paper
 from mmneuron_lens.paper.summary import SELECTION, summary_of
 from mmneuron_lens.report.heat import heat_of
 from mmneuron_lens.report.page import write
+from mmneuron_lens.runs.questions import corpus_questions
+from mmneuron_lens.runs.store import Store
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 CHROMIUM = os.environ.get("MMNEURON_CHROMIUM") or shutil.which("chromium")
@@ -42,9 +45,9 @@ def run(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("page")
     plan = replace(LITTLE, evaluation_images=1, deviation_questions=1, random_draws=1, cross=False)
     domains = ("remote_sensing", "document")
-    questions = whole.drawn_questions(out, plan, lambda text: None, domains)
-    models = ["embedded/llava-next", MODEL]
-    whole.paper(out, models=models, questions=questions, plan=plan)
+    store, models = Store(out), ["embedded/llava-next", MODEL]
+    corpus = drawn_corpus(store, (plan.identification_images or 0) + (plan.evaluation_images or 0), domains)
+    paper(store, models=models, questions=corpus_questions(corpus, plan, drawn=True), plan=plan)
     write(summary_of([ModelRun(out, model) for model in models]), out, SELECTION)
     return out
 
