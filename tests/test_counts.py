@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts, bucket_of
 from mmneuron_lens.artifacts.format import content_hash, read_artifact
+from mmneuron_lens.artifacts.table_html import table_html
 from mmneuron_lens.neurons.silent import silent_neurons
 
 KINDS = {"llm.mlp.act": ("image", "text"), "vision.mlp.act": ("cls", "patch")}
@@ -161,3 +163,10 @@ def test_html_is_short_and_escaped() -> None:
     assert "vision.mlp.act" in html
     assert "<m>" not in html
     assert len(html) < 4000
+
+
+@pytest.mark.parametrize("rows", [11, 26, 200])
+def test_html_shows_every_row_and_column(rows: int) -> None:
+    html = table_html(pl.DataFrame({f"column {number}": range(rows) for number in range(12)}))
+    assert [html.count(f"<td>{value}</td>") for value in range(rows)] == [12] * rows
+    assert "column 11" in html

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interventions.errors import InvalidValue, UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.table_html import table_html
 
 BUCKETS = 16
 """Every image falls into one of so many buckets, so that controls, halves and intervals need no second pass."""
@@ -145,7 +146,7 @@ class Counts(Artifact):
         )
 
     def _repr_html_(self) -> str:
-        return self.to_frame()._repr_html_()  # pyright: ignore[reportPrivateUsage]
+        return table_html(self.to_frame())
 
 
 def refuse_differences(counts: Sequence[Counts], action: str) -> None:

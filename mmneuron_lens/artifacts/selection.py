@@ -13,6 +13,7 @@ from torch import Tensor
 from interventions import SITES, Graph, per_layer, zero_neurons
 from interventions.errors import UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.table_html import table_html
 
 MODULES = {
     "vision.mlp.act": "Vision Encoder",
@@ -108,7 +109,7 @@ class Selection(Artifact):
         )
 
     def _repr_html_(self) -> str:
-        return self.to_frame()._repr_html_()  # pyright: ignore[reportPrivateUsage]
+        return table_html(self.to_frame())
 
 
 def neurons_off(masks: Mapping[str, Tensor], layerless: Collection[str] = ()) -> Graph:

@@ -10,6 +10,7 @@ import polars as pl
 from mmneuron_lens.artifacts.answers import Answer
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.short_repr import short_repr
+from mmneuron_lens.artifacts.table_html import table_html
 from mmneuron_lens.evaluation.accuracy import Scoring, against_random, cross_scores, exact_match, scores
 
 
@@ -45,4 +46,4 @@ class Ablation:
         return pl.DataFrame(cross_scores(self.answers, self.scoring), infer_schema_length=None)
 
     def _repr_html_(self) -> str:
-        return self.to_frame()._repr_html_()  # pyright: ignore[reportPrivateUsage]
+        return table_html(self.to_frame())

@@ -10,6 +10,7 @@ import polars as pl
 
 from mmneuron_lens.artifacts.answers import DOMAIN
 from mmneuron_lens.artifacts.deviations import Deviations
+from mmneuron_lens.artifacts.table_html import table_html
 from mmneuron_lens.metrics.intervals import mean_interval
 
 Measure = Literal["after norm", "before norm", "last position"]
@@ -23,7 +24,7 @@ class DeviationTable(tuple[Deviations, ...]):
         return pl.DataFrame(deviation_rows(self, measure), infer_schema_length=None)
 
     def _repr_html_(self) -> str:
-        return self.to_frame()._repr_html_()  # pyright: ignore[reportPrivateUsage]
+        return table_html(self.to_frame())
 
 
 def deviation_rows(found: Sequence[Deviations], measure: Measure = "after norm") -> list[dict[str, Any]]:
