@@ -92,7 +92,7 @@ def test_pyright_strict_sees_mistakes(tmp_path):
         "lens.sight": "reportAttributeAccessIssue",
         "lens.run(mm.count_active, batch, max_new_tokens=2)": "reportCallIssue",
         "lens.generate(mm.count_active, batch)": "reportCallIssue",
-        "mm.identity(lens, corpus)": "reportCallIssue",
+        "mm.identity(lens, corpus)": "reportAttributeAccessIssue",
     }
     code = """
 import mmneuron_lens as mm
