@@ -5,13 +5,19 @@ Each error is also the built-in one that Python would raise, so `except KeyError
 
 from __future__ import annotations
 
+LONGEST = 2000
+"""Characters of a message; what is quoted in it may be longer."""
+
 
 class MMNeuronError(Exception):
     """Something the user can mend: the message names the thing, the value, the choices and the next step, in a line."""
 
     def __str__(self) -> str:
-        # KeyError shows its argument quoted, OSError with its number; a sentence is shown as it is.
-        return " ".join(str(argument) for argument in self.args)
+        # KeyError shows its argument quoted, OSError with its number; a sentence is shown as it is. What a server, a
+        # corpus or a file name put into it stays one line, and moves no cursor.
+        said = " ".join(" ".join(str(argument) for argument in self.args).split())
+        said = said if said.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in said)
+        return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 
 class InvalidValue(MMNeuronError, ValueError):

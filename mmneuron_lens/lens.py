@@ -18,6 +18,7 @@ from mmneuron_lens.runtime import run as running
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.caching import cache_of, cached_graph
 from mmneuron_lens.runtime.compile import compile_graph
+from mmneuron_lens.runtime.host import checked_remote
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire.execute import find
@@ -62,7 +63,7 @@ class Lens:
         name = _name(name_or_folder, repo)
         settings = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
         given = {key: value for key, value in settings.items() if value is not None}
-        self._remote = remote or False
+        self._remote = remote = checked_remote(remote)
         if remote:
             if {"dtype", "device_map"} & given.keys() or device is not None:
                 raise InvalidValue("dtype and device are the server's; leave them out where the model runs remotely.")
@@ -252,7 +253,7 @@ class Lens:
         graph = _graph(graph)
         batches = [batches] if isinstance(batches, Batch) else batches
         sources = [sources] if isinstance(sources, Batch) else sources
-        remote = self.remote if remote is None else remote
+        remote = self.remote if remote is None else checked_remote(remote)
         if remote:
             from mmneuron_lens.runtime.remote import run_remote
 
@@ -271,7 +272,7 @@ class Lens:
 
     def trace(self, batch: Batch | None = None, **settings: Any) -> Any:
         """nnsight's own trace on a batch: `with lens.trace(batch): ...`; gradients work there."""
-        return self.nnsight.trace(**self._given(batch), **settings)
+        return self.nnsight.trace(**self._given(batch), **self._there(settings))
 
     def trace_generation(self, batch: Batch | None = None, **settings: Any) -> Any:
         """nnsight's own generation on a batch: `with lens.trace_generation(batch, max_new_tokens=3) as tracer: ...`."""
@@ -279,7 +280,7 @@ class Lens:
         given.pop("position_ids", None)
         # nnsight looks for the `with` block one call above `generate`; name the function to trace it from here.
         function = cast(Any, type(self.nnsight)).generate.__wrapped__.__get__(self.nnsight)
-        return self.nnsight.trace(fn=function, **given, **settings)
+        return self.nnsight.trace(fn=function, **given, **self._there(settings))
 
     def scan(self, batch: Batch, **settings: Any) -> Any:
         """nnsight's scan: the forward on fake tensors, for shapes."""
@@ -291,7 +292,17 @@ class Lens:
 
     def session(self, **settings: Any) -> Any:
         """nnsight's session: several traces as one."""
-        return self.nnsight.session(**settings)
+        return self.nnsight.session(**self._there(settings))
+
+    def _there(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """nnsight's settings with `remote` as a backend that reads plain tensors and values alone."""
+        remote = checked_remote(settings.get("remote"))
+        if not remote or remote == "local":
+            return settings
+        from mmneuron_lens.runtime.remote import ready_backend
+
+        rest = {name: value for name, value in settings.items() if name != "remote"}
+        return {**rest, "backend": ready_backend(self._model, remote)}
 
     def prove(self, batch: Batch | None = None) -> list[proving.Proof]:
         """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot.

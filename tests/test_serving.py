@@ -13,11 +13,11 @@ from typing import ClassVar
 
 import pytest
 import torch
+from mmneuron_lens.runtime.envelope import refuse_unsafe
 from nnsight.intervention.backends.remote import RemoteError
 from nnsight.schema.response import ResponseModel, Status
 
 from mmneuron_lens.runtime import serving
-from mmneuron_lens.runtime.envelope import refuse_unsafe
 
 KEY = 'nnsight.modeling.transformers.TransformersModel:{"repo_id": "owner/model", "revision": null, "task": "t"}'
 

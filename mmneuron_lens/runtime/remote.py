@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from interventions import Graph
 from interventions.errors import InvalidType, MMNeuronError
 from mmneuron_lens.model import Model
+from mmneuron_lens.runtime.backend import backend_of
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
-from mmneuron_lens.runtime.envelope import refuse_unsafe
 from mmneuron_lens.runtime.result import Result
+from mmneuron_lens.runtime.returned import checked_returned, checked_served
 from mmneuron_lens.runtime.run import checked_generation, job_of, needs_source, refuse_packed, refuse_parts, result_of
-from mmneuron_lens.runtime.serving import explained, refuse_unserved
+from mmneuron_lens.runtime.serving import refuse_unserved
 from mmneuron_lens.runtime.shapes import check_plans
-from mmneuron_lens.runtime.shipping import bare, refuse_unshippable
+from mmneuron_lens.runtime.shipping import bare
+from mmneuron_lens.runtime.transport import WHOSE, RemoteFailed, next_step
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.describe import describe
 from mmneuron_lens.wire.job import run_job
 from mmneuron_lens.wire.types import FoldedJob, PairedItem, Served, SitePlan
-
-
-class RemoteFailed(MMNeuronError, RuntimeError):
-    """A job that raised on the server, or whose answer did not arrive; the message is one line.
-
-    traceback: all that the server or the connection said.
-    """
-
-    def __init__(self, message: str, traceback: str = "") -> None:
-        super().__init__(message)
-        self.traceback = traceback or message
 
 
 def run_remote(
@@ -80,6 +67,9 @@ def run_remote(
     held, backend = model.nnsight, ready_backend(model, remote)
     with in_one_line(backend), held.session(backend=backend):
         returned = entry(held, plans, items, job).save()
+    if remote != "local":
+        # A server may have sent nothing under this name.
+        returned = checked_returned(backend.found.get("returned"), overs, len(batches), backend.host)
     values = fold.finish(returned["values"], overs)
     return result_of(model, values, returned["answers"], returned["logits"], job["pad"])
 
@@ -89,7 +79,7 @@ def ask_served(model: Model, remote: bool | str) -> Served:
     held, entry, backend = model.nnsight, bare(describe), ready_backend(model, remote)
     with in_one_line(backend), held.session(backend=backend):
         returned = entry(held).save()
-    return returned
+    return returned if remote == "local" else checked_served(backend.found.get("returned"), backend.host)
 
 
 def as_served(model: Model, remote: bool | str) -> Model:
@@ -101,7 +91,7 @@ def ready_backend(model: Model, remote: bool | str) -> Any:
     """The backend of a host that was asked whether it serves the model; raises as `refuse_unserved` does."""
     backend = backend_of(model, remote)
     if remote != "local":
-        refuse_unserved(backend.host, backend.model_key)
+        refuse_unserved(backend.asked, backend.model_key)
     return backend
 
 
@@ -109,11 +99,10 @@ def ready_backend(model: Model, remote: bool | str) -> Any:
 def in_one_line(backend: Any) -> Iterator[None]:
     """Turns whatever nnsight, the connection or the answer raise into `RemoteFailed`; a fault of ours stays one."""
     import httpx
-    import websocket
     from nnsight.intervention.backends.remote import RemoteError
     from pydantic import ValidationError
 
-    host, answers = getattr(backend, "host", "local"), (ValidationError, json.JSONDecodeError)
+    host = getattr(backend, "host", "local")
     try:
         yield
     except MMNeuronError:
@@ -122,10 +111,14 @@ def in_one_line(backend: Any) -> Iterator[None]:
         said = " ".join(str(error).split())
         whole = getattr(error, "traceback", str(error))
         raise RemoteFailed(said if said.startswith(host) else f"{host}: {said}", whole) from error
-    except (httpx.HTTPError, websocket.WebSocketException, OSError, *answers) as error:
-        what = "its answer cannot be read" if isinstance(error, answers) else "the connection failed; try again"
+    except httpx.HTTPStatusError as error:
+        raise RemoteFailed(f"{host} answers {error}; {next_step(error.response.status_code)}.", repr(error)) from error
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, one["loc"])) for one in error.errors()) or "its form"
+        raise RemoteFailed(f"{host}: a job's status cannot be read ({fields}); {WHOSE}.", repr(error)) from error
+    except (httpx.HTTPError, OSError) as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise RemoteFailed(f"{host}: {what} ({said})", repr(error)) from error
+        raise RemoteFailed(f"{host}: the connection failed; try again ({said})", repr(error)) from error
 
 
 def travelling(graph: Graph, model: Model) -> tuple[list[SitePlan], Any]:
@@ -136,48 +129,3 @@ def travelling(graph: Graph, model: Model) -> tuple[list[SitePlan], Any]:
         for act in plan["acts"]:
             act["function"] = bare(act["function"], made)
     return plans, bare(run_job, made)
-
-
-def backend_of(model: Model, remote: bool | str, **settings: Any) -> Any:
-    """The nnsight backend of a host, whose payloads are inspected and whose results load tensors only."""
-    if remote == "local":
-        return model.nnsight._remote_backend("local", True, None, False)
-    from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
-
-    class Backend(RemoteBackend):
-        def _serialize(self, tracer: Any) -> bytes:
-            from nnsight.schema.request import RequestModel
-
-            refuse_unshippable(RequestModel.serialize(tracer, compress=False))
-            return super()._serialize(tracer)
-
-        def finalize(self, content: bytes) -> Any:
-            try:
-                if self.compress:
-                    import zstandard
-
-                    content = zstandard.ZstdDecompressor().decompress(content)
-                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            except Exception as error:
-                # The readers raise whatever bytes make them raise.
-                raise RemoteFailed(
-                    f"{self.host}: the answer is not plain tensors; it is not read.", str(error)
-                ) from error
-
-        @staticmethod
-        def parse(message: str | bytes) -> Any:
-            if not isinstance(message, str):
-                refuse_unsafe(message)
-            return RemoteBackend.parse(message)
-
-        def handle(self, response: Any) -> Any:
-            try:
-                return super().handle(response)
-            except RemoteError as error:
-                short = RemoteError(explained(str(error), self.host))
-                # For whom the short form is not enough.
-                short.traceback = str(error)  # type: ignore[attr-defined]
-                raise short from None
-
-    host = remote.rstrip("/") if isinstance(remote, str) else None
-    return Backend(model.nnsight.to_model_key(), host=host, **settings)

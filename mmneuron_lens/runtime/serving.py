@@ -8,10 +8,12 @@ import warnings
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import mmneuron_lens.wire
 from interventions.errors import MissingPackage, ServerUnreachable, UnknownName
+from mmneuron_lens.runtime.host import Host
+from mmneuron_lens.runtime.transport import next_step, page
 
 MUST_MATCH = ("nnsight",)
 """Packages whose major.minor version must be the server's: jobs are written and read by them."""
@@ -20,6 +22,8 @@ SHOULD_MATCH = ("transformers", "torch")
 """Packages whose major.minor version may move a path or a last digit."""
 
 TRAVELLING = str(Path(mmneuron_lens.wire.__file__).parent)
+
+VERSION = re.compile(r"[0-9]+\.[0-9]+(\.[0-9]+)?([.+a-z0-9]{0,40})?")
 
 FRAME = re.compile(r'^  File "\[(?P<block>[^\]]*)\] (?P<file>.*)", line (?P<line>\d+), in (?P<function>\S+)$')
 """How nnsight names a line of shipped code in a traceback: block, the client's own file and line, function."""
@@ -34,7 +38,7 @@ class Deployment(TypedDict, total=False):
     deployment_level: str
 
 
-def refuse_unserved(host: str, model_key: str) -> None:
+def refuse_unserved(host: Host, model_key: str) -> None:
     """Ask a server whether it serves a model and whether versions fit.
 
     model_key: nnsight's, `class:{"repo_id": ...}`.
@@ -43,21 +47,28 @@ def refuse_unserved(host: str, model_key: str) -> None:
     model, `MissingPackage` when nnsight differs in its second number. Warns when transformers or torch differ in
     theirs, or when the model is cold and has to be loaded first.
     """
-    deployments: list[Deployment] = list(_ask(host, "/status").get("deployments", {}).values())
+    deployments = _objects(host, "/status", "deployments")
     held = [one for one in deployments if one.get("model_key") == model_key]
     name = json.loads(model_key.partition(":")[2])["repo_id"]
     if not held:
         served = sorted({f"{one.get('repo_id')} ({one.get('task')})" for one in deployments if _is_loaded(one)})
         raise UnknownName(
-            f"{host} does not serve {name} as image-text-to-text; it serves {', '.join(served) or 'nothing'}. "
+            f"{host.url} does not serve {name} as image-text-to-text; it serves {', '.join(served) or 'nothing'}. "
             f"Serve it yourself, `mmneuron ndif up --model {name}`, or ask NDIF for it."
         )
     if not any(_is_loaded(one) for one in held):
-        warnings.warn(f"{name} is cold at {host}: it is loaded first, which takes minutes.", stacklevel=3)
+        warnings.warn(f"{name} is cold at {host.url}: it is loaded first, which takes minutes.", stacklevel=3)
     for kind, text in _differences(host):
         if kind == "refuse":
             raise MissingPackage(text)
         warnings.warn(text, stacklevel=3)
+
+
+def _objects(host: Host, path: str, name: str) -> list[Deployment]:
+    """The objects that a page has by name; none where it has none, or has something else."""
+    found = _ask(host, path).get(name, {})
+    listed = found.values() if isinstance(found, dict) else ()
+    return [cast(Deployment, one) for one in listed if isinstance(one, dict)]
 
 
 def _is_loaded(deployment: Deployment) -> bool:
@@ -65,17 +76,20 @@ def _is_loaded(deployment: Deployment) -> bool:
 
 
 @cache
-def _differences(host: str) -> tuple[tuple[str, str], ...]:
+def _differences(host: Host) -> tuple[tuple[str, str], ...]:
     """What differs between this environment and a host's; asked once a process."""
     packages = _ask(host, "/env").get("packages", {})
     found = []
     for package in (*MUST_MATCH, *SHOULD_MATCH):
-        here, there = version(package), packages.get(package)
-        if there is None or _minor(here) == _minor(there):
+        here, there = version(package), packages.get(package) if isinstance(packages, dict) else None
+        # Only what is a version is shown: the message is a command to paste.
+        if not isinstance(there, str) or not VERSION.fullmatch(there) or _minor(here) == _minor(there):
             continue
         must = package in MUST_MATCH
         effect = "jobs cannot be read there" if must else "numbers may differ in their last digits"
-        text = f'{host} runs {package} {there}, here is {here}: {effect}. pip install "{package}=={_minor(there)}.*"'
+        text = (
+            f'{host.url} runs {package} {there}, here is {here}: {effect}. pip install "{package}=={_minor(there)}.*"'
+        )
         found.append(("refuse" if must else "warn", text))
     return tuple(found)
 
@@ -84,20 +98,18 @@ def _minor(number: str) -> str:
     return ".".join(number.split("+")[0].split(".")[:2])
 
 
-def _ask(host: str, path: str) -> dict[str, Any]:
+def _ask(host: Host, path: str) -> dict[str, Any]:
     import httpx
 
     try:
         # No key: these two pages are public.
-        answer = httpx.get(f"{host}{path}", timeout=httpx.Timeout(10.0, read=60.0))
-        answer.raise_for_status()
-        return answer.json()
+        return page(host, path, keyed=False) or {}
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
-        raise ServerUnreachable(f"{host} is not ready (HTTP {code} from {path}); try again in a minute.") from None
-    except (httpx.HTTPError, ValueError) as error:
+        raise ServerUnreachable(f"{host.url} answers {error} from {path}; {next_step(code)}.") from None
+    except httpx.HTTPError as error:
         raise ServerUnreachable(
-            f"No NDIF server answers at {host} ({type(error).__name__}). "
+            f"No NDIF server answers at {host.url} ({type(error).__name__}). "
             "Start your own, `mmneuron ndif up --model embedded/llava-next --cpu`, or give another URL."
         ) from None
 

@@ -14,6 +14,7 @@ from mmneuron_lens.runtime.jobs.records import Records
 from mmneuron_lens.runtime.jobs.server import NdifServer, Server
 from mmneuron_lens.runtime.jobs.watch import Clock, Items, Limits, Watch
 from mmneuron_lens.runtime.remote import travelling
+from mmneuron_lens.runtime.returned import checked_returned
 from mmneuron_lens.runtime.run import job_of, needs_source
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
@@ -71,7 +72,8 @@ def run_jobs(
         return made
 
     def kept(name: str, returned: dict[str, Any], facts: dict[str, Any]) -> None:
-        keep(name, fold.finish(returned["values"], overs), facts)
+        checked = checked_returned(returned.get("returned"), overs, None, server.host)
+        keep(name, fold.finish(checked["values"], overs), facts)
 
     watch = Watch(records, server, limits or Limits(), clock or Clock(), kept)
     arriving = watch.gather({name: items(make) for name, make in jobs.items()})

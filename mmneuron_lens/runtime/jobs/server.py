@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from interventions.errors import InvalidValue, MMNeuronError
 from mmneuron_lens.model import Model
-from mmneuron_lens.runtime.remote import backend_of
+from mmneuron_lens.runtime.backend import backend_of
+from mmneuron_lens.runtime.host import host_of
 from mmneuron_lens.runtime.serving import refuse_unserved
 from mmneuron_lens.wire.types import FoldedJob, PairedItem, SitePlan
 
@@ -41,7 +42,7 @@ class JobFailed(MMNeuronError, RuntimeError):
 
 @dataclass(frozen=True)
 class JobStatus:
-    """status: "" when the server does not know the job. returned: the job's totals once it is complete."""
+    """status: "" when the server does not know the job. returned: what it sent back, by name, once it is complete."""
 
     status: str
     returned: dict[str, Any] | None = None
@@ -73,7 +74,7 @@ class NdifServer:
 
     def check(self) -> None:
         """Refuse before the first job what cannot work; raises as `runtime.serving.refuse_unserved`."""
-        refuse_unserved(self.host, self.model.nnsight.to_model_key())
+        refuse_unserved(host_of(self.remote), self.model.nnsight.to_model_key())
 
     def submit(self, items: list[PairedItem]) -> str:
         """Send a job of these items and return its id at once."""
@@ -105,7 +106,7 @@ def asked(backend: Any) -> JobStatus:
     with translated(backend):
         result = backend.poll()
     if result is not None:
-        return JobStatus("COMPLETED", result["returned"])
+        return JobStatus("COMPLETED", result)
     return JobStatus("" if backend.status is None else backend.status.value)
 
 
@@ -128,10 +129,7 @@ class translated:
         cause = (error.__cause__ or error) if isinstance(error, RemoteError) else error
         if isinstance(cause, httpx.HTTPStatusError):
             raise self._of_status(error, cause.response.status_code) from error
-        if (
-            isinstance(cause, httpx.HTTPError | OSError | ValidationError)
-            or type(cause).__module__ == "websocket._exceptions"
-        ):
+        if isinstance(cause, httpx.HTTPError | OSError | ValidationError):
             raise Unreachable(one_line(cause)) from error
         if isinstance(error, RemoteError):
             whole, short = getattr(error, "traceback", str(error)), " ".join(str(error).split())

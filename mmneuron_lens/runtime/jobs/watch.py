@@ -12,6 +12,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 from interventions.errors import InvalidValue, MMNeuronError
 from mmneuron_lens.runtime.jobs.records import Record, Records
 from mmneuron_lens.runtime.jobs.server import JobFailed, Lost, Server, Unreachable
+from mmneuron_lens.runtime.transport import RemoteFailed
 from mmneuron_lens.wire.types import PairedItem
 
 T = TypeVar("T")
@@ -142,7 +143,12 @@ class Watch:
             self.records.write(flight.record, state="failed", error=str(failed))
             raise JobFailed(f"{name}, job {flight.record.job}: {failed}") from failed
         if answer.returned is not None:
-            self.keep(name, answer.returned, flight.record.facts)
+            try:
+                self.keep(name, answer.returned, flight.record.facts)
+            except RemoteFailed as failed:
+                # Not a result: nothing is kept, and the job is sent again when this is run again.
+                self.records.write(flight.record, state="failed", error=str(failed))
+                raise
             self.records.forget(name)
             del flying[name]
             return True
