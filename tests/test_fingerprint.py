@@ -137,12 +137,12 @@ def test_a_served_model_has_the_fingerprint_of_its_weights(folder, monkeypatch):
         return made
 
     monkeypatch.setattr(remote, "backend_of", backend_of)
-    there = Lens(folder, remote="http://there")
-    assert there.remote == "http://there"
+    there = Lens(folder, remote="https://there")
+    assert there.remote == "https://there"
     assert there.device.type == "meta"
     assert there.model.facts() == here.model.facts()
     changed_in_the_middle(type("Served", (), {"module": model._module}))
-    assert Lens(folder, remote="http://there").model.fingerprint != here.model.fingerprint
+    assert Lens(folder, remote="https://there").model.fingerprint != here.model.fingerprint
 
 
 def test_facts_of_weights_are_plain_and_few():

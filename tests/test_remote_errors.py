@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import httpx
 import pytest
-import websocket
 from conftest import mixed_batch, tiny_lens
 from nnsight.intervention.backends.remote import RemoteError
 from nnsight.schema.response import ResponseModel
@@ -16,7 +13,7 @@ from interventions.errors import InvalidValue, MMNeuronError
 from mmneuron_lens.runtime import remote
 from mmneuron_lens.runtime.remote import RemoteFailed, ask_served
 
-URL = "http://there"
+URL = "https://there"
 
 
 @pytest.fixture
@@ -58,21 +55,13 @@ RAISED = {
     ),
     "a status": (
         httpx.HTTPStatusError("502", request=REQUEST, response=httpx.Response(502, request=REQUEST)),
-        f"{URL}: the connection failed; try again (HTTPStatusError: 502)",
-    ),
-    "the socket": (
-        websocket.WebSocketConnectionClosedException("closed"),
-        f"{URL}: the connection failed; try again (WebSocketConnectionClosedException: closed)",
+        f"{URL} answers 502; it is not ready: try again in a minute.",
     ),
     "the network": (
         ConnectionResetError(104, "reset"),
         f"{URL}: the connection failed; try again (ConnectionResetError: [Errno 104] reset)",
     ),
-    "an answer of another form": (invalid(), f"{URL}: its answer cannot be read (ValidationError: "),
-    "an answer that is no JSON": (
-        json.JSONDecodeError("Expecting value", "", 0),
-        f"{URL}: its answer cannot be read (JSONDecodeError: Expecting value",
-    ),
+    "an answer of another form": (invalid(), f"{URL}: a job's status cannot be read (id, status); "),
 }
 
 

@@ -1,7 +1,8 @@
 """Container: the tensors and plain values in a torch file that a server sent, read without any loader that can execute.
 
 A torch file is a zip of stored entries: `data.pkl`, whose opcodes are carried out here, and the bytes of each storage.
-What is allowed is listed below; all else is refused before anything is made of it.
+Pickle's second protocol, which `torch.save` writes, and of it what is listed below; all else is refused before anything
+is made of it.
 """
 
 from __future__ import annotations
@@ -42,19 +43,7 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
 }
 
-LITERALS = frozenset(
-    (
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG1",
-        "BINFLOAT",
-        "SHORT_BINUNICODE",
-        "BINUNICODE",
-        "SHORT_BINBYTES",
-        "BINBYTES",
-    )
-)
+LITERALS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")
 
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -140,14 +129,14 @@ class _Values:
 
     def _carry_out(self, name: str, argument: Any) -> None:
         stack = self.stack
-        if name in ("PROTO", "FRAME", "STOP"):
+        if name in ("PROTO", "STOP"):
             return
         if name in CONSTANTS:
             stack.append(CONSTANTS[name]())
         elif name in LITERALS:
             stack.append(argument)
-        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            self.memo[len(self.memo) if argument is None else argument] = stack[-1]
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])
         elif name == "MARK":
@@ -242,7 +231,7 @@ def _bounded(value: Any) -> None:
                 following += [*one.keys(), *one.values()]
             elif isinstance(one, (list, tuple)):
                 following += one
-            elif not (one is None or isinstance(one, (bool, int, float, str, bytes, Tensor))):
+            elif not (one is None or isinstance(one, (bool, int, float, str, Tensor))):
                 raise Refused(f"it holds {type(one).__name__}")
             if len(following) > VALUES:
                 raise Refused(f"it holds more than {VALUES:,} values")
