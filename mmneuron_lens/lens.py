@@ -312,7 +312,10 @@ class Lens:
         return proving.prove(self._model, batch)
 
     def _given(self, batch: Batch | None) -> dict[str, Any]:
-        return {} if batch is None else dict(batch.to(self.device).inputs)
+        if batch is None:
+            return {}
+        # Without weights here the inputs are a server's, and must keep their numbers.
+        return dict((batch if self.device.type == "meta" else batch.to(self.device)).inputs)
 
 
 def _graph(graph: Runnable) -> Graph:

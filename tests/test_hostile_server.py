@@ -278,8 +278,9 @@ def test_an_honest_server_gives_what_is_computed_here(there):
     for key in [("count_active", "llm.mlp.act"), ("mean_activation", "llm.mlp.act")]:
         assert torch.equal(one[key], other[key])
     assert torch.equal(one["keep", "llm.norm"][0], other["keep", "llm.norm"][0])
+    envoy = lens["llm.norm"]
     with lens.trace(batch, remote=fake.url):
-        held = lens["llm.norm"].output.save()
+        held = envoy.output.save()
     assert torch.equal(held, other["keep", "llm.norm"][0])
 
 
