@@ -200,7 +200,9 @@ def _tensor(
 ) -> Tensor:
     """A tensor of its own over some numbers of a storage, no larger than these."""
     numbers, shape, stride = _of(numbers, Tensor), _of(shape, tuple), _of(stride, tuple)
-    if grad is not False or hooks or more or len(shape) != len(stride):
+    # Whether it had a gradient there is not asked.
+    _of(grad, bool)
+    if hooks or more or len(shape) != len(stride):
         raise Refused("a tensor has more to it than numbers, shape and stride")
     if any(_of(one, int) < 0 for one in (offset, *shape, *stride)) or math.prod(shape) > numbers.numel():
         raise Refused(f"a tensor of shape {list(shape)[:8]} has {numbers.numel()} numbers")
