@@ -294,9 +294,10 @@ class Lens:
         return self.nnsight.session(**settings)
 
     def prove(self, batch: Batch | None = None) -> list[proving.Proof]:
-        """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot.
+        """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot; and every
+        shortcut: encode's logits are the processor's own, a batch is its rows alone, packed questions are each alone.
 
-        Returns one `Proof` per site; raises `AssertionError` naming the first that fails.
+        Returns one `Proof` per site; raises `AssertionError` naming the first site or shortcut that fails.
         """
         return proving.prove(self._model, batch)
 

@@ -23,6 +23,7 @@ from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.batching.remote import Jobs, Values, gather_remotely
+from mmneuron_lens.batching.shared_rows import packing_of
 from mmneuron_lens.corpora.content import content_digest
 from mmneuron_lens.corpora.folder import Problems, open_images
 from mmneuron_lens.corpora.frames import FRAMES, Frames
@@ -69,6 +70,7 @@ def plan_count(
     - corpus: its name, for the provenance.
     - exact: ask every question by itself. Otherwise up to `PACKED` questions of the same images share one row where the
       model allows it, and elsewhere their pass of the vision tower: the same counts but for float rounding at zero.
+      Where its attention does not allow it, every question is asked by itself, and "packing" says why.
     - problems: where samples whose image cannot be read are named; without it the first raises `InvalidValue`.
 
     Raises `InvalidValue` for samples of several domains, or none.
@@ -79,9 +81,8 @@ def plan_count(
     if frames == "fit":
         samples = with_frames_that_fit(lens, samples, prompt)
     found = sized(samples, problems)
-    packs = not exact and all(sample.images for sample in samples)
+    packs, packing = packing_of(lens, samples, prompt, frames, exact, PACKED)
     rows = bool(lens.architecture.facts["images_in_text"])
-    packing = "none" if not packs else f"{PACKED} questions" if rows else "vision tower"
     facts: dict[str, Any] = {"prompt": prompt, "batch size": batch_size, "packing": packing, "frames": frames}
     source = {"name": corpus, "questions": len(found), "sha256": content_digest(one.sample for one in found)}
     facts |= {"method": "activation > 0", "corpus": source, "domain": domain}

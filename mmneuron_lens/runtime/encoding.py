@@ -13,8 +13,12 @@ from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.wire import images, layout
 from mmneuron_lens.wire.encode import encode as encode_inputs
-from mmneuron_lens.wire.pack import pack
+from mmneuron_lens.wire.pack import pack, why_apart
 from mmneuron_lens.wire.share import share
+from mmneuron_lens.wire.types import Facts
+
+MASKED = ("eager", "sdpa")
+"""Attention implementations that take the mask of a packed row as it is."""
 
 
 def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] | str) -> Batch:
@@ -37,6 +41,7 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
     else:
         _refuse_several(model, pictures)
     inputs = encode_inputs(model.processor, pictures, texts)
+    _refuse_rescaled(inputs["attention_mask"].sum(1).tolist(), facts)
     return Batch(
         inputs=inputs,
         fields=layout.lay_out(inputs, facts),
@@ -48,12 +53,19 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
     )
 
 
-def can_pack(model: Model) -> bool:
-    """Whether questions can share a row: images come before the question and do not depend on it, as in LLaVA.
+def why_not_packed(model: Model, longest: int = 0) -> str:
+    """Why questions whose prompts have at most so many positions do not share a row exactly; empty where they do.
 
-    Elsewhere (InstructBLIP, BLIP-2) `packed` still shares the vision tower's pass.
+    They share one where images come before the question and do not depend on it, as in LLaVA, where attention is
+    plainly causal over one position a token, and where no window is shorter than a prompt. Elsewhere (InstructBLIP,
+    BLIP-2) `packed` still shares the vision tower's pass.
     """
-    return bool(model.architecture.facts["images_in_text"])
+    facts = model.architecture.facts
+    if not facts["images_in_text"]:
+        return "each question has image positions of its own"
+    if model.attention not in MASKED:
+        return f"{model.attention} attention takes no mask of a packed row; load the model with sdpa or eager"
+    return why_apart(facts, longest)
 
 
 def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *, cut: bool = False) -> Batch:
@@ -68,25 +80,34 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
     that several prompts share carries their number as its weight, so a graph that counts with weights counts what it
     would count one prompt at a time, but for float rounding at zero. Not for generation.
 
-    Raises `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one.
+    Raises `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one,
+    and where several prompts in a row would not compute what each computes alone.
     """
     if not all(some and prompts for some, prompts in rows):
         raise InvalidValue("Every packed row needs at least one image and one prompt.")
     pictures = [_decoded(some) for some, _ in rows]
     processor, facts = model.processor, model.architecture.facts
-    if can_pack(model):
+    if facts["images_in_text"]:
+        several = any(len(prompts) > 1 for _, prompts in rows)
+        if several and (why := why_not_packed(model)):
+            raise InvalidValue(f"Prompts cannot share a row: {why}; encode them, lens.encode(images, texts).")
         texts = [
             [with_placeholders(prompt, len(some), processor.image_token) for prompt in prompts]
             for some, (_, prompts) in zip(pictures, rows, strict=True)
         ]
         additive = model.dtype if model.attention == "eager" else None
-        inputs, fields, sharing = pack(processor, pictures, texts, facts, additive, cut)
+        try:
+            inputs, fields, sharing = pack(processor, pictures, texts, facts, additive, cut)
+        except ValueError as error:
+            raise InvalidValue(str(error)) from error
         held = tuple(len(some) for some in pictures)
     else:
         _refuse_several(model, pictures)
         texts = [list(prompts) for _, prompts in rows]
         inputs, fields, sharing = share(processor, pictures, texts, facts)
         held = (1,) * inputs["input_ids"].shape[0]
+    if not facts["images_in_text"]:
+        _refuse_rescaled(inputs["attention_mask"].sum(1).tolist(), facts)
     return Batch(
         inputs=inputs,
         fields=fields,
@@ -123,6 +144,16 @@ def _refuse_several(model: Model, pictures: Sequence[Sequence[Any]]) -> None:
     if any(len(some) != 1 for some in pictures):
         counts = [len(some) for some in pictures]
         raise InvalidValue(f"{model.architecture.name} takes exactly one image per text; these have {counts}.")
+
+
+def _refuse_rescaled(lengths: Sequence[int], facts: Facts) -> None:
+    """Rows share a batch where each would have the same position embedding alone."""
+    limit = facts["sharable"]["rescaled"] if "sharable" in facts else None
+    if limit is not None and len(lengths) > 1 and max(lengths) > limit:
+        raise InvalidValue(
+            f"The position embedding of these {len(lengths)} rows depends on the longest, of {max(lengths)} positions, "
+            f"beyond the model's original context of {limit}; encode each row by itself."
+        )
 
 
 def _per_text(images_of: Sequence[Any] | None, count: int) -> list[list[Any]]:

@@ -54,6 +54,19 @@ class Tiles(TypedDict):
     tile_size: NotRequired[int]
 
 
+class Sharable(TypedDict):
+    """When prompts in one row, or rows of one batch, compute what each computes alone.
+
+    - apart: why prompts can never share a row; empty where they can
+    - window: positions that a layer sees at least, itself among them; None where each sees all before it
+    - rescaled: length of a row beyond which position embeddings depend on the batch's longest; None if they never do
+    """
+
+    apart: str
+    window: int | None
+    rescaled: int | None
+
+
 class Facts(Tiles):
     """What laying out a batch needs to know of an architecture.
 
@@ -63,6 +76,7 @@ class Facts(Tiles):
     - queries: of the Q-Former, 0 without one
     - kinds: of positions, by group of sites
     - vision_tower: path of the module that can run once per image
+    - sharable: what may share a row or a batch; without it, no prompts share a row
     """
 
     image_token: int
@@ -71,6 +85,7 @@ class Facts(Tiles):
     queries: int
     kinds: NotRequired[Mapping[str, tuple[str, ...]]]
     vision_tower: NotRequired[str]
+    sharable: NotRequired[Sharable]
 
 
 class Tokens(Protocol):
