@@ -294,8 +294,10 @@ class Lens:
         return self.nnsight.session(**settings)
 
     def prove(self, batch: Batch | None = None) -> list[proving.Proof]:
-        """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot; and every
-        shortcut: encode's logits are the processor's own, a batch is its rows alone, packed questions are each alone.
+        """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot.
+
+        Then every shortcut: encode's logits are those of the processor's own inputs, a batch is its rows alone, packed
+        questions are each alone.
 
         Returns one `Proof` per site; raises `AssertionError` naming the first site or shortcut that fails.
         """

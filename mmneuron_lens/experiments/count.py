@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interventions import GROUP_KINDS, SITES, Graph, count_active_by_kind, count_positions
+from interventions import GROUP_KINDS, SITES, Graph, count_checked, count_positions
 from interventions.errors import InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, Counts
@@ -30,11 +30,13 @@ from mmneuron_lens.corpora.frames import FRAMES, Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.finite import refuse_tally
 
 PACKED = 96
 """Questions of the same images that share one row, at most: RSVQA-HR asks about 90 of an image."""
 
-GRAPH: Graph = count_active_by_kind.at("*.act") | count_positions.at("*.act")
+GRAPH: Graph = count_checked.at("*.act") | count_positions.at("*.act", layers=0)
+"""Every layer sees the same positions."""
 
 
 @dataclass(frozen=True)
@@ -162,15 +164,19 @@ def piece_of(
     left: tuple[str, ...],
     tokens: int = 0,
 ) -> Piece:
-    """What a run of `GRAPH` counted: `active/SITE` int64 [layer, kind, neuron], `tokens/SITE` int64 [kind]."""
+    """What a run of `GRAPH` counted: `active/SITE` int64 [layer, kind, neuron], `tokens/SITE` int64 [kind].
+
+    Raises `NotFinite` for activations that say nothing of their neurons.
+    """
     tensors: dict[str, Tensor] = {}
     kinds = {site: prompt_kinds(site) for site in lens.sites if site.endswith(".act")}
     for site, names in kinds.items() if out else ():
-        count, positions = out["count_active_by_kind", site], out["count_positions", site]
+        found, positions = out["count_checked", site], out["count_positions", site]
+        refuse_tally(site, found["not finite"], lens.dtype)
+        count = found["active"]
         if lens.architecture.place(site).layers is None:
             count, positions = count[None], positions[None]
         tensors[f"active/{site}"] = count[:, : len(names)].cpu().contiguous()
-        # Every layer sees the same positions.
         tensors[f"tokens/{site}"] = positions[0, : len(names)].cpu().contiguous()
     facts = {"kinds": {site: list(names) for site, names in kinds.items()}, "steps": len(plan.steps)}
     return Piece(group, tensors, seen, left, facts, tokens)

@@ -32,6 +32,7 @@ from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.conditions import Condition, Off, conditions_of, modules_of
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.finite import refuse_not_finite
 
 
 def frobenius_ratio(
@@ -80,7 +81,8 @@ def deviate(
     - off: how neurons are switched, zero unless given.
     - keeper: where the batches that are done are kept; memory unless given.
 
-    Raises `InvalidValue` for samples of several domains or none that can be read, and as `conditions_of` does.
+    Raises `InvalidValue` for samples of several domains or none that can be read, `NotFinite` for hidden states that are
+    infinite or NaN, or all zero, and as `conditions_of` does.
     """
     domain = one_domain(samples, "deviations")
     conditions = deviation_conditions(selection, domain, random_draws, seed, off)
@@ -92,6 +94,12 @@ def deviate(
             return Piece(step.group, {}, seen, left)
         undisturbed = _states(lens, batch, Graph())
         rows = [_compared(undisturbed, _states(lens, batch, one.graph), batch) for one in conditions]
+        for site, measure in (
+            ("llm.residual", "before norm"),
+            ("llm.norm", "after norm"),
+            ("llm.norm", "last position"),
+        ):
+            refuse_not_finite(site, torch.stack([row[measure] for row in rows]), lens.dtype, layered=False)
         return Piece(step.group, {name: torch.stack([row[name] for row in rows]) for name in MEASURES}, seen, left)
 
     steps = steps_of(sized(samples, problems), batch_size, buckets=False)

@@ -23,6 +23,7 @@ from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.finite import refuse_not_finite
 from mmneuron_lens.wire.layout import tiles_per_image
 
 
@@ -38,7 +39,7 @@ def embed_images(
     """The pooled embedding of every image, each once however many questions it has.
 
     Of LLaVA-NeXT's tiles the overview, which is the whole image; of several images to a question, the first. Raises
-    `InvalidValue` when no image could be read.
+    `InvalidValue` when no image could be read, `NotFinite` for an embedding that is infinite or NaN.
     """
     steps: list[Step] = []
     for number, samples in enumerate(samples_by_domain.values()):
@@ -52,7 +53,9 @@ def embed_images(
         if batch is None:
             return Piece(step.group, {}, seen, left)
         (pooled,) = lens.run(keep.at("vision.pooled"), batch)["keep", "vision.pooled"]
-        return Piece(step.group, {"vectors": pooled[_overviews(batch)].float().cpu().T.contiguous()}, seen, left)
+        vectors = pooled[_overviews(batch)].float().cpu()
+        refuse_not_finite("vision.pooled", vectors, lens.dtype, layered=False)
+        return Piece(step.group, {"vectors": vectors.T.contiguous()}, seen, left)
 
     held = gather(steps, run, concatenate, keeper=keeper or Memory(), title="embedding images", progress=progress)
     whole: dict[str, Tensor] = {}

@@ -27,6 +27,7 @@ from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.runtime.finite import refuse_not_finite
 
 READ_AT = ("llm.embedding", "llm.residual")
 """Layer 0 and the layers after it."""
@@ -51,7 +52,7 @@ def top_one(
     best = torch.cat([row.float().log_softmax(-1).amax(-1).exp() for row in rows]).double()
     counted = (weight[..., None] * kind).flatten(0, -2)
     return {
-        "sum": (best[:, None] * counted).sum(0),
+        "sum": (best[:, None] * counted).masked_fill(counted == 0, 0).sum(0),
         "below": ((best < below)[:, None] * counted).sum(0),
         "tokens": counted.sum(0),
     }
@@ -71,7 +72,7 @@ def read_entropy(
 
     - keeper: where the batches that are done are kept; memory unless given.
 
-    Raises `InvalidValue` for samples of several domains or none.
+    Raises `InvalidValue` for samples of several domains or none, `NotFinite` for hidden states that are infinite or NaN.
     """
     domain = one_domain(samples, "entropies")
     graph = lens_entropy.at(READ_AT) | top_one
@@ -84,8 +85,12 @@ def read_entropy(
         out = lens.run(graph, batch)
         found = {name: value[: len(KINDS)].double().cpu() for name, value in out["top_one", "llm.logits"].items()}
         means = torch.cat([out["lens_entropy", READ_AT[0]][None], out["lens_entropy", READ_AT[1]]])
-        # A mean times its weight is the sum again; a kind without tokens has none.
-        entropy = (means[:, : len(KINDS)].cpu() * found["tokens"]).nan_to_num(0.0)
+        # A mean times its weight is the sum again; a kind without tokens has none, and its mean is 0 / 0.
+        absent = found["tokens"] == 0
+        entropy = (means[:, : len(KINDS)].cpu() * found["tokens"]).masked_fill(absent, 0)
+        refuse_not_finite(READ_AT[0], entropy[:1], lens.dtype, layered=False)
+        refuse_not_finite(READ_AT[1], entropy[1:], lens.dtype, layered=True)
+        refuse_not_finite("llm.logits", found["sum"], lens.dtype, layered=False)
         return Piece(step.group, {**found, "entropy": entropy}, seen, left)
 
     steps = steps_of(sized(samples, problems), batch_size)

@@ -17,6 +17,7 @@ from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.runtime.finite import refuse_not_finite
 
 
 def mean_activations(
@@ -31,7 +32,7 @@ def mean_activations(
 ) -> Means:
     """The mean activation of every neuron over all positions of these questions; domains weigh as many as they have.
 
-    Raises `InvalidValue` when no sample could be read.
+    Raises `InvalidValue` when no sample could be read, `NotFinite` for activations that are infinite or NaN.
     """
     samples = [one for some in samples_by_domain.values() for one in some]
     graph = sum_activations.at("*.act") | count_positions.at("*.act")
@@ -40,6 +41,9 @@ def mean_activations(
         batch, kept = encode(lens, step.samples, prompt, problems, opened)
         seen, left = parted(step.samples, kept)
         out = {} if batch is None else lens.run(graph, batch)
+        for site in (site for name, site in out if name == "sum_activations"):
+            layered = lens.architecture.place(site).layers is not None
+            refuse_not_finite(site, out["sum_activations", site], lens.dtype, layered=layered)
         tensors = {f"{name}/{site}": value.cpu() for (name, site), value in out.items()}
         return Piece(step.group, tensors, seen, left)
 

@@ -20,6 +20,7 @@ from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.entropy import READ_AT
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.finite import refuse_not_finite
 from mmneuron_lens.runtime.patches import boxes_of
 
 SHOWN_PIXELS = 384
@@ -37,7 +38,7 @@ def trace_sample(
     """What every position of a question decodes to at every layer, or only `positions` (columns of the prompt).
 
     Negative positions count from the end. Raises `ValueError` for an image that cannot be read, `IndexError` for a
-    position that the prompt does not have.
+    position that the prompt does not have, `NotFinite` for hidden states that are infinite or NaN.
     """
     batch, _ = encode(lens, [sample], prompt)
     assert batch is not None
@@ -49,6 +50,8 @@ def trace_sample(
     chosen = sorted({place % length for place in chosen})
     out = lens.run(logit_lens.at(READ_AT, positions=chosen).bind(top_k=top_k), batch)
     embedded, layers = (out["logit_lens", site][0] for site in READ_AT)
+    refuse_not_finite(READ_AT[0], embedded["entropy"], lens.dtype, layered=False)
+    refuse_not_finite(READ_AT[1], layers["entropy"], lens.dtype, layered=True)
     read = {name: torch.cat([embedded[name][None], layers[name]])[:, 0].cpu() for name in embedded}
     words = {
         token: _word(lens, int(token)) for token in sorted({str(one) for one in read["tokens"].flatten().tolist()})

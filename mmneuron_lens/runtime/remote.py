@@ -17,6 +17,7 @@ from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.envelope import refuse_unsafe
+from mmneuron_lens.runtime.finite import guarded, refuse_unsound
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.run import checked_generation, job_of, needs_source, refuse_packed, refuse_parts, result_of
 from mmneuron_lens.runtime.serving import explained, refuse_unserved
@@ -61,10 +62,11 @@ def run_remote(
     the user's line when the job fails there.
     """
     batches, sources = list(batches), None if sources is None else list(sources)
+    settings = checked_generation(model, generation or {})
+    graph = guarded(graph) if settings else graph
     checked = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
     if needs_source(checked) and sources is None:
         raise InvalidType("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
-    settings = checked_generation(model, generation or {})
     overs = results_over(graph, model.architecture)
     job: FoldedJob = {**job_of(model, settings, logits), "overs": overs}
     for batch in batches:
@@ -81,6 +83,7 @@ def run_remote(
     with in_one_line(backend), held.session(backend=backend):
         returned = entry(held, plans, items, job).save()
     values = fold.finish(returned["values"], overs)
+    values = refuse_unsound(values, model.dtype) if settings and values else values
     return result_of(model, values, returned["answers"], returned["logits"], job["pad"])
 
 

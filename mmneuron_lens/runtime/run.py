@@ -15,6 +15,7 @@ from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.checked import check_once
 from mmneuron_lens.runtime.compile import SitePlan, compile_graph, results_over
+from mmneuron_lens.runtime.finite import guarded, refuse_unsound
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.parts import refuse_whole
@@ -44,7 +45,10 @@ def generate(
     *,
     generation: Mapping[str, Any],
 ) -> Result:
-    """A generation per batch; as `run`. generation: settings of transformers' `generate`."""
+    """A generation per batch; as `run`. generation: settings of transformers' `generate`.
+
+    Raises `NotFinite` where a hidden state is infinite or NaN, since the answer would say nothing.
+    """
     return _run(model, graph, batches, sources, logits, checked_generation(model, generation))
 
 
@@ -60,6 +64,7 @@ def _run(
         raise InvalidValue(
             f"{model.name} has no weights here; run it on a server, remote=True or a URL, or load it with Lens(...)."
         )
+    graph = guarded(graph) if generation else graph
     plans = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
     overs = results_over(graph, model.architecture)
     rewires = needs_source(plans)
@@ -81,7 +86,9 @@ def _run(
         total = fold.merge(total, fold.stack(results, overs), overs)
         answers += [] if answered is None else list(answered.cpu())
         kept += [] if logits_of is None else [logits_of.cpu()]
-    return result_of(model, fold.finish(total, overs), answers, kept, job["pad"])
+    values = fold.finish(total, overs)
+    values = refuse_unsound(values, model.dtype) if generation and total else values
+    return result_of(model, values, answers, kept, job["pad"])
 
 
 def checked_generation(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
