@@ -37,7 +37,9 @@ class Artifact(ABC):
         """The value again from what `packed` gave."""
 
     def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
-        """Writes the artifact to a file, atomically; raises as `write_artifact`, `NotFinite` for infinite values and NaN.
+        """Writes the artifact to a file, atomically.
+
+        Raises as `write_artifact`, and `NotFinite` for infinite values and NaN.
 
         - key: facts that say what the value is, for a run's store.
         """
@@ -46,9 +48,10 @@ class Artifact(ABC):
             if name.startswith(self.undefined) or not tensor.is_floating_point():
                 continue
             if not bool(tensor.isfinite().all()):
+                count = int((~tensor.isfinite()).sum())
                 raise NotFinite(
-                    f"{path}: {name} of {self.kind!r} holds {int((~tensor.isfinite()).sum())} values that are infinite or "
-                    "NaN; run what made it again, in another dtype."
+                    f"{path}: {count} values of {name} of {self.kind!r} are infinite or NaN, so it is not written; run "
+                    "what made them again, in another dtype."
                 )
         write_artifact(path, self.kind, tensors, metadata if key is None else {**metadata, KEY: dict(key)})
 

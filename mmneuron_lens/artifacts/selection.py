@@ -29,7 +29,7 @@ MODULES = {
 class Selection(Artifact):
     """The domain-specific neurons of one model, by site.
 
-    - `masks[site]`: bool [layer, neuron, domain]; `entropy[site]`: float64 [layer, neuron], nats, NaN where never active;
+    - `masks[site]`: bool [layer, neuron, domain]; `entropy[site]`: float64 [layer, neuron], nats, NaN if never active;
       `probability[site]`: float64 [layer, neuron, domain]; `tokens[site]`: int64 [domain].
     - `threshold[site]`, `requested[site]`: what the rule came to.
     - `parameters`: method, fraction, percentile, kinds by site. `provenance`: what the domains share, and "domains".

@@ -81,8 +81,8 @@ def deviate(
     - off: how neurons are switched, zero unless given.
     - keeper: where the batches that are done are kept; memory unless given.
 
-    Raises `InvalidValue` for samples of several domains or none that can be read, `NotFinite` for hidden states that are
-    infinite or NaN, or all zero, and as `conditions_of` does.
+    Raises `InvalidValue` for samples of several domains or none that can be read, `NotFinite` for hidden states that
+    are infinite or NaN, or all zero, and as `conditions_of` does.
     """
     domain = one_domain(samples, "deviations")
     conditions = deviation_conditions(selection, domain, random_draws, seed, off)

@@ -72,7 +72,8 @@ def read_entropy(
 
     - keeper: where the batches that are done are kept; memory unless given.
 
-    Raises `InvalidValue` for samples of several domains or none, `NotFinite` for hidden states that are infinite or NaN.
+    Raises `InvalidValue` for samples of several domains or none, `NotFinite` for hidden states that are infinite or
+    NaN.
     """
     domain = one_domain(samples, "entropies")
     graph = lens_entropy.at(READ_AT) | top_one

@@ -137,6 +137,7 @@ def job_of(model: Model, generation: Mapping[str, Any], logits: bool) -> Job:
         "end": tokenizer.eos_token_id,
         # What a packed batch's mask is made of.
         "additive": model.dtype if model.attention == "eager" else None,
+        "missing": model.missing,
     }
 
 

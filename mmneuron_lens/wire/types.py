@@ -98,6 +98,7 @@ class Tokenizer(Protocol):
     """The part of a tokenizer that is used here."""
 
     padding_side: str
+    pad_token: str | None
     pad_token_id: int | None
 
     def __call__(self, text: list[str], /) -> Tokens: ...
@@ -178,6 +179,7 @@ class Job(TypedDict):
     - logits: whether to keep them
     - pad, end: token ids
     - additive: the dtype of a packed batch's mask where attention adds it; None where the mask is booleans
+    - missing: settings that the checkpoint's processor lacks, by name
     """
 
     generation: dict[str, Any]
@@ -186,6 +188,7 @@ class Job(TypedDict):
     pad: int
     end: int
     additive: torch.dtype | None
+    missing: Mapping[str, Any]
 
 
 class FoldedJob(Job):
