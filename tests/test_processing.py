@@ -160,9 +160,7 @@ def test_tokens_of_every_prompt_have_an_embedding():
     module, processor = parts("llava_next")
     processor.tokenizer.add_tokens(["<mine>"], special_tokens=True)
     processor.tokenizer.pad_token = "<mine>"
-    with pytest.raises(
-        ValueError, match=r"the language model has 101 tokens, 0 to 100, and of its tokenizer '<mine>'"
-    ):
+    with pytest.raises(ValueError, match=r"the language model has 101 tokens, 0 to 100, and of its tokenizer '<mine>'"):
         Lens.wrap(module, processor)
     module = copy.deepcopy(tiny_models.blip2()[0])
     processor = copy.deepcopy(tiny_models.blip2()[1])
