@@ -51,7 +51,7 @@ class Model:
     repo: str
     revision: str | None = None
     served: Served | None = field(repr=False, default=None)
-    missing: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    missing: Mapping[str, Any] = field(repr=False, default_factory=dict[str, Any])
 
     @cached_property
     def nnsight(self) -> Any:

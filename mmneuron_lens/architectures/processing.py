@@ -112,7 +112,8 @@ def _check_pixels(architecture: Architecture, module: torch.nn.Module, processor
     if grid is not None and _plain(tiles) != _plain(grid):
         raise _contradiction(architecture, "image_grid_pinpoints", _plain(tiles), _plain(grid))
     text = str(processor.image_token) if facts["images_in_text"] else "a"
-    made = encode(processor, [[Image.new("RGB", (side, side))]], [text])
+    with torch.device("cpu"):
+        made = encode(processor, [[Image.new("RGB", (side, side))]], [text])
     shape = list(made["pixel_values"].shape[2 if grid is None else 3 :])
     if made["pixel_values"].ndim != (4 if grid is None else 5) or shape != [side, side]:
         raise _contradiction(architecture, "size of an image in pixels", shape or None, [side, side])

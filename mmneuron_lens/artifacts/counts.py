@@ -107,7 +107,7 @@ class Counts(Artifact):
             raise UnknownName(
                 f"{site}: no kind {', '.join(map(repr, unknown)) or '()'}; choose from {', '.join(known)}."
             )
-        index = torch.tensor([known.index(kind) for kind in dict.fromkeys(kinds or known)])
+        index = [known.index(kind) for kind in dict.fromkeys(kinds or known)]
         return self.active[site][:, :, index].sum(2), self.tokens[site][:, index].sum(1)
 
     def total(self, site: str, kinds: tuple[str, ...] | None = None) -> tuple[Int64[Tensor, "layer neuron"], int]:

@@ -104,4 +104,6 @@ def _curve(entropies: Sequence[Entropies], buckets: Sequence[Tensor | None] | No
 def _draws(entropies: Sequence[Entropies], resamples: int, seed: int) -> list[list[Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     sizes = [len(one.tokens) for one in entropies]
-    return [[torch.randint(0, size, (size,), generator=generator) for size in sizes] for _ in range(resamples)]
+    return [
+        [torch.randint(0, size, (size,), generator=generator, device="cpu") for size in sizes] for _ in range(resamples)
+    ]

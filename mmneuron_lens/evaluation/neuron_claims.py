@@ -100,7 +100,7 @@ def silent_in_vision(one: Evidence, resamples: int, seed: int) -> Finding:
     for _ in range(resamples):
         active = torch.zeros_like(active_by_bucket[0][0])
         for some in active_by_bucket:
-            active += some[torch.randint(0, len(some), (len(some),), generator=generator)].sum(0)
+            active += some[torch.randint(0, len(some), (len(some),), generator=generator, device="cpu")].sum(0)
         drawn.append(float((active == 0).sum()))
     excess = sum(drawn) / max(len(drawn), 1) - value
     low, high = interval_of([max(0.0, one - excess) for one in drawn])
@@ -114,7 +114,7 @@ def silent_in_vision(one: Evidence, resamples: int, seed: int) -> Finding:
 
 def _resampled(counts: Counts, generator: torch.Generator) -> Counts:
     size = len(next(iter(counts.tokens.values())))
-    drawn = torch.randint(0, size, (size,), generator=generator)
+    drawn = torch.randint(0, size, (size,), generator=generator, device="cpu")
     return replace(
         counts,
         active={site: active[drawn] for site, active in counts.active.items()},
@@ -137,7 +137,7 @@ def _depth(selection: Selection) -> float:
         return math.nan
     per_layer = selection.masks["vision.mlp.act"].sum(1).double()
     index = selection.domains.index("document")
-    layers = torch.arange(len(per_layer)).double()
+    layers = torch.arange(len(per_layer), device=per_layer.device).double()
     own = per_layer[:, index]
     others = per_layer.sum(1) - own
     return float((layers * own).sum() / own.sum() - (layers * others).sum() / others.sum())

@@ -198,8 +198,8 @@ def counts_of(held: Sequence[Held], facts: Mapping[str, Any]) -> Counts:
     active, tokens = {}, {}
     for site in kinds:
         layers, names, neurons = filled[0].tensors[f"active/{site}"].shape
-        active[site] = torch.zeros(BUCKETS, layers, names, neurons, dtype=torch.int64)
-        tokens[site] = torch.zeros(BUCKETS, names, dtype=torch.int64)
+        active[site] = torch.zeros(BUCKETS, layers, names, neurons, dtype=torch.int64, device="cpu")
+        tokens[site] = torch.zeros(BUCKETS, names, dtype=torch.int64, device="cpu")
         for piece in filled:
             active[site][piece.group] = piece.tensors[f"active/{site}"]
             tokens[site][piece.group] = piece.tensors[f"tokens/{site}"]

@@ -102,7 +102,9 @@ def read_entropy(
     if not buckets:
         raise InvalidValue(f"no sample of {domain} could be read; see the problems of its rows.")
     some = next(iter(buckets.values()))
-    total = {name: torch.zeros(BUCKETS, *value.shape, dtype=torch.float64) for name, value in some.items()}
+    total = {
+        name: torch.zeros(BUCKETS, *value.shape, dtype=torch.float64, device="cpu") for name, value in some.items()
+    }
     for group, values in buckets.items():
         for name, value in values.items():
             total[name][group] = value

@@ -52,7 +52,7 @@ def false_discovery_rate(
         generator = torch.Generator().manual_seed(seed)
         draws = []
         for _ in progress(list(range(permutations))):
-            shuffled = labels[torch.randperm(len(labels), generator=generator)]
+            shuffled = labels[torch.randperm(len(labels), generator=generator, device="cpu")]
             draws.append(_under(probability_of_cells(active, tokens, shuffled, shape), cutoff, selection.parameters))
         null[site] = tuple(draws)
     facts = {**selection.provenance, "parameters": selection.parameters, "permutations": permutations, "seed": seed}
@@ -106,7 +106,7 @@ def filled_cells(
         filled = sizes > 0
         active.append(cells[filled].flatten(1).double())
         tokens.append(sizes[filled].double())
-        labels.append(torch.full((int(filled.sum()),), number))
+        labels.append(torch.full((int(filled.sum()),), number, device="cpu"))
     return torch.cat(active), torch.cat(tokens), torch.cat(labels)
 
 
@@ -123,12 +123,13 @@ def _under(probability: Tensor, cutoff: float, parameters: dict[str, Any]) -> in
 
 
 def _half(labels: Tensor, domains: tuple[str, ...], site: str, generator: torch.Generator) -> Bool[Tensor, " cell"]:
-    first = torch.zeros(len(labels), dtype=torch.bool)
+    first = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     for number, domain in enumerate(domains):
         cells = (labels == number).nonzero().squeeze(1)
         if len(cells) < 2:
             raise InvalidValue(
                 f"{domain} has tokens in {len(cells)} bucket at {site}; two halves need two, count more images."
             )
-        first[cells[torch.randperm(len(cells), generator=generator)[: len(cells) // 2]]] = True
+        order = torch.randperm(len(cells), generator=generator, device="cpu")
+        first[cells[order[: len(cells) // 2]]] = True
     return first

@@ -65,7 +65,8 @@ def asked_in(batch: Batch) -> list[Asked]:
 def own_inputs(model: Model, images: Sequence[Any], text: str) -> dict[str, Tensor]:
     """What the processor alone makes of a prompt: those of its tensors that the model's forward takes by name."""
     pictures = [decode(image) for image in images]
-    made = model.processor(text=[text], return_tensors="pt", **({"images": pictures} if pictures else {}))
+    with torch.device("cpu"):
+        made = model.processor(text=[text], return_tensors="pt", **({"images": pictures} if pictures else {}))
     taken = inspect.signature(model.module.forward).parameters
     return {name: value.to(model.device) for name, value in made.items() if isinstance(value, Tensor) and name in taken}
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 
 from interventions.errors import InvalidValue
@@ -15,7 +16,7 @@ from mmneuron_lens.wire import images, layout
 from mmneuron_lens.wire.encode import encode as encode_inputs
 from mmneuron_lens.wire.pack import pack, why_apart
 from mmneuron_lens.wire.share import share
-from mmneuron_lens.wire.types import Facts
+from mmneuron_lens.wire.types import Facts, Inputs
 
 MASKED = ("eager", "sdpa")
 """Attention implementations that take the mask of a packed row as it is."""
@@ -40,11 +41,14 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
         texts = [with_placeholders(text, len(some), token) for text, some in zip(texts, pictures, strict=True)]
     else:
         _refuse_several(model, pictures)
-    inputs = encode_inputs(model.processor, pictures, texts)
-    _refuse_rescaled(inputs["attention_mask"].sum(1).tolist(), facts)
+    # Wherever new tensors go by default, these are made here and sent to the model with the batch.
+    with torch.device("cpu"):
+        inputs = encode_inputs(model.processor, pictures, texts)
+        fields = layout.lay_out(inputs, facts)
+    _refuse_rescaled(inputs, facts)
     return Batch(
         inputs=inputs,
-        fields=layout.lay_out(inputs, facts),
+        fields=fields,
         images=tuple(len(some) for some in pictures),
         prompt_length=inputs["input_ids"].shape[1],
         facts=facts,
@@ -97,17 +101,18 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
         ]
         additive = model.dtype if model.attention == "eager" else None
         try:
-            inputs, fields, sharing = pack(processor, pictures, texts, facts, additive, cut)
+            with torch.device("cpu"):
+                inputs, fields, sharing = pack(processor, pictures, texts, facts, additive, cut)
         except ValueError as error:
             raise InvalidValue(str(error)) from error
         held = tuple(len(some) for some in pictures)
     else:
         _refuse_several(model, pictures)
         texts = [list(prompts) for _, prompts in rows]
-        inputs, fields, sharing = share(processor, pictures, texts, facts)
+        with torch.device("cpu"):
+            inputs, fields, sharing = share(processor, pictures, texts, facts)
         held = (1,) * inputs["input_ids"].shape[0]
-    if not facts["images_in_text"]:
-        _refuse_rescaled(inputs["attention_mask"].sum(1).tolist(), facts)
+    _refuse_rescaled(inputs, facts)
     return Batch(
         inputs=inputs,
         fields=fields,
@@ -146,12 +151,13 @@ def _refuse_several(model: Model, pictures: Sequence[Sequence[Any]]) -> None:
         raise InvalidValue(f"{model.architecture.name} takes exactly one image per text; these have {counts}.")
 
 
-def _refuse_rescaled(lengths: Sequence[int], facts: Facts) -> None:
+def _refuse_rescaled(inputs: Inputs, facts: Facts) -> None:
     """Rows share a batch where each would have the same position embedding alone."""
     limit = facts["sharable"]["rescaled"] if "sharable" in facts else None
-    if limit is not None and len(lengths) > 1 and max(lengths) > limit:
+    rows, longest = inputs["position_ids"].shape[0], int(inputs["position_ids"].max()) + 1
+    if limit is not None and rows > 1 and longest > limit:
         raise InvalidValue(
-            f"The position embedding of these {len(lengths)} rows depends on the longest, of {max(lengths)} positions, "
+            f"The position embedding of these {rows} rows depends on the longest, of {longest} positions, "
             f"beyond the model's original context of {limit}; encode each row by itself."
         )
 

@@ -109,7 +109,7 @@ def _call(
         return torch.empty(value.shape, dtype=value.dtype, device="cpu")
 
     kind = torch.bool if plan["port"]["view"] == ("mask",) else dtype
-    value = torch.empty(shape, dtype=kind)
+    value = torch.empty(shape, dtype=kind, device="cpu")
     arguments = {name: fake(constant) for name, constant in act["constants"].items()}
     layered = plan["places"][0][0] is not None
     arguments |= {name: fake(tensor[0] if layered else tensor) for name, tensor in act["per_layer"].items()}
