@@ -94,10 +94,9 @@ def rows_of(samples: Sequence[Sample], at_most: int) -> list[list[Sample]]:
     return made
 
 
-def parted(samples: Sequence[Sample], kept: Sequence[Sample]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ids of the samples that could be read, and of the others."""
-    seen = tuple(sample.id for sample in kept)
-    return seen, tuple(sample.id for sample in samples if sample.id not in set(seen))
+def ids_of(samples: Iterable[Sample]) -> tuple[str, ...]:
+    """The ids of samples, in order."""
+    return tuple(sample.id for sample in samples)
 
 
 def one_domain(samples: Sequence[Sample], what: str) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 from interventions.errors import InvalidValue
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.limits import positions_of, refuse_beyond
 from mmneuron_lens.wire import images, layout
 from mmneuron_lens.wire.encode import encode as encode_inputs
 from mmneuron_lens.wire.pack import pack
@@ -24,8 +25,8 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
       an array
     - texts: prompts; where images stand in the text (LLaVA), one without `<image>` gets one per image before it
 
-    Raises `InvalidValue` for an image that cannot be read, a count that does not match, or a text without an image
-    where the architecture needs one.
+    Raises `InvalidValue` for an image that cannot be read, a count that does not match, a text without an image where
+    the architecture needs one, and as `limits.refuse_beyond` does.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     per_text = _per_text(images_of, len(texts))
@@ -37,6 +38,7 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
     else:
         _refuse_several(model, pictures)
     inputs = encode_inputs(model.processor, pictures, texts)
+    refuse_beyond(model, inputs, names_of("texts", len(texts)))
     return Batch(
         inputs=inputs,
         fields=layout.lay_out(inputs, facts),
@@ -68,7 +70,8 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
     that several prompts share carries their number as its weight, so a graph that counts with weights counts what it
     would count one prompt at a time, but for float rounding at zero. Not for generation.
 
-    Raises `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one.
+    Raises `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one,
+    and as `limits.refuse_beyond` does.
     """
     if not all(some and prompts for some, prompts in rows):
         raise InvalidValue("Every packed row needs at least one image and one prompt.")
@@ -80,12 +83,17 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
             for some, (_, prompts) in zip(pictures, rows, strict=True)
         ]
         additive = model.dtype if model.attention == "eager" else None
-        inputs, fields, sharing = pack(processor, pictures, texts, facts, additive, cut)
+        try:
+            inputs, fields, sharing = pack(processor, pictures, texts, facts, additive, cut, positions_of(model))
+        except ValueError as error:
+            raise InvalidValue(str(error)) from error
         held = tuple(len(some) for some in pictures)
+        refuse_beyond(model, inputs, names_of("rows", len(rows)))
     else:
         _refuse_several(model, pictures)
         texts = [list(prompts) for _, prompts in rows]
         inputs, fields, sharing = share(processor, pictures, texts, facts)
+        refuse_beyond(model, inputs, names_of("prompts", inputs["input_ids"].shape[0]))
         held = (1,) * inputs["input_ids"].shape[0]
     return Batch(
         inputs=inputs,
@@ -97,6 +105,11 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
         given=(tuple(tuple(some) for some, _ in rows), tuple(map(tuple, texts))),
         sharing=sharing,
     )
+
+
+def names_of(what: str, count: int) -> list[str]:
+    """What an error about one of so many begins with: its place among them, or nothing."""
+    return [f"{what}[{place}]: " if count > 1 else "" for place in range(count)]
 
 
 def with_placeholders(text: str, count: int, token: str) -> str:
