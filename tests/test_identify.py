@@ -19,6 +19,7 @@ from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.prompting import prompt_of
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.corpora.load import load_corpus
+from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.experiments.count import count_domain
 from mmneuron_lens.runs.api import identify
 from mmneuron_lens.runs.identify import find

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 
@@ -15,13 +15,16 @@ from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.runtime.jobs.server import JobRaised
 from mmneuron_lens.runtime.remote import RemoteRaised
 
-OF_A_SAMPLE = (InvalidValue, JobRaised, RemoteRaised)
-"""Errors a user can mend that may come from one sample; all others are about the run."""
+OF_A_SAMPLE = (JobRaised, RemoteRaised)
+"""Errors that a server sends back and that may come from one sample, as `InvalidValue` may."""
 
-OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+OF_THE_RUN = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, FloatingPointError)
 
-MACHINE = re.compile(r"out of memory|can't allocate|cannot allocate|\bCUDA\b|\bcudnn|\bcublas", re.IGNORECASE)
-"""How errors read that come from a machine, there or here, and not from what it was given."""
+RUN = re.compile(
+    r"out of memory|can't allocate|cannot allocate|\bCUDA\b|\bcudnn|\bcublas|FloatingPointError|(not |non-)finite",
+    re.IGNORECASE,
+)
+"""How errors read, there or here, that come from a machine or the model's numbers and not from what it was given."""
 
 FOLDER = re.compile(r"(?<![\w/:])/(?:[^/\s'\"]+/)+")
 
@@ -30,6 +33,10 @@ SHOWN = 300
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class SampleRefused(InvalidValue):
+    """A sample that cannot be used, by its name, where no problems are kept."""
 
 
 class LeftOut(Problems):
@@ -52,7 +59,7 @@ class LeftOut(Problems):
 
     def add_sample(self, sample: Sample, says: str) -> None:
         if self.told is None:
-            raise InvalidValue(f"question {sample.id!r} of {sample.domain}: {says}") from self.cause
+            raise SampleRefused(f"question {sample.id!r} of {sample.domain}: {says}") from self.cause
         self.reasons.setdefault((sample.domain, sample.id), says)
         self.told.add_sample(sample, says)
 
@@ -106,8 +113,10 @@ def attributed(
 
 
 def is_of_a_sample(error: Exception) -> bool:
-    """Whether an exception may come from one sample: not from a server, a disk, memory or a device in trouble."""
-    if isinstance(error, OF_THE_MACHINE) or MACHINE.search(str(error)):
+    """Whether an exception may come from one sample: not from a server, a disk, a device or numbers in trouble."""
+    if isinstance(error, InvalidValue):
+        return not isinstance(error, SampleRefused)
+    if isinstance(error, OF_THE_RUN) or RUN.search(str(error)):
         return False
     return isinstance(error, OF_A_SAMPLE) or not isinstance(error, MMNeuronError)
 
@@ -122,11 +131,20 @@ def said(error: Exception) -> str:
     return f"the model cannot run it ({kind}{text}); write it otherwise, or remove the row."
 
 
-def none_left(samples: Sequence[Sample], reason: str) -> InvalidValue:
-    """The error of a stage all of whose samples are left out; `reason` is that of the first."""
+def raise_none_left(samples: Sequence[Sample], reason: str, cause: Exception | None = None) -> NoReturn:
+    """Ends a stage all of whose samples are left out.
+
+    - reason: of the first; cause: what it raised.
+
+    Raises `InvalidValue`, or the cause itself where it is no error that a user can mend: a fault of ours.
+    """
     domains = ", ".join(sorted({sample.domain for sample in samples}))
     first = f" The first: {reason}" if reason else ""
-    return InvalidValue(f"no sample of {domains} could be read; see the problems of its rows.{first}")
+    says = f"no sample of {domains} could be read; see the problems of its rows.{first}"
+    if cause is not None and not isinstance(cause, MMNeuronError):
+        cause.add_note(says)
+        raise cause
+    raise InvalidValue(says) from cause
 
 
 def _refused(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mmneuron_lens.batching.attribution import LeftOut, none_left
+from mmneuron_lens.batching.attribution import LeftOut, raise_none_left
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.prompts import without_image_lines
@@ -75,7 +75,7 @@ def askable(lens: Lens, samples: Sequence[Sample], prompt: Prompt, problems: Pro
             left.add_sample(sample, says)
     kept = [sample for sample in samples if not left.holds(sample)]
     if samples and not kept:
-        raise none_left(samples, left.reason(samples[0]))
+        raise_none_left(samples, left.reason(samples[0]))
     return kept
 
 

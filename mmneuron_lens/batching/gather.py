@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.batching.attribution import LeftOut, attributed, none_left
+from mmneuron_lens.batching.attribution import LeftOut, attributed, raise_none_left
 from mmneuron_lens.batching.batches import Step
 from mmneuron_lens.batching.prefetch import Opener, decoded_ahead
 from mmneuron_lens.batching.progress import Progress, quietly
@@ -141,7 +141,7 @@ def gather(
     - workers: processes that decode images ahead.
     - left: where samples are named that `run` refuses (`attributed`), those of kept pieces too.
 
-    Raises `InvalidValue` with the first reason if all steps are done and no sample is left in any.
+    Raises as `raise_none_left` if all steps are done and no sample is left in any.
     """
     left, found = LeftOut() if left is None else left, disjoint(keeper.held())
     named_again(steps, found, left)
@@ -180,19 +180,21 @@ def named_again(steps: Sequence[Step], held: Sequence[Held], left: LeftOut) -> N
 
 def name_samples(samples: Sequence[Sample], reasons: Mapping[str, str], problems: Problems | None) -> None:
     """Names samples that were left out; one whose image cannot be decoded now says so with its path."""
-    for sample in samples if problems is not None else ():
+    if problems is None:
+        return
+    for sample in samples:
         if open_images(sample, problems) is not None and sample.id in reasons:
             problems.add_sample(sample, reasons[sample.id])
 
 
 def refuse_none_left(steps: Sequence[Step], held: Sequence[Held], left: LeftOut) -> None:
-    """Raise `InvalidValue` with the first reason if all steps are done and every sample is left out."""
+    """As `raise_none_left` if all steps are done and every sample is left out."""
     if not held or missing(range(len(steps)), held) or any(one.piece.seen for one in held):
         return
     if not any(one.piece.left for one in held):
         return
     reason = next((reason for one in held for reason in one.piece.reasons.values()), "")
-    raise none_left([sample for step in steps for sample in step.samples], reason) from left.cause
+    raise_none_left([sample for step in steps for sample in step.samples], reason, left.cause)
 
 
 def joined(first: Piece, second: Piece, fold: Fold) -> Piece:

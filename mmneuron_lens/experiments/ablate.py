@@ -15,7 +15,7 @@ from interventions import Graph
 from mmneuron_lens.artifacts.answers import ALL, Answer
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.attribution import LeftOut, attributed, none_left
+from mmneuron_lens.batching.attribution import LeftOut, attributed, raise_none_left
 from mmneuron_lens.batching.batches import sized, steps_of
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
@@ -131,7 +131,7 @@ def ablate(
                 if pairs:
                     rows.add([questions[id(condition), one.id].answered(text) for one, text in pairs])
         if samples and all(left.holds(one.sample) for one in found):
-            raise none_left(samples, left.reason(found[0].sample)) from left.cause
+            raise_none_left(samples, left.reason(found[0].sample) if found else "", left.cause)
         asked = [
             questions[id(condition), sample.id]
             for condition in conditions
@@ -175,7 +175,8 @@ class _Asking:
     """Asks groups of batches; those of the last group are held encoded, since every condition answers them."""
 
     def __init__(self, lens: Lens, prompt: Prompt, left: LeftOut, settings: Mapping[str, Any]) -> None:
-        self.lens, self.prompt, self.left, self.settings = lens, prompt, left, dict(settings)
+        self.lens, self.left, self.settings = lens, left, dict(settings)
+        self.prompt: Prompt = prompt
         self.held: list[tuple[Batch | None, list[Sample]]] = []
 
     def answers(
