@@ -738,3 +738,49 @@ def test_problems_of_a_folder_know_every_row(tmp_path):
     assert isinstance(problems, Problems)
     assert by_domain(samples).keys() == {"common"}
     assert problems.lines.keys() == {one.id for one in samples}
+
+
+def test_the_paper_says_which_rows_it_skipped(tmp_path, monkeypatch):
+    from mmneuron_lens.paper import run as paper
+
+    _, problems = corpus(tmp_path / "corpus", {2: "a <s>"}, 3)
+    said = []
+    store = Store(tmp_path / "run", say=said.append)
+    questions = paper.Questions("mine", {}, {}, problems)
+
+    def stages(lens, questions, plan, store, **_):
+        questions.problems.add(2, "no good")
+        raise InvalidValue("stopped")
+
+    monkeypatch.setattr(paper, "run_model", stages)
+    monkeypatch.setattr(paper, "Lens", lambda name: None)
+    with pytest.raises(InvalidValue, match="stopped"):
+        paper.paper(store, models=["one"], questions=questions)
+    file = tmp_path / "run" / "skipped.txt"
+    (line,) = said
+    assert line == f"1 rows are skipped and named in {file}; the first: {problems.found[0]}"
+    assert file.read_text() == f"1 of 4 rows skipped:\n{tmp_path / 'corpus' / 'questions.jsonl'}, line 2: no good\n"
+
+
+def test_traces_are_of_questions_that_were_answered(tmp_path):
+    """The first row of a domain is refused; the whole run of one model goes on."""
+    from mmneuron_lens.artifacts.lens_trace import LensTrace
+    from mmneuron_lens.runs.pipeline import run_model
+    from mmneuron_lens.runs.plan import Plan
+    from mmneuron_lens.runs.questions import Questions
+
+    lens = tiny_lens("llava")
+    bad = {1: "a ~", 2: "a <pad>", 3: "why " * 126}
+    samples, problems = corpus(tmp_path / "corpus", bad, 7)
+    others = [replace(one, domain="medical") for one in without(samples, bad)]
+    asked = {"common": samples, "medical": others}
+    problems.lines |= {one.id: problems.lines[one.id] for one in others}
+    plan = Plan(
+        random_draws=1, ablation_draws=1, permutations=1, fraction=0.2, percentile=0.6, cross=False,
+        generation={"max_new_tokens": 2},
+    )  # fmt: skip
+    with raising(lens):
+        run_model(lens, Questions("mine", asked, asked, problems), plan, Store(tmp_path / "run"))
+    traces = [LensTrace.load(file) for file in sorted((tmp_path / "run" / "traces").rglob("*.safetensors"))]
+    assert [(one.domain, one.id) for one in traces] == [("common", "row 4"), ("medical", "row 4")]
+    assert sorted(one.line for one in problems) == [1, 2, 3]

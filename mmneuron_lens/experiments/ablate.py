@@ -131,7 +131,7 @@ def ablate(
                 if pairs:
                     rows.add([questions[id(condition), one.id].answered(text) for one, text in pairs])
         if samples and all(left.holds(one.sample) for one in found):
-            raise_none_left(samples, left.reason(found[0].sample) if found else "", left.cause)
+            raise_none_left(samples, left.reason(found[0].sample), left.cause)
         asked = [
             questions[id(condition), sample.id]
             for condition in conditions

@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions import Graph, keep, last_hidden_state
-from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import ALL, NONE, RANDOM
 from mmneuron_lens.artifacts.deviations import BY_LAYER, MEASURES, Deviations
 from mmneuron_lens.artifacts.format import provenance
@@ -98,9 +97,7 @@ def deviate(
     steps = steps_of(sized(askable(lens, samples, prompt, problems), problems), batch_size, buckets=False)
     title = f"deviation of {domain} under {len(conditions)} conditions"
     held = gather(steps, run, concatenate, keeper=keeper or Memory(), left=left, title=title, progress=progress)
-    total = by_group(held, concatenate).get(0)
-    if total is None or not total.tensors:
-        raise InvalidValue(f"no sample of {domain} could be read; see the problems of its rows.")
+    total = by_group(held, concatenate)[0]
     order = sorted(range(len(total.seen)), key=total.seen.__getitem__)
     facts = {"prompt": prompt, "batch size": batch_size, "random draws": random_draws, "seed": seed}
     return Deviations(

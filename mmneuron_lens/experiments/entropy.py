@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions import batch_field, lens_entropy, reads
-from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import BUCKETS
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import provenance
@@ -94,8 +93,6 @@ def read_entropy(
         steps, run, add, keeper=keeper or Memory(), left=left, title=f"entropy of {domain}", progress=progress
     )  # fmt: skip
     buckets = {group: piece.tensors for group, piece in by_group(held, add).items() if piece.tensors}
-    if not buckets:
-        raise InvalidValue(f"no sample of {domain} could be read; see the problems of its rows.")
     some = next(iter(buckets.values()))
     total = {name: torch.zeros(BUCKETS, *value.shape, dtype=torch.float64) for name, value in some.items()}
     for group, values in buckets.items():
