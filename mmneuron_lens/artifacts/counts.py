@@ -19,9 +19,12 @@ BUCKETS = 16
 """Every image falls into one of so many buckets, so that controls, halves and intervals need no second pass."""
 
 LEFT_OUT = "left out"
-"""Provenance: the ids of samples whose image could not be decoded, sorted."""
+"""Provenance: the ids of samples that could not be decoded, encoded or run, sorted."""
 
-CORPUS_FIELDS = ("corpus", LEFT_OUT)
+REASONS = "reasons"
+"""Provenance: why each of these was left out, by its id; absent where none was."""
+
+CORPUS_FIELDS = ("corpus", LEFT_OUT, REASONS)
 """Provenance in which the counts of several domains may differ; in everything else they must agree."""
 
 

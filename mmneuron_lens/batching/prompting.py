@@ -6,7 +6,7 @@ from typing import Literal
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.corpora import prompts
-from mmneuron_lens.corpora.prompts import ModelKind
+from mmneuron_lens.corpora.prompts import ModelKind, without_image_lines
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 
@@ -23,12 +23,15 @@ def prompt_of(lens: Lens, sample: Sample, prompt: Prompt, images: int | None = N
     """A sample's prompt, with one `<image>` line for each image where images stand in the text.
 
     - images: how many the model is shown; all of the sample's unless given.
+
+    Lines of `<image>` before and behind a question stand for its images, as in LLaVA's conversation files, and are
+    taken away.
     """
-    kind = model_kind(lens)
+    kind, (question, _) = model_kind(lens), without_image_lines(sample.question)
     if prompt == "identification":
-        text = prompts.identification(kind, sample.question)
+        text = prompts.identification(kind, question)
     elif prompt == "evaluation":
-        text = prompts.evaluation(kind, sample.question, sample.options, sample.domain)
+        text = prompts.evaluation(kind, question, sample.options, sample.domain)
     else:
         raise InvalidValue(f"unknown prompt {prompt!r}; choose from identification, evaluation.")
     count = len(sample.images) if images is None else images

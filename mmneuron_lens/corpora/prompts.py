@@ -6,6 +6,7 @@ itself, so its prompts name none. Nothing follows the last character of a prompt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -27,6 +28,9 @@ DRIVING_ROLE = (
     "in the images provided."
 )
 """Appendix C.1's role description, which only the auto driving domain is given."""
+
+LEADING = re.compile(r"\A(?:[ \t]*(?:<image>[ \t]*)+(?:\r?\n|\Z))+")
+TRAILING = re.compile(r"(?:\r?\n[ \t]*(?:<image>[ \t]*)+)+\s*\Z")
 
 ANSWER_SHORTLY = "Answer the question using a single word or phrase."
 ANSWER_BY_LETTER = "Answer with the option's letter from the given choices directly."
@@ -53,6 +57,16 @@ def evaluation(model_kind: ModelKind, question: str, options: Sequence[str] = ()
         ending = f"Context: N/A\n{ANSWER_SHORTLY}" if llava else "Short Answer:"
         body = f"{role}Question: {question}\n{ending}"
     return f"{SYSTEM} USER: <image>\n{body} ASSISTANT:" if llava else body
+
+
+def without_image_lines(question: str) -> tuple[str, int]:
+    """A question without the lines of `<image>` before and behind it, and how many `<image>` they held.
+
+    LLaVA's conversation files write an image's place as such lines ("<image>\\nWhat is shown?"); they stand for the
+    images themselves, which a prompt places. `<image>` anywhere else is left as it is.
+    """
+    kept = TRAILING.sub("", LEADING.sub("", question))
+    return kept, question.count("<image>") - kept.count("<image>")
 
 
 def option_list(options: Sequence[str]) -> str:

@@ -16,12 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions import Graph, keep, last_hidden_state
-from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import ALL, NONE, RANDOM
 from mmneuron_lens.artifacts.deviations import BY_LAYER, MEASURES, Deviations
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.batches import Step, one_domain, parted, sized, steps_of
+from mmneuron_lens.batching.attribution import LeftOut
+from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of
+from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, by_group, concatenate, gather
 from mmneuron_lens.batching.prefetch import Opener
@@ -85,13 +86,12 @@ def deviate(
     are infinite or NaN, or all zero, and as `conditions_of` does.
     """
     domain = one_domain(samples, "deviations")
-    conditions = deviation_conditions(selection, domain, random_draws, seed, off)
+    conditions, left = deviation_conditions(selection, domain, random_draws, seed, off), LeftOut(problems)
 
     def run(step: Step, opened: Opener) -> Piece:
-        batch, kept = encode(lens, step.samples, prompt, problems, opened)
-        seen, left = parted(step.samples, kept)
+        batch, kept = encode(lens, step.samples, prompt, left, opened)
         if batch is None:
-            return Piece(step.group, {}, seen, left)
+            return Piece(step.group, {})
         undisturbed = _states(lens, batch, Graph())
         rows = [_compared(undisturbed, _states(lens, batch, one.graph), batch) for one in conditions]
         for site, measure in (
@@ -100,14 +100,12 @@ def deviate(
             ("llm.norm", "last position"),
         ):
             refuse_not_finite(site, torch.stack([row[measure] for row in rows]), lens.dtype, layered=False)
-        return Piece(step.group, {name: torch.stack([row[name] for row in rows]) for name in MEASURES}, seen, left)
+        return Piece(step.group, {name: torch.stack([row[name] for row in rows]) for name in MEASURES}, ids_of(kept))
 
-    steps = steps_of(sized(samples, problems), batch_size, buckets=False)
+    steps = steps_of(sized(askable(lens, samples, prompt, problems), problems), batch_size, buckets=False)
     title = f"deviation of {domain} under {len(conditions)} conditions"
-    held = gather(steps, run, concatenate, keeper=keeper or Memory(), title=title, progress=progress)
-    total = by_group(held, concatenate).get(0)
-    if total is None or not total.tensors:
-        raise InvalidValue(f"no sample of {domain} could be read; see the problems of its rows.")
+    held = gather(steps, run, concatenate, keeper=keeper or Memory(), left=left, title=title, progress=progress)
+    total = by_group(held, concatenate)[0]
     order = sorted(range(len(total.seen)), key=total.seen.__getitem__)
     facts = {"prompt": prompt, "batch size": batch_size, "random draws": random_draws, "seed": seed}
     return Deviations(

@@ -14,7 +14,9 @@ from interventions import keep
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.format import provenance
-from mmneuron_lens.batching.batches import Step, parted, sized, steps_of
+from mmneuron_lens.batching.attribution import LeftOut
+from mmneuron_lens.batching.batches import Step, ids_of, sized, steps_of
+from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, concatenate, gather
 from mmneuron_lens.batching.prefetch import Opener
@@ -41,23 +43,28 @@ def embed_images(
     Of LLaVA-NeXT's tiles the overview, which is the whole image; of several images to a question, the first. Raises
     `InvalidValue` when no image could be read, `NotFinite` for an embedding that is infinite or NaN.
     """
+    left = LeftOut(problems)
     steps: list[Step] = []
     for number, samples in enumerate(samples_by_domain.values()):
-        once = {sample.images[0]: replace(sample, images=sample.images[:1]) for sample in reversed(samples)}
+        asked = askable(lens, samples, "identification", problems)
+        # The embedding does not depend on the question; the shortest is the one that surely fits.
+        asked.sort(key=lambda sample: len(sample.question), reverse=True)
+        once = {sample.images[0]: replace(sample, images=sample.images[:1]) for sample in asked}
         made = steps_of(sized(once.values(), problems), batch_size, buckets=False)
         steps += [Step(number, step.samples) for step in made]
 
     def run(step: Step, opened: Opener) -> Piece:
-        batch, kept = encode(lens, step.samples, "identification", problems, opened)
-        seen, left = parted(step.samples, kept)
+        batch, kept = encode(lens, step.samples, "identification", left, opened)
         if batch is None:
-            return Piece(step.group, {}, seen, left)
+            return Piece(step.group, {})
         (pooled,) = lens.run(keep.at("vision.pooled"), batch)["keep", "vision.pooled"]
         vectors = pooled[_overviews(batch)].float().cpu()
         refuse_not_finite("vision.pooled", vectors, lens.dtype, layered=False)
-        return Piece(step.group, {"vectors": vectors.T.contiguous()}, seen, left)
+        return Piece(step.group, {"vectors": vectors.T.contiguous()}, ids_of(kept))
 
-    held = gather(steps, run, concatenate, keeper=keeper or Memory(), title="embedding images", progress=progress)
+    held = gather(
+        steps, run, concatenate, keeper=keeper or Memory(), left=left, title="embedding images", progress=progress
+    )
     whole: dict[str, Tensor] = {}
     domains: list[str] = []
     for one in held:

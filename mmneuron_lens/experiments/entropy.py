@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions import batch_field, lens_entropy, reads
-from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import BUCKETS
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import provenance
-from mmneuron_lens.batching.batches import Step, one_domain, parted, sized, steps_of
+from mmneuron_lens.batching.attribution import LeftOut
+from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of
+from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, add, by_group, gather
 from mmneuron_lens.batching.prefetch import Opener
@@ -76,13 +77,12 @@ def read_entropy(
     NaN.
     """
     domain = one_domain(samples, "entropies")
-    graph = lens_entropy.at(READ_AT) | top_one
+    graph, left = lens_entropy.at(READ_AT) | top_one, LeftOut(problems)
 
     def run(step: Step, opened: Opener) -> Piece:
-        batch, kept = encode(lens, step.samples, prompt, problems, opened)
-        seen, left = parted(step.samples, kept)
+        batch, kept = encode(lens, step.samples, prompt, left, opened)
         if batch is None:
-            return Piece(step.group, {}, seen, left)
+            return Piece(step.group, {})
         out = lens.run(graph, batch)
         found = {name: value[: len(KINDS)].double().cpu() for name, value in out["top_one", "llm.logits"].items()}
         means = torch.cat([out["lens_entropy", READ_AT[0]][None], out["lens_entropy", READ_AT[1]]])
@@ -92,15 +92,13 @@ def read_entropy(
         refuse_not_finite(READ_AT[0], entropy[:1], lens.dtype, layered=False)
         refuse_not_finite(READ_AT[1], entropy[1:], lens.dtype, layered=True)
         refuse_not_finite("llm.logits", found["sum"], lens.dtype, layered=False)
-        return Piece(step.group, {**found, "entropy": entropy}, seen, left)
+        return Piece(step.group, {**found, "entropy": entropy}, ids_of(kept))
 
-    steps = steps_of(sized(samples, problems), batch_size)
+    steps = steps_of(sized(askable(lens, samples, prompt, problems), problems), batch_size)
     held = gather(
-        steps, run, add, keeper=keeper or Memory(), title=f"entropy of {domain}", progress=progress
+        steps, run, add, keeper=keeper or Memory(), left=left, title=f"entropy of {domain}", progress=progress
     )  # fmt: skip
     buckets = {group: piece.tensors for group, piece in by_group(held, add).items() if piece.tensors}
-    if not buckets:
-        raise InvalidValue(f"no sample of {domain} could be read; see the problems of its rows.")
     some = next(iter(buckets.values()))
     total = {
         name: torch.zeros(BUCKETS, *value.shape, dtype=torch.float64, device="cpu") for name, value in some.items()

@@ -8,7 +8,9 @@ from interventions import count_positions, sum_activations
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.means import Means
-from mmneuron_lens.batching.batches import Step, parted, sized, steps_of
+from mmneuron_lens.batching.attribution import LeftOut
+from mmneuron_lens.batching.batches import Step, ids_of, sized, steps_of
+from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, add, by_group, gather
 from mmneuron_lens.batching.prefetch import Opener
@@ -35,21 +37,20 @@ def mean_activations(
     Raises `InvalidValue` when no sample could be read, `NotFinite` for activations that are infinite or NaN.
     """
     samples = [one for some in samples_by_domain.values() for one in some]
-    graph = sum_activations.at("*.act") | count_positions.at("*.act")
+    graph, left = sum_activations.at("*.act") | count_positions.at("*.act"), LeftOut(problems)
 
     def run(step: Step, opened: Opener) -> Piece:
-        batch, kept = encode(lens, step.samples, prompt, problems, opened)
-        seen, left = parted(step.samples, kept)
+        batch, kept = encode(lens, step.samples, prompt, left, opened)
         out = {} if batch is None else lens.run(graph, batch)
         for site in (site for name, site in out if name == "sum_activations"):
             layered = lens.architecture.place(site).layers is not None
             refuse_not_finite(site, out["sum_activations", site], lens.dtype, layered=layered)
         tensors = {f"{name}/{site}": value.cpu() for (name, site), value in out.items()}
-        return Piece(step.group, tensors, seen, left)
+        return Piece(step.group, tensors, ids_of(kept))
 
-    steps = steps_of(sized(samples, problems), batch_size, buckets=False)
+    steps = steps_of(sized(askable(lens, samples, prompt, problems), problems), batch_size, buckets=False)
     held = gather(
-        steps, run, add, keeper=keeper or Memory(), title="averaging activations", progress=progress
+        steps, run, add, keeper=keeper or Memory(), left=left, title="averaging activations", progress=progress
     )  # fmt: skip
     total = by_group(held, add).get(0)
     if total is None or not total.tensors:

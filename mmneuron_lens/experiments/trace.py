@@ -13,6 +13,7 @@ from interventions import logit_lens
 from interventions.errors import OutOfRange
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode, shown
 from mmneuron_lens.batching.prompting import Prompt, prompt_of
 from mmneuron_lens.corpora.folder import open_images
@@ -37,10 +38,10 @@ def trace_sample(
 ) -> LensTrace:
     """What every position of a question decodes to at every layer, or only `positions` (columns of the prompt).
 
-    Negative positions count from the end. Raises `ValueError` for an image that cannot be read, `IndexError` for a
-    position that the prompt does not have, `NotFinite` for hidden states that are infinite or NaN.
+    Negative positions count from the end. Raises `ValueError` for an image or a text that the model cannot read,
+    `IndexError` for a position that the prompt does not have, `NotFinite` for hidden states that are infinite or NaN.
     """
-    batch, _ = encode(lens, [sample], prompt)
+    batch, _ = encode(lens, askable(lens, [sample], prompt), prompt)
     assert batch is not None
     length = batch.inputs["input_ids"].shape[1]
     chosen = list(range(length)) if positions is None else list(positions)

@@ -70,6 +70,9 @@ def run_model(
         score_stage(
             answers, asked, questions.corpora, store, model=lens.name, answers_id=content_hash(file), judge=plan.judge
         )
+    answered = {(one.domain, one.id) for one in answers.answers}
+    # What no model could answer is not read layer by layer either.
+    asked = {domain: [one for one in some if (domain, one.id) in answered] for domain, some in asked.items()}
     read_model(lens, selection, cited, identification, asked, off, plan, store, shared)
     return selection
 

@@ -12,6 +12,7 @@ from PIL import Image
 from interventions.errors import InvalidValue
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.limits import positions_of, refuse_beyond
 from mmneuron_lens.wire import images, layout
 from mmneuron_lens.wire.encode import encode as encode_inputs
 from mmneuron_lens.wire.pack import pack, why_apart
@@ -29,8 +30,8 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
       an array
     - texts: prompts; where images stand in the text (LLaVA), one without `<image>` gets one per image before it
 
-    Raises `InvalidValue` for an image that cannot be read, a count that does not match, or a text without an image
-    where the architecture needs one.
+    Raises `InvalidValue` for an image that cannot be read, a count that does not match, a text without an image where
+    the architecture needs one, and as `limits.refuse_beyond` does.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     per_text = _per_text(images_of, len(texts))
@@ -45,6 +46,7 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
     with torch.device("cpu"):
         inputs = encode_inputs(model.processor, pictures, texts)
         fields = layout.lay_out(inputs, facts)
+    refuse_beyond(model, inputs, names_of("texts", len(texts)))
     _refuse_rescaled(inputs, facts)
     return Batch(
         inputs=inputs,
@@ -85,7 +87,7 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
     would count one prompt at a time, but for float rounding at zero. Not for generation.
 
     Raises `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one,
-    and where several prompts in a row would not compute what each computes alone.
+    where several prompts in a row would not compute what each computes alone, and as `limits.refuse_beyond` does.
     """
     if not all(some and prompts for some, prompts in rows):
         raise InvalidValue("Every packed row needs at least one image and one prompt.")
@@ -102,15 +104,17 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
         additive = model.dtype if model.attention == "eager" else None
         try:
             with torch.device("cpu"):
-                inputs, fields, sharing = pack(processor, pictures, texts, facts, additive, cut)
+                inputs, fields, sharing = pack(processor, pictures, texts, facts, additive, cut, positions_of(model))
         except ValueError as error:
             raise InvalidValue(str(error)) from error
         held = tuple(len(some) for some in pictures)
+        refuse_beyond(model, inputs, names_of("rows", len(rows)))
     else:
         _refuse_several(model, pictures)
         texts = [list(prompts) for _, prompts in rows]
         with torch.device("cpu"):
             inputs, fields, sharing = share(processor, pictures, texts, facts)
+        refuse_beyond(model, inputs, names_of("prompts", inputs["input_ids"].shape[0]))
         held = (1,) * inputs["input_ids"].shape[0]
     _refuse_rescaled(inputs, facts)
     return Batch(
@@ -123,6 +127,11 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
         given=(tuple(tuple(some) for some, _ in rows), tuple(map(tuple, texts))),
         sharing=sharing,
     )
+
+
+def names_of(what: str, count: int) -> list[str]:
+    """What an error about one of so many begins with: its place among them, or nothing."""
+    return [f"{what}[{place}]: " if count > 1 else "" for place in range(count)]
 
 
 def with_placeholders(text: str, count: int, token: str) -> str:

@@ -20,7 +20,7 @@ from mmneuron_lens.runtime.envelope import refuse_unsafe
 from mmneuron_lens.runtime.finite import guarded, refuse_unsound
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.run import checked_generation, job_of, needs_source, refuse_packed, refuse_parts, result_of
-from mmneuron_lens.runtime.serving import explained, refuse_unserved
+from mmneuron_lens.runtime.serving import explained, is_servers_trouble, refuse_unserved
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.runtime.shipping import bare, refuse_unshippable
 from mmneuron_lens.wire import fold
@@ -38,6 +38,10 @@ class RemoteFailed(MMNeuronError, RuntimeError):
     def __init__(self, message: str, traceback: str = "") -> None:
         super().__init__(message)
         self.traceback = traceback or message
+
+
+class RemoteRaised(RemoteFailed):
+    """The job's own code raised on the server, for instance on what it was given."""
 
 
 def run_remote(
@@ -124,7 +128,9 @@ def in_one_line(backend: Any) -> Iterator[None]:
     except RemoteError as error:
         said = " ".join(str(error).split())
         whole = getattr(error, "traceback", str(error))
-        raise RemoteFailed(said if said.startswith(host) else f"{host}: {said}", whole) from error
+        raised = "Traceback" in whole and not is_servers_trouble(whole)
+        kind = RemoteRaised if raised else RemoteFailed
+        raise kind(said if said.startswith(host) else f"{host}: {said}", whole) from error
     except (httpx.HTTPError, websocket.WebSocketException, OSError, *answers) as error:
         what = "its answer cannot be read" if isinstance(error, answers) else "the connection failed; try again"
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -28,6 +28,7 @@ def pack(
     facts: Facts,
     additive: torch.dtype | None,
     cut: bool,
+    positions: int | None = None,
 ) -> tuple[Inputs, Fields, Sharing]:
     """One row per set of images: the prefix that all its texts share once, then the rest of each text.
 
@@ -35,8 +36,9 @@ def pack(
     and questions start, at the same column of all rows. Positions restart behind the prefix, and a block-causal mask
     keeps the questions apart, so each computes what it computes alone. additive: whether the mask is a float to add
     (eager attention) or booleans. cut: run long prefixes and their questions apart (`wire.parts`), unless a layer has a
-    window, whose cache forgets the prefix. Returns `(inputs, fields, sharing)`: prefix positions and vision sites weigh
-    as many times as there are questions. Raises `ValueError` for what does not compute alone what it computes here.
+    window, whose cache forgets the prefix. positions: that the model has. Returns `(inputs, fields, sharing)`: prefix
+    positions and vision sites weigh as many times as there are questions. Raises `ValueError` for a longer prompt
+    before its mask is made, and for what does not compute alone what it computes here.
     """
     if all(len(row) == 1 for row in texts):
         # Nothing to share: without a mask of its own, attention is plainly causal.
@@ -48,6 +50,10 @@ def pack(
     lengths = iter(image_lengths(inputs, facts))
     spans = [[next(lengths) for _ in row] for row in images]
     prompts = [tokens_of(processor, row, some) for row, some in zip(texts, spans, strict=True)]
+    lengths_of = [max(map(len, row)) for row in prompts]
+    if positions is not None and max(lengths_of) > positions:
+        place = f"rows[{lengths_of.index(max(lengths_of))}]: " if len(prompts) > 1 else ""
+        raise ValueError(place + too_long(max(lengths_of), positions, "the model"))
     refuse_apart(facts, max(len(prompt) for row in prompts for prompt in row))
     rows = [pack_row(row, shared) for row, shared in zip(prompts, prefixes(prompts, facts["image_token"]), strict=True)]
     start = max(row["shared"] for row in rows)
@@ -90,6 +96,12 @@ def limit_of(facts: Facts) -> int | None:
     """Positions of the longest prompt that may share a row; None where any may."""
     limits = [facts["sharable"][name] for name in ("window", "rescaled")] if "sharable" in facts else []
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def too_long(length: int, positions: int, what: str, new_tokens: int = 0) -> str:
+    """Says that a prompt, with its answer, does not fit into the positions of a model."""
+    answer = f" and its answer up to {new_tokens}" if new_tokens else ""
+    return f"the prompt takes {length} positions{answer}, and {what} has {positions}; shorten it, or show less."
 
 
 def tokens_of(processor: Processor, texts: Sequence[str], lengths: list[int]) -> list[list[int]]:

@@ -12,7 +12,7 @@ from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.jobs.records import Records
 from mmneuron_lens.runtime.jobs.server import NdifServer, Server
-from mmneuron_lens.runtime.jobs.watch import Clock, Items, Limits, Watch
+from mmneuron_lens.runtime.jobs.watch import Clock, Items, Limits, Takes, Watch
 from mmneuron_lens.runtime.remote import travelling
 from mmneuron_lens.runtime.run import job_of, needs_source
 from mmneuron_lens.runtime.shapes import check_plans
@@ -39,6 +39,7 @@ def run_jobs(
     limits: Limits | None = None,
     clock: Clock | None = None,
     server: Server | None = None,
+    takes: Takes | None = None,
     progress: Callable[[Sequence[Any], str], Any] | None = None,
 ) -> None:
     """Sends every job, and keeps each result as it arrives; through lost connections, restarts and this process' end.
@@ -47,6 +48,7 @@ def run_jobs(
     - keep: on disk before it returns.
     - records: what an earlier process sent is asked about, and sent again only when it is known to be lost.
     - again: the command line that runs this, for `mmneuron jobs resume`.
+    - takes: is told of a job that raised; if it says that it takes it, the others go on.
 
     Raises `JobFailed` with the message of a job that raised, `JobsUnfinished` when time runs out, and before anything
     is sent what `lens.check` raises.
@@ -73,7 +75,7 @@ def run_jobs(
     def kept(name: str, returned: dict[str, Any], facts: dict[str, Any]) -> None:
         keep(name, fold.finish(returned["values"], overs), facts)
 
-    watch = Watch(records, server, limits or Limits(), clock or Clock(), kept)
+    watch = Watch(records, server, limits or Limits(), clock or Clock(), kept, takes)
     arriving = watch.gather({name: items(make) for name, make in jobs.items()})
     for _ in arriving if progress is None else progress(_Arriving(arriving, len(jobs)), title):
         pass
