@@ -55,17 +55,16 @@ def of_array(image: Any) -> Image.Image:
     except (TypeError, ValueError, RuntimeError) as error:
         says = " ".join(str(error).split())
         raise ValueError(f"numpy cannot read it ({says}); give a numpy array.") from error
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
-        raise ValueError(
-            "its channels stand first; an image array is [height, width, channel], so move axis 0 to the end."
-        )
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ValueError(f"an image array is [height, width] or [height, width, 1, 3 or 4], not {list(array.shape)}.")
-    if 0 in array.shape:
+    shape = list(array.shape)
+    if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] > 4:
+        raise ValueError(f"{shape} has its channels first; give [height, width, channel]: numpy.moveaxis(array, 0, 2).")
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        raise ValueError(f"an image array is [height, width] or [height, width, 1, 3 or 4], not {shape}.")
+    if 0 in shape:
         raise ValueError("it holds no pixel; give 1 or more in height and width.")
     if numpy.ma.is_masked(image):
         raise ValueError("some of its values are masked; fill them.")
-    if array.ndim == 3 and array.shape[2] == 1:
+    if shape[2:] == [1]:
         array = array[:, :, 0]
     if array.dtype.kind == "b":
         array = scaled(array, 0, 1)

@@ -54,7 +54,7 @@ def decode(image: Picture) -> Image.Image:
         return decode_bytes(bytes(image), f"{len(image)} bytes")
     if isinstance(image, Image.Image):
         name = f"PIL image of mode {image.mode}"
-        refuse_bomb(image.size, name)
+        check_size(image.size, name)
         raw = loaded(image, name)
         return rgb(image, raw, turn_of(image), name)
     if hasattr(image, "shape"):
@@ -62,7 +62,7 @@ def decode(image: Picture) -> Image.Image:
             picture = of_array(image)
         except ValueError as error:
             raise ValueError(f"Image array: {error}") from error
-        refuse_bomb(picture.size, "Image array")
+        check_size(picture.size, "Image array")
         return picture
     raise ValueError(f"An image is a path, bytes, a PIL image or an array, not {type(image).__name__}.")
 
@@ -118,7 +118,7 @@ def rgb(image: Image.Image, raw: str, turn: Any, name: str) -> Image.Image:
 def header(file: BinaryIO, name: str) -> tuple[Image.Image, Any, tuple[int, int]]:
     """An image of which no pixel is decoded, the turn that it asks for, and its width and height when it is turned."""
     image = by_pillow(lambda: Image.open(file), name)
-    refuse_bomb(image.size, name)
+    check_size(image.size, name)
     size, tags = image.size, getattr(image, "tag_v2", None)
     if tags is not None:
         # Pillow turns some of the sizes of a TIFF, too.
@@ -177,9 +177,11 @@ def opened(path: str | os.PathLike[str]) -> BinaryIO:
         raise ValueError(f"{os.fspath(path)}: not an image that can be read ({error.strerror}).") from error
 
 
-def refuse_bomb(size: tuple[int, int], name: str) -> None:
-    """Raises `ValueError` for a picture of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`."""
+def check_size(size: tuple[int, int], name: str) -> None:
+    """Raises `ValueError` for a picture of no pixel, or of more than `PIL.Image.MAX_IMAGE_PIXELS`."""
     limit = Image.MAX_IMAGE_PIXELS
+    if 0 in size:
+        raise ValueError(f"{name}: {size[0]}x{size[1]} pixels; give a picture of 1 or more each way.")
     if limit is not None and size[0] * size[1] > limit:
         raise ValueError(f"{name}: {size[0]}x{size[1]} pixels {too_many(limit)}")
 
