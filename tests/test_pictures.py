@@ -420,3 +420,12 @@ def test_a_header_that_differs_from_the_pixels_is_refused(tmp_path):
     assert size(path) == (128, 128)
     with pytest.raises(ValueError, match=r"icon: .*its header says 128x128 pixels, its pixels are 16x16"):
         decode(path)
+
+
+def test_the_size_of_a_file_shorter_than_its_format_asks(tmp_path):
+    # A PCX of 8 bits looks for a palette 769 bytes before its end; of a file on disk Pillow cannot.
+    path = tmp_path / "short.pcx"
+    Image.new("L", (4, 3), 90).save(path)
+    path.write_bytes(path.read_bytes()[:-769])
+    assert path.stat().st_size < 769
+    assert size(path) == decode(path).size == (4, 3)

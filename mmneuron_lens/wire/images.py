@@ -73,7 +73,12 @@ def size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises `ValueError` as `decode` does, for what the header tells.
     """
     with opened(path) as file:
-        return header(file, os.fspath(path))[2]
+        try:
+            return header(file, os.fspath(path))[2]
+        except ValueError:
+            # Pillow may search a short file from before its start, which raises here and does nothing in memory.
+            file.seek(0)
+            return header(io.BytesIO(file.read()), os.fspath(path))[2]
 
 
 def file_bytes(image: Picture) -> bytes:
