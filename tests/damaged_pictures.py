@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import struct
 import warnings
@@ -95,6 +96,28 @@ def with_exif(form: str, block: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def ranged(draw: random.Random) -> Drawn:
+    """A TIFF of floats that names their range, or does not, or a wrong one."""
+    low, high = draw.choice([(0, 1), (0, 255), (-100, 100), (5, 5), (1, 0), (-math.inf, math.inf), (0, math.nan)])
+    values = [draw.uniform(-100, 255) for _ in range(WIDTH * HEIGHT)]
+    values = [min(max(value, low), high) if low < high < math.inf else value for value in values]
+    inside = draw.random() < 0.5
+    values[draw.randrange(len(values))] = values[0] if inside else draw.choice([1e6, -1e6, math.nan, math.inf])
+    named = {340: low, 341: high} if draw.random() < 0.8 else {}
+    content = tiff((WIDTH, HEIGHT), struct.pack(f"<{len(values)}f", *values), 32, 3, floats=named)
+    known = -math.inf < low < high < math.inf and (named or (low, high) == (0, 1))
+    return Drawn(content, "tiff", (WIDTH, HEIGHT) if known and inside else "refused")
+
+
+def keyed(draw: random.Random) -> Drawn:
+    """A PNG with one transparent colour, of any depth; one that Pillow loses is refused."""
+    depth, kind = draw.choice([(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
+    rows = [draw.randbytes(-(-WIDTH * depth * (3 if kind else 1) // 8)) for _ in range(HEIGHT)]
+    colour = [draw.randrange(1 << depth) for _ in range(3 if kind else 1)]
+    content = png((WIDTH, HEIGHT), depth, kind, rows, [(b"tRNS", struct.pack(f">{len(colour)}H", *colour))])
+    return Drawn(content, "png", "refused" if (depth, kind) == (16, 2) else (WIDTH, HEIGHT))
+
+
 def damaged_exif(draw: random.Random) -> Drawn:
     """With an EXIF block in which bytes are changed, cut off or doubled."""
     form, block = draw.choice(TURNED[:-1]), bytearray(exif(draw.randint(1, 8))[6:])
@@ -172,6 +195,8 @@ KINDS: dict[str, Callable[[random.Random], Drawn]] = {
     "whole": whole,
     "with an orientation": turned,
     "with a damaged EXIF block": damaged_exif,
+    "floats, with a range or without": ranged,
+    "with a transparent colour": keyed,
     "cut off": cut,
     "bits and bytes changed": changed,
     "bomb": bomb,

@@ -130,15 +130,14 @@ def test_every_mode_is_seen_in_its_colours(mode):
     assert pixels(decode(file_bytes(made(mode)))) == pixels(decode(made(mode)))
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("1", "LAB")])
-def test_a_processor_is_given_these_colours(mode):
-    lens = tiny_lens("llava_next")
-    picture = made(mode).resize((40, 10), Image.Resampling.NEAREST)
-    truth = numpy.array(pixels(decode(made(mode))), dtype=numpy.uint8)[None].repeat(10, 1).repeat(10, 0)
-    stock = lens.processor(images=[Image.fromarray(truth)], text=["<image>\nwhy"], return_tensors="pt")
-    batch = lens.encode([picture], ["why"])
-    if mode not in ("RGBa", "La", "PA", "I;16L", "I;16B", "I;16N"):  # which `resize` leaves, or changes
-        assert torch.equal(batch.inputs["pixel_values"], stock["pixel_values"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_processor_is_given_these_colours(lens, mode):
+    batch = lens.encode([made(mode)], ["why"])
+    _, expected, tolerance = MODES[mode]
+    truth = Image.fromarray(numpy.array([expected], dtype=numpy.uint8))
+    stock = lens.processor.image_processor(truth, return_tensors="pt")["pixel_values"]
+    # A level is 1/255 of a channel, divided by a deviation of 0.26 or more.
+    torch.testing.assert_close(batch.inputs["pixel_values"], stock, rtol=0, atol=1e-6 + (tolerance + 1) / 255 / 0.26)
 
 
 LOSSLESS = {
@@ -238,6 +237,20 @@ TIFFS = {
         tiff((3, 1), struct.pack("<3h", -100, -60, 100), 16, 2, floats={340: -100.0, 341: 100.0}), grey(0, 51, 255),
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [1, 2, 5, 7, 10, 12])
+@pytest.mark.parametrize("tag", RANGED)
+def test_a_range_that_is_no_numbers_is_none(tag, code):
+    # Bytes, text, or numbers that the file is too short for.
+    whole = tiff((3, 1), struct.pack("<3f", 0, 40, 200), 32, 3, floats=RANGED)
+    with pytest.raises(ValueError, match="values from 0 to 200 lie outside 0 to 1"):
+        decode(whole.replace(struct.pack("<HH", tag, 11), struct.pack("<HH", tag, code)))
+
+
+def test_a_range_of_one_value_is_none():
+    with pytest.raises(ValueError, match="values from 5 to 5 lie outside 0 to 1"):
+        decode(tiff((1, 1), struct.pack("<f", 5), 32, 3, floats={340: 5.0, 341: 5.0}))
 
 
 @pytest.mark.parametrize("name", TIFFS)

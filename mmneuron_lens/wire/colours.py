@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,6 @@ BITS, PHOTOMETRIC, SAMPLE_FORMAT, LEAST, GREATEST = 258, 262, 339, 340, 341
 """Tags of TIFF: BitsPerSample, PhotometricInterpretation, SampleFormat, SMinSampleValue, SMaxSampleValue."""
 
 CURE = "give 8-bit values, or floats scaled to 0..1"
-
 
 CHANNELLED = ("RGBA", "LA", "PA", "RGBa", "La", "P")
 """Modes whose transparency is a channel, or the palette's; that of others is one colour."""
@@ -81,8 +81,13 @@ def range_of(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]
     """Which values of an image of more than 8 bits are black and white. Raises `ValueError` where nothing tells."""
     if image.mode.startswith("I;16") and image.format not in ("FITS", "MCIDAS"):
         return 0, 2 ** tags.get(BITS, (16,))[0] - 1
-    if LEAST in tags and GREATEST in tags:
-        return float(numpy.min(tags[LEAST])), float(numpy.max(tags[GREATEST]))
+    try:
+        low, high = float(numpy.min(tags[LEAST])), float(numpy.max(tags[GREATEST]))
+    except (KeyError, TypeError, ValueError):
+        # Not there, or no numbers.
+        low = high = 0
+    if -math.inf < low < high < math.inf:
+        return low, high
     if image.mode == "F":
         return 0, 1
     if image.mode == "I" and image.format == "PPM":
