@@ -239,10 +239,10 @@ TIFFS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("code", [1, 2, 5, 7, 10, 12])
+@pytest.mark.parametrize("code", [1, 2, 7])
 @pytest.mark.parametrize("tag", RANGED)
 def test_a_range_that_is_no_numbers_is_none(tag, code):
-    # Bytes, text, or numbers that the file is too short for.
+    # Bytes, text, or anything.
     whole = tiff((3, 1), struct.pack("<3f", 0, 40, 200), 32, 3, floats=RANGED)
     with pytest.raises(ValueError, match="values from 0 to 200 lie outside 0 to 1"):
         decode(whole.replace(struct.pack("<HH", tag, 11), struct.pack("<HH", tag, code)))

@@ -116,7 +116,7 @@ def read_folder(folder: str | Path, domains: Sequence[str] | None = DOMAINS) -> 
 
 
 def open_images(sample: Sample, problems: Problems | None = None) -> list[Image.Image] | None:
-    """The images of a sample as a viewer shows them, RGB; None when one cannot be decoded, which is named in `problems`.
+    """The images of a sample as RGB, as a viewer shows them; None when one cannot be, which is named in `problems`.
 
     Without `problems` an image that cannot be decoded raises `InvalidValue` naming its file.
     """
