@@ -424,15 +424,26 @@ def test_rows_that_a_tiff_lacks_are_no_black_pixels():
         decode(whole.replace(struct.pack("<HHII", 278, 4, 1, 8), struct.pack("<HHII", 278, 4, 1, 4)))
 
 
+def icon(kind: bytes, side: int) -> bytes:
+    """An icon of a Mac whose size is said by its kind, and by the PNG inside."""
+    inner = png((side, side), 8, 0, [bytes(side)] * side)
+    block = kind + struct.pack(">I", len(inner) + 8) + inner
+    return b"icns" + struct.pack(">I", len(block) + 8) + block
+
+
 def test_a_header_that_differs_from_the_pixels_is_refused(tmp_path):
-    # An icon said to be 128x128, of a PNG that is 16x16.
-    inner = png((16, 16), 8, 0, [bytes(16)] * 16)
-    block = b"ic07" + struct.pack(">I", len(inner) + 8) + inner
     path = tmp_path / "icon"
-    path.write_bytes(b"icns" + struct.pack(">I", len(block) + 8) + block)
+    path.write_bytes(icon(b"ic07", 16))
     assert size(path) == (128, 128)
     with pytest.raises(ValueError, match=r"icon: .*its header says 128x128 pixels, its pixels are 16x16"):
         decode(path)
+
+
+@pytest.mark.parametrize("side", [40, 50])
+def test_a_bomb_inside_another_file_is_refused(side, limit):
+    # 16x16 outside; inside 1600 pixels, of which Pillow warns, or 2500, for which it raises.
+    with pytest.raises(ValueError, match="pixels are more than 1000"):
+        decode(icon(b"icp4", side))
 
 
 def test_the_size_of_a_file_shorter_than_its_format_asks(tmp_path):
