@@ -178,7 +178,8 @@ class Lens:
         """Images and texts as one padded batch that knows its token layout.
 
         - images_of: per text an image, a list of images, or None; an image is a path, the bytes of a file, a PIL image
-          or an array
+          or an array, and is seen as a viewer shows it (`docs/pictures.md`): turned as EXIF says, on white, the first
+          frame of several
         - texts: prompts; where images stand in the text (LLaVA), one without `<image>` gets one per image before it
 
         Raises `InvalidValue` for an image that cannot be read, a count that does not match, or a text without an image

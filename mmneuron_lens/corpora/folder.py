@@ -116,21 +116,21 @@ def read_folder(folder: str | Path, domains: Sequence[str] | None = DOMAINS) -> 
 
 
 def open_images(sample: Sample, problems: Problems | None = None) -> list[Image.Image] | None:
-    """The images of a sample as RGB, decoded; None when one cannot be, which is then named in `problems`.
+    """The images of a sample as RGB, as a viewer shows them; None when one cannot be, which is named in `problems`.
 
     Without `problems` an image that cannot be decoded raises `InvalidValue` naming its file.
     """
     try:
         return [images.decode(path) for path in sample.images]
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return _unreadable(sample, problems, error)
 
 
 def image_sizes(sample: Sample, problems: Problems | None = None) -> list[tuple[int, int]] | None:
-    """Width and height of each image from its header alone; None and a problem as in `open_images`."""
+    """Width and height of each image that `open_images` gives, from headers alone; None and a problem as there."""
     try:
-        return [_size(path) for path in sample.images]
-    except InvalidValue as error:
+        return [images.size(path) for path in sample.images]
+    except ValueError as error:
         return _unreadable(sample, problems, error)
 
 
@@ -168,14 +168,6 @@ def by_domain(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     for sample in samples:
         found.setdefault(sample.domain, []).append(sample)
     return {domain: found[domain] for domain in [*DOMAINS, *found] if domain in found}
-
-
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidValue(f"{path}: not an image that can be read ({error}).") from error
 
 
 def _unreadable(sample: Sample, problems: Problems | None, error: Exception) -> None:

@@ -8,7 +8,6 @@ as those read from published files: paths.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mmneuron_lens.corpora.folder import CorpusError
 from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, text
 from mmneuron_lens.corpora.rows import BadRow, quote
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
+from mmneuron_lens.wire.images import file_bytes
 
 ID_COLUMNS = {
     "common": "question_id", "remote_sensing": "id", "medical": "Figure_path", "document": "questionId",
@@ -120,9 +120,10 @@ def _image(value: Any, folder: Path) -> Path:
     if isinstance(value, dict) and value.get("path") and Path(value["path"]).is_file():
         return Path(value["path"])
     if isinstance(value, Image.Image):
-        buffer = io.BytesIO()
-        value.save(buffer, format="PNG")
-        return _written(buffer.getvalue(), ".png", folder)
+        try:
+            return _written(file_bytes(value), ".png", folder)
+        except ValueError as error:
+            raise BadRow(f"image cannot be decoded: {error}") from error
     raise BadRow(f"image {quote(value)} is no image; give the data set an image column, or read the published files.")
 
 
