@@ -75,8 +75,8 @@ class Corpus(Sequence[Sample]):
             there = {domain: len({one.images for one in self.by_domain()[domain]}) for domain in sorted(emptied)}
             counted = ", ".join(f"{domain} ({count})" for domain, count in there.items())
             raise OutOfRange(
-                f"{self.name}: leaving out the first {skip_images} images leaves none of {counted}; leave out fewer, or "
-                "name the other domains."
+                f"{self.name}: leaving out the first {skip_images} images leaves none of {counted}; leave out fewer, "
+                "or name the other domains."
             )
         return replace(self, samples=tuple(found))
 

@@ -71,6 +71,6 @@ def _short(one: SampleList) -> str:
         return f"{what} has {len(one.ids)} questions to be answered, where {wanted:,} were asked for."
     budget, cut = parameters.get("budget", 0), parameters.get("cut to", 0)
     return (
-        f"{what} has {budget - parameters['short']:,} tokens to identify neurons, where {budget:,} were asked for; every "
-        f"domain is cut to {cut:,}."
+        f"{what} has {budget - parameters['short']:,} tokens to identify neurons, where {budget:,} were asked for; "
+        f"every domain is cut to {cut:,}."
     )
