@@ -14,13 +14,17 @@ SHOWN = 10
 def say_problems(problems: Problems, out: str | Path, say: Callable[[str], object], name: str = "problems.txt") -> None:
     """Says what was skipped, and what is noted beside; nothing where there is neither.
 
-    - out: the run's folder; a file of this name in it holds all lines.
+    - out: the run's folder; a file of this name in it holds all lines about what was skipped.
     """
     if not len(problems) and not problems.notes:
+        return
+    if not len(problems):
+        say("\n".join(problems.notes))
         return
     file = Path(out) / name
     write_atomically(file, f"{problems}\n")
     counted, *lines = str(problems).splitlines()
-    listed = len(problems.found)
-    more = [f"and {len(problems) - SHOWN} more"] if listed > SHOWN else []
-    say("\n".join([counted, *lines[: min(listed, SHOWN)], *more, *problems.notes, f"All of them: {file}"]))
+    named = min(len(problems.found), SHOWN)
+    more = [f"and {len(problems) - sum(one.rows for one in problems.found[:named])} more"]
+    more = more if len(problems.found) > named else []
+    say("\n".join([counted, *lines[:named], *more, *problems.notes, f"All of them: {file}"]))
