@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import tiny_lens
 from drawn_corpus import row, write_corpus, write_images, write_rows
-from published_formats.make import write_all
+from published_formats.make import write_all, write_docvqa, write_lingoqa
 from test_cli import mmneuron
 from test_paper import LITTLE, MODEL, NAME
 
@@ -25,6 +25,7 @@ from mmneuron_lens.corpora.load import load_corpus
 from mmneuron_lens.corpora.rows import CorpusError
 from mmneuron_lens.paper import run as whole
 from mmneuron_lens.paper.page import paper_of
+from mmneuron_lens.runs.answer import answer_stage
 from mmneuron_lens.runs.plan import Plan
 from mmneuron_lens.runs.questions import corpus_questions, folder_questions
 from mmneuron_lens.runs.store import Store
@@ -114,6 +115,7 @@ def copies(folder: Path) -> list[dict[str, object]]:
     for seed, domain in enumerate(("photos", "scans")):
         write_images(folder, domain, 8, seed)
     shutil.copy(folder / "images" / "photos0.png", folder / "images" / "photos4.png")
+    (folder / "images" / "photos5.png").unlink()
     (folder / "images" / "photos5.png").symlink_to("photos1.png")
     # Asked in the other domain, where it identifies.
     shutil.copy(folder / "images" / "scans2.png", folder / "images" / "photos6.png")
@@ -147,10 +149,7 @@ CANNOT = {
     ),
     "one domain": ([row("photos", number) for number in range(4)], "has one domain, photos; neurons are specific"),
     "all the same": (
-        [
-            *(row("photos", number) for number in range(4)),
-            *(row("scans", 0, image=f"images/scans{n}.png") for n in (6, 7)),
-        ],
+        [*(row("photos", number) for number in range(4)), row("scans", 6), row("scans", 7)],
         "domain scans: every image identifies neurons, here or elsewhere; add others",
     ),
 }
@@ -188,7 +187,7 @@ def run(tmp_path_factory):
     for seed, domain in enumerate(("photos", "scans")):
         write_images(folder / "mine", domain, 6, seed)
         rows += [row(domain, number) for number in range(6)]
-    file = folder / "mine" / "images" / "scans5.png"
+    file = folder / "mine" / "images" / "scans0.png"
     file.write_bytes(file.read_bytes()[:-2000])
     write_rows(folder / "mine", [*rows, row("photos", 0, question="")])
     said: list[str] = []
@@ -199,15 +198,11 @@ def run(tmp_path_factory):
 
 
 def test_a_small_corpus_is_identified_on_and_answered(run):
-    folder, said = run
+    folder, _ = run
     answers = Answers.load(folder / "run" / "answers" / f"{NAME}.jsonl")
-    counted = {
-        domain: Counts.load(folder / "run" / "counts" / NAME / f"{domain}.safetensors").samples
-        for domain in ("photos", "scans")
-    }
-    assert counted == {"photos": 5, "scans": 5}
-    assert {one.domain for one in answers} == {"photos"}
-    assert "embedded/instructblip: no question of scans could be asked; see the problems of its rows." in said
+    assert {(one.domain, one.id) for one in answers} == {("photos", "line-6"), ("scans", "line-12")}
+    counts = Counts.load(folder / "run" / "counts" / NAME / "scans.safetensors")
+    assert (counts.samples, counts.provenance["left out"]) == (4, ["line-7"])
 
 
 def test_how_it_was_divided_is_said_and_stands_on_the_page(run):
@@ -223,22 +218,24 @@ def test_how_it_was_divided_is_said_and_stands_on_the_page(run):
     assert json.loads((folder / "run" / "paper.json").read_text())["shared"] == 0
     (problems,) = (line for line in said if line.startswith("2 of 13 rows skipped:"))
     assert "line 13: question '' is empty" in problems
-    assert "scans5.png: not an image that can be read" in problems
+    assert "scans0.png: not an image that can be read" in problems
     assert "line 13" in (folder / "run" / "problems.txt").read_text()
 
 
 def test_a_published_image_that_cannot_be_decoded_is_named_and_the_run_goes_on(tmp_path):
-    write_all(tmp_path / "corpora", images=2)
+    for split in ("train", "val"):
+        write_docvqa(tmp_path / "corpora" / "docvqa", split, 2)
+        write_lingoqa(tmp_path / "corpora" / "lingoqa", split, 2)
     (file, *_) = sorted((tmp_path / "corpora" / "docvqa" / "documents").glob("val*.png"))
     file.write_bytes(file.read_bytes()[:-300])
     said: list[str] = []
-    plan = replace(LITTLE, budget=400, cross=False, random_draws=0, ablation_draws=0, deviation_questions=1)
+    plan = replace(LITTLE, budget=10**6, cross=False, random_draws=0, ablation_draws=0, deviation_questions=1)
     store = Store(tmp_path / "run", say=said.append)
     whole.paper_command(store, plan, models=[MODEL], corpora=tmp_path / "corpora", questions=4)
     named = (tmp_path / "run" / "problems_when_asked.txt").read_text()
     assert file.name in named
     assert "document question " in named
-    assert any(line.startswith("VQAv2 train (common) has ") and "every domain is cut to" in line for line in said)
+    assert any(line.startswith("DocVQA train (document) has ") and "every domain is cut to" in line for line in said)
     assert "LingoQA val (auto_driving) has 2 questions to be answered, where 4 were asked for." in said
 
 
@@ -265,6 +262,21 @@ def test_images_left_out_beyond_the_last_are_an_error_that_counts_them(tmp_path)
         load_corpus(tmp_path / "mine").some(images=1, skip_images=1)
 
 
+def test_a_domain_of_which_no_question_can_be_asked_is_said(tmp_path):
+    lens = tiny_lens("instructblip")
+    corpus = load_corpus(write_corpus(tmp_path / "mine", ("photos", "scans"), images=2))
+    selection = mm.identify(lens, corpus, permutations=2, fraction=0.1).selection
+    for number in range(2):
+        (tmp_path / "mine" / "images" / f"scans{number}.png").write_bytes(b"no picture")
+    said: list[str] = []
+    store = Store(tmp_path / "run", say=said.append)
+    settings = {"random_draws": 0, "max_new_tokens": 1, "problems": corpus.problems}
+    answers = answer_stage(lens, selection, corpus.by_domain(), store, **settings)
+    assert {one.domain for one in answers} == {"photos"}
+    assert said[-1] == f"{lens.name}: no question of scans could be asked; see the problems of its rows."
+    assert len(corpus.problems) == 4
+
+
 def test_a_call_without_questions_or_with_one_domain_is_an_error(tmp_path):
     lens = tiny_lens("instructblip")
     corpus = load_corpus(write_corpus(tmp_path, ("photos", "scans"), images=2))
@@ -277,7 +289,7 @@ def test_a_call_without_questions_or_with_one_domain_is_an_error(tmp_path):
     ):
         with pytest.raises(InvalidValue, match="has no question here; give one with some"):
             call()
-    with pytest.raises(InvalidValue, match="has one domain, scans; give two or more"):
+    with pytest.raises(InvalidValue, match="has one domain, scans; neurons are specific to one of several"):
         mm.identify(lens, corpus.only("scans"))
 
 
