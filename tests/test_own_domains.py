@@ -57,7 +57,7 @@ def test_every_domain_of_the_file_is_counted_selected_and_asked(run):
 
 
 def test_the_terminal_and_the_page_show_each_domain_under_its_own_name(run):
-    domains, out, _, selected, ablated = run
+    domains, out, *_, ablated = run
     selection = Selection.load(out / "selection" / "embedded+instructblip.safetensors")
     first = next(iter(terminal_tables(out / "index.html")))
     headings = [str(column.header) for column in first.columns]

@@ -160,9 +160,7 @@ def cross_matrix(runs: Sequence[ModelRun]) -> Section:
         SHOWN,
         pl.col("neurons_of").replace(tables.domain_names(domains_of(runs))),
     )
-    asked_of = set(whole["domain"])
-    order = [domain for domain in domains_of(runs) if domain in asked_of]
-    table = tables.wide(shown.select("model", "neurons_of", "domain", "shown"), "shown", order)
+    table = tables.wide(shown.select("model", "neurons_of", "domain", "shown"), "shown", domains_of(runs))
     caption = (
         "Not in the paper. Rows: whose neurons are off, in all modules. Columns: whose questions are asked. Difference "
         "of accuracy to no ablation in percentage points, with its 95 % interval."

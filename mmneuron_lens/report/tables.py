@@ -164,11 +164,12 @@ ROWS = ("model", "module", "site", "kind", "neurons_of", "layer", "condition")
 
 
 def wide(frame: pl.DataFrame, value: str, domains: Iterable[str]) -> pl.DataFrame:
-    """The frame with a column per domain, in this order, holding `value`, as the paper prints its tables."""
+    """The frame with a column per domain it has, in this order, holding `value`, as the paper prints its tables."""
     index = [name for name in frame.columns if name in ROWS]
     columns = pl.format("domain {}", pl.col("domain"))
     table = frame.with_columns(columns).pivot("domain", index=index, values=value, maintain_order=True)
-    names = domain_names(domains, index)
+    there = set(frame["domain"])
+    names = domain_names((domain for domain in domains if domain in there), index)
     return table.select(*index, *(pl.col(f"domain {domain}").alias(name) for domain, name in names.items()))
 
 
