@@ -279,7 +279,7 @@ def test_a_folder_of_ones_own(tmp_path):
         return {"domain": '"common"', "image": '"a.png"', "question": '"What?"', "answer": '"it"', "id": str(number)}
 
     faults = {
-        "domain": NEITHER + NUMBER + TEXT,
+        "domain": [*NEITHER, *NUMBER, '"a\\nb"', '"\\u0000"'],
         "image": NEITHER + NUMBER + PATHS,
         "question": NEITHER + NUMBER,
         "answer": [one for one in NEITHER + NUMBER if one != '["x"]'],

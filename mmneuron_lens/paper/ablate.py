@@ -46,6 +46,10 @@ def ablate_run(
     if not asked:
         there, selected = ", ".join(corpus.by_domain()), ", ".join(selection.domains)
         raise RunError(f"{corpus.name} has questions of {there}, and the selection is of {selected}; ask of those.")
+    if left := [domain for domain in corpus.by_domain() if domain not in asked]:
+        store.say(
+            f"{', '.join(left)}: not among the selection's domains ({', '.join(selection.domains)}), so not asked"
+        )
     shared: dict[str, Any] = {"batch_size": batch_size, "problems": corpus.problems, "progress": progress}
     switched = off_stage(lens, off, factor, asked, store, **shared)
     answers = answer_stage(

@@ -158,11 +158,9 @@ def cross_matrix(runs: Sequence[ModelRun]) -> Section:
     whole = frame.filter(pl.col("module") == ALL)
     shown = whole.with_columns(
         SHOWN,
-        pl.col("neurons_of").replace({domain: domain_name(domain) for domain in domains_of(runs)}),
+        pl.col("neurons_of").replace(tables.domain_names(domains_of(runs))),
     )
-    table = shown.pivot("domain", index=["model", "neurons_of"], values="shown", maintain_order=True)
-    order = [domain for domain in domains_of(runs) if domain in table.columns]
-    table = table.select("model", "neurons_of", *order).rename({domain: domain_name(domain) for domain in order})
+    table = tables.wide(shown.select("model", "neurons_of", "domain", "shown"), "shown", domains_of(runs))
     caption = (
         "Not in the paper. Rows: whose neurons are off, in all modules. Columns: whose questions are asked. Difference "
         "of accuracy to no ablation in percentage points, with its 95 % interval."

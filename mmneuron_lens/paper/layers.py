@@ -13,6 +13,7 @@ from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.experiments.entropy import entropy_rows
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, domains_of, sources_of, stacked
+from mmneuron_lens.report import tables
 from mmneuron_lens.report.heat import heat_of, heat_table
 from mmneuron_lens.report.hover import hover
 from mmneuron_lens.report.layer_figures import entropy_figure
@@ -97,8 +98,7 @@ def figure_7(runs: Sequence[ModelRun]) -> Section:
         "tokens), on the identification prompts. Solid: text tokens. Dashed: image tokens. Layer 0 is the embedding."
     )
     picture = Picture("figure_7_entropy", caption, lambda theme: entropy_figure(frame, theme))
-    wide = frame.drop("tokens").pivot("domain", index=["model", "kind", "layer"], values="entropy", maintain_order=True)
-    wide = wide.rename({domain: domain_name(domain) for domain in domains_of(read)})
+    wide = tables.wide(frame.drop("tokens"), "entropy", domains_of(read))
     grid = Grid("entropy", "The numbers behind the figure", wide, folded=True, decimals=3, long=frame)
     sources = sources_of(read, "entropies")
     return Section(title, (), (grid,), (picture,), sources=sources, name="Figure 7")

@@ -71,14 +71,19 @@ def said_of_run(runs: Sequence[ModelRun], described: dict[str, Any]) -> tuple[st
     questions = len({(one.domain, one.id) for one in runs[0].answers})
     off = {"zero": "held at zero", "mean": "held at their mean", "scale": f"multiplied by {plan['factor']:g}"}
     corpus = "a corpus drawn by a program" if described["drawn"] else described["corpus"]
+    shared = described.get("shared", 0)
+    apart = f"{shared:,} questions that are answered are about images that identify neurons too: the splits share them."
+    if not shared:
+        apart = "No image is in both the questions that identify neurons and those that are answered."
     return (
         f"{asked:,} image-question pairs of {corpus} went through each model to count how often every neuron is "
         f"active, and the {100 * plan['fraction']:g} % of each module with the lowest entropy over domains were "
-        "selected. No image is in both the questions that identify neurons and those that are answered.",
+        f"selected. {apart}",
         f"{questions:,} other questions were answered with neurons {off[plan['off']]}, by beam search with "
         f"{generation.get('num_beams', 1)} beams, length penalty {generation.get('length_penalty', 1.0):g} and at most "
         f"{generation.get('max_new_tokens')} new tokens, at every position and step. The paper’s temperature of 0.9 "
         "acts only when sampling, which beam search does not do.",
+        *described.get("notes", ()),
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from interventions.files import write_atomically
 from mmneuron_lens.batching.progress import Progress, quietly
-from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.paper.demo import SMALL_MODELS
 from mmneuron_lens.paper.drawn import drawn_corpus
@@ -18,11 +17,9 @@ from mmneuron_lens.paper.page import PAPER, publish_paper
 from mmneuron_lens.runs.folder import RunError
 from mmneuron_lens.runs.pipeline import run_model
 from mmneuron_lens.runs.plan import Plan
+from mmneuron_lens.runs.problems import say_problems
 from mmneuron_lens.runs.questions import Questions, corpus_questions, folder_questions, published_questions
 from mmneuron_lens.runs.store import Store
-
-SKIPPED = "skipped.txt"
-"""The rows that reading or a stage could not use; those of published corpora that could not be drawn are apart."""
 
 
 def paper(
@@ -52,6 +49,8 @@ def paper(
     if questions is None:
         images = (plan.identification_images or 0) + (plan.evaluation_images or 0)
         questions = corpus_questions(drawn_corpus(store, images), plan, drawn=True)
+    for note in questions.notes:
+        store.say(note)
     named = []
     try:
         for model in models:
@@ -59,19 +58,14 @@ def paper(
             run_model(lens, questions, plan, store, again=again, progress=progress)
             named.append(lens.name)
     finally:
-        _name_skipped(questions.problems, store)
+        # Published corpora have named what they skipped in `problems.txt` when their lists were drawn.
+        name = "problems_when_asked.txt" if questions.corpora else "problems.txt"
+        say_problems(questions.problems, store.folder, store.say, name)
     described = {"corpus": questions.name, "drawn": questions.drawn, "plan": asdict(plan), "models": named}
+    described |= {"notes": list(questions.notes), "shared": questions.shared}
     write_atomically(store.folder / PAPER, json.dumps(described, indent=1, sort_keys=True) + "\n")
     store.say("drawing figures and writing the page")
     return publish_paper(store.folder)
-
-
-def _name_skipped(problems: Problems, store: Store) -> None:
-    """Says which rows were skipped, and writes them all to the run's folder."""
-    if len(problems) and store.folder is not None:
-        file = store.folder / SKIPPED
-        write_atomically(file, f"{problems}\n")
-        store.say(f"{len(problems)} rows are skipped and named in {file}; the first: {problems.found[0]}")
 
 
 def paper_command(

@@ -43,6 +43,17 @@ def domain_name(domain: str) -> str:
     return DOMAIN_NAMES.get(domain, domain)
 
 
+def domain_names(domains: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """How each of these domains is written where no two may look alike; "(domain)" follows a name that is taken."""
+    names: dict[str, str] = {}
+    for domain in domains:
+        name = domain_name(domain)
+        while name in {*taken, *names.values()}:
+            name += " (domain)"
+        names[domain] = name
+    return names
+
+
 def neurons_per_domain(selection: Selection, by: Literal["module", "site"] = "module") -> pl.DataFrame:
     """Table 1 (at 5 %: Table 6): model, module, domain, neurons. With `by="site"`, a row per site and column `site`.
 
@@ -148,11 +159,18 @@ def ablation(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=ABLATION)
 
 
+ROWS = ("model", "module", "site", "kind", "neurons_of", "layer", "condition")
+"""Columns that say what a row of a wide table is about."""
+
+
 def wide(frame: pl.DataFrame, value: str, domains: Iterable[str]) -> pl.DataFrame:
-    """The frame with a column per domain, in this order, holding `value`, as the paper prints its tables."""
-    index = [name for name in frame.columns if name in ("model", "module", "site", "layer", "condition")]
-    table = frame.pivot("domain", index=index, values=value, maintain_order=True)
-    return table.select(*index, *domains).rename({domain: domain_name(domain) for domain in domains})
+    """The frame with a column per domain it has, in this order, holding `value`, as the paper prints its tables."""
+    index = [name for name in frame.columns if name in ROWS]
+    columns = pl.format("domain {}", pl.col("domain"))
+    table = frame.with_columns(columns).pivot("domain", index=index, values=value, maintain_order=True)
+    there = set(frame["domain"])
+    names = domain_names((domain for domain in domains if domain in there), index)
+    return table.select(*index, *(pl.col(f"domain {domain}").alias(name) for domain, name in names.items()))
 
 
 def csv(frame: pl.DataFrame) -> str:

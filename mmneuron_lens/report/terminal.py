@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
+from rich.markup import escape
 from rich.table import Table
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
@@ -25,7 +26,9 @@ def terminal_tables(page: str | Path) -> Iterator[Table]:
 
     - page: the path of the page, as `page.write` returns it.
     """
-    frames = {file.stem: pl.read_csv(file) for file in sorted(tables_folder(Path(page)).glob("*.csv"))}
+    files = sorted(tables_folder(Path(page)).glob("*.csv"))
+    # A domain may be called 2024, and stays a name.
+    frames = {file.stem: pl.read_csv(file, schema_overrides={"domain": pl.String}) for file in files}
     models = frames["neurons_per_domain"]["model"].unique(maintain_order=True) if "neurons_per_domain" in frames else ()
     for model in models:
         own = {name: frame.filter(pl.col("model") == model) for name, frame in frames.items() if "model" in frame}
@@ -46,9 +49,9 @@ def terminal_table(frame: pl.DataFrame, title: str) -> Table:
         frame = frame.drop("model")
     table = Table(title=title, title_justify="left")
     for name, kind in frame.schema.items():
-        table.add_column(heading(name), justify="right" if kind.is_numeric() else "left")
+        table.add_column(escape(heading(name)), justify="right" if kind.is_numeric() else "left")
     for row in frame.iter_rows(named=True):
-        table.add_row(*(shown(value, name) for name, value in row.items()))
+        table.add_row(*(escape(shown(value, name)) for name, value in row.items()))
     return table
 
 
@@ -70,5 +73,5 @@ def _accuracies(model: str, ablation: pl.DataFrame, against: pl.DataFrame) -> It
             ]
             cells = [shown(value, decimals=1) for value in (*accuracies, row["difference"])]
             interval = f"{shown(row['low'], 'low')} to {shown(row['high'], 'high')}"
-            table.add_row(domain_name(row["domain"]), *cells, interval, shown(row["questions"]))
+            table.add_row(escape(domain_name(row["domain"])), *cells, interval, shown(row["questions"]))
         yield table

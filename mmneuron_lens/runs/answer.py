@@ -69,7 +69,11 @@ def answer_stage(
         )  # fmt: skip
         return Answers(tuple(found), facts)
 
-    return store.get_or_make(key, make, Answers, what=f"{lens.name}: answering with neurons off")
+    answers = store.get_or_make(key, make, Answers, what=f"{lens.name}: answering with neurons off")
+    answered = {one.domain for one in answers}
+    if unanswered := [domain for domain in samples_by_domain if domain not in answered]:
+        store.say(f"{lens.name}: no question of {', '.join(unanswered)} could be asked; see the problems of its rows.")
+    return answers
 
 
 def score_stage(

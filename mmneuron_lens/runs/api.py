@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.lens_trace import LensTrace
@@ -64,9 +65,13 @@ def identify(
     Returns `.counts`, `.selection`, `.wider` (at 5 %) and `.controls`. Raises `InvalidValue` for fewer than two
     domains, `StoreConflict` for a folder that holds something else.
     """
-    store = Store(out, replace=replace)
+    store, domains = Store(out, replace=replace), _by_domain(corpus)
+    if len(domains) < 2:
+        raise InvalidValue(
+            f"{corpus.name} has one domain, {', '.join(domains)}; neurons are specific to one of several."
+        )
     counts = count_stage(
-        lens, corpus.by_domain(), store, corpus=corpus.name, batch_size=batch_size, prompt=prompt, frames=frames,
+        lens, domains, store, corpus=corpus.name, batch_size=batch_size, prompt=prompt, frames=frames,
         exact=exact, workers=workers, jobs=jobs, problems=corpus.problems, progress=progress,
     )  # fmt: skip
     made = {domain: one for domain, one in counts.items() if one is not None}
@@ -104,10 +109,10 @@ def ablate(
     - out, replace: as of `identify`.
     - generation: settings of `generate`, over greedy decoding of at most 16 new tokens.
 
-    Raises `UnknownName` for a domain that the selection does not have.
+    Raises `UnknownName` for a domain that the selection does not have, `InvalidValue` for a corpus without questions.
     """
     new_tokens = generation_settings(generation)["max_new_tokens"]
-    store, asked = Store(out, replace=replace), all_that_fit(lens, corpus.by_domain(), prompt, new_tokens)
+    store, asked = Store(out, replace=replace), all_that_fit(lens, _by_domain(corpus), prompt, new_tokens)
     answers = answer_stage(
         lens, selection, asked, store, selection_id=_saved(out, selection), modules=modules, random_draws=random_draws,
         seed=seed, match=match, off=off, cross=cross, batch_size=batch_size, prompt=prompt, problems=corpus.problems,
@@ -142,7 +147,7 @@ def deviate(
     - out, replace: as of `identify`.
     """
     found = deviate_stage(
-        lens, selection, all_that_fit(lens, corpus.by_domain(), "evaluation"), Store(out, replace=replace),
+        lens, selection, all_that_fit(lens, _by_domain(corpus), "evaluation"), Store(out, replace=replace),
         selection_id=_saved(out, selection), random_draws=random_draws, seed=seed, off=off, batch_size=batch_size,
         problems=corpus.problems, progress=progress,
     )  # fmt: skip
@@ -177,8 +182,14 @@ def read_entropy(
 ) -> dict[str, Entropies]:
     """The entropy of the next-token distribution by layer and kind of token (Figure 7), by domain, in nats."""
     shared: dict[str, Any] = {"batch_size": batch_size, "prompt": prompt, "problems": corpus.problems}
-    asked = all_that_fit(lens, corpus.by_domain(), prompt)
+    asked = all_that_fit(lens, _by_domain(corpus), prompt)
     return {domain: read_domain(lens, samples, progress=progress, **shared) for domain, samples in asked.items()}
+
+
+def _by_domain(corpus: Corpus) -> dict[str, list[Sample]]:
+    if not corpus:
+        raise InvalidValue(f"corpus {corpus.name} has no question here; give one with some.")
+    return corpus.by_domain()
 
 
 def _saved(out: str | Path | None, selection: Selection) -> str:
