@@ -152,6 +152,7 @@ class AskedQuestion:
             answer=text,
             selection=self.selection,
             digest=self.digest,
+            options=self.sample.options,
         )
 
 
