@@ -22,6 +22,8 @@ from mmneuron_lens.options import (
     Domains,
     Dtype,
     Factor,
+    Frame,
+    FramesShown,
     Images,
     ModelName,
     OffHow,
@@ -111,9 +113,7 @@ def count(
     exact: Annotated[
         bool, typer.Option("--exact", help="Ask every question by itself; do not share an image's forward.")
     ] = False,
-    frames: Annotated[
-        str, typer.Option(help="Of several images a question: fit, as many as fit; strip, all of them as one.")
-    ] = "fit",
+    frames: FramesShown = "fit",
     shard: Annotated[
         str,
         typer.Option(
@@ -210,6 +210,8 @@ def ablate(
     beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 16,
     batch_size: BatchSize = 32,
+    frames: FramesShown = "fit",
+    prompt_form: Frame = "auto",
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
@@ -228,7 +230,8 @@ def ablate(
     try:
         ablate_run(
             store, lens, asked, off=off, factor=factor, modules=tuple(module or ("All",)), random_draws=random_draws,
-            match=match, cross=cross, seed=seed, batch_size=batch_size, progress=bar,
+            match=match, cross=cross, seed=seed, batch_size=batch_size, frames=frames, prompt_form=prompt_form,
+            progress=bar,
             generation={"num_beams": beams, "max_new_tokens": max_new_tokens},
         )  # fmt: skip
     finally:
@@ -277,6 +280,8 @@ def paper(
     beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers.")] = 5,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 512,
     batch_size: BatchSize = 32,
+    frames: FramesShown = "fit",
+    prompt_form: Frame = "auto",
     judge: Annotated[str | None, typer.Option(help="Folder or hub id of Lingo-Judge, which scores LingoQA.")] = None,
     seed: Seed = 0,
     dtype: Dtype = None,
@@ -292,7 +297,9 @@ def paper(
     from mmneuron_lens.runs.plan import Plan
 
     amounts = Plan(off=off, factor=factor, cross=cross, random_draws=random_draws, seed=seed)
-    amounts = changed(amounts, batch_size=batch_size, judge=judge, budget=tokens)
+    amounts = changed(
+        amounts, batch_size=batch_size, judge=judge, budget=tokens, frames=frames, prompt_form=prompt_form
+    )
     amounts.generation.update(num_beams=beams, max_new_tokens=max_new_tokens)
     amounts = amounts if images is None else changed(amounts, identification_images=images)
     quiet_loading()

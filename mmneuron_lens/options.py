@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,6 +29,18 @@ Remote = Annotated[
 ]
 OffHow = Annotated[str, typer.Option("--off", help="How neurons are switched off: zero, mean, or scale.")]
 Factor = Annotated[float, typer.Option(help="What `--off scale` multiplies them by.")]
+FramesShown = Annotated[
+    Literal["fit", "strip"],
+    typer.Option("--frames", help="Of several images a question: as many as fit, or all of them side by side as one."),
+]
+Frame = Annotated[
+    Literal["auto", "paper", "chat"],
+    typer.Option(
+        "--prompt-form",
+        help="The frame of questions that are answered: the paper's, that of the checkpoint's chat template, or auto: "
+        "chat where the language model is not the paper's.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of every draw.")]
 Replace = Annotated[
     bool, typer.Option("--replace", help="Make again, in its place, what lies there and was made otherwise.")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from PIL import Image
 
 from mmneuron_lens.batching.batches import rows_of
+from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.prompting import Prompt, model_kind, prompt_of
 from mmneuron_lens.corpora.folder import Problems, open_images
@@ -24,6 +25,7 @@ def encode(
     problems: Problems | None = None,
     opened: Opener = open_images,
     frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
 ) -> tuple[Batch | None, list[Sample]]:
     """A batch of the samples whose images can be decoded (None if there is none), and these samples.
 
@@ -31,7 +33,9 @@ def encode(
     - problems: where the other samples are named; without it the first raises `InvalidValue`.
     - opened: decodes a sample's images, or has them decoded already.
     - frames: what a model is shown of several images: "fit", the images of the sample (a model of one image, the
-      middle one), or "strip", all of them side by side as one.
+      middle one), or "strip", all of them side by side as one. Which of them fit is said before, by
+      `frames.with_frames_that_fit`.
+    - prompt_form: the frame of the evaluation prompt, see `chat.form_of`.
     """
     pictures, given, texts, kept = [], [], [], []
     for sample in samples:
@@ -40,7 +44,7 @@ def encode(
             seen, files = shown(lens, sample, decoded, frames)
             pictures.append(seen)
             given.append(files)
-            texts.append(prompt_of(lens, sample, prompt, len(seen)))
+            texts.append(prompt_of(lens, sample, prompt, len(seen), prompt_form))
             kept.append(sample)
     if not kept:
         return None, []
@@ -57,6 +61,7 @@ def encode_packed(
     problems: Problems | None = None,
     opened: Opener = open_images,
     frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
 ) -> tuple[Batch | None, list[Sample]]:
     """As `encode`, with questions of the same images packed, at most so many in a row; for reads that sum."""
     rows, given, kept = [], [], []
@@ -68,7 +73,7 @@ def encode_packed(
                 opened(sample, problems)
             continue
         seen, files = shown(lens, some[0], decoded, frames)
-        rows.append((seen, [prompt_of(lens, sample, prompt, len(seen)) for sample in some]))
+        rows.append((seen, [prompt_of(lens, sample, prompt, len(seen), prompt_form) for sample in some]))
         given.append(files)
         kept += some
     if not rows:

@@ -14,11 +14,14 @@ from mmneuron_lens.artifacts.answers import ALL, Answer
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.batches import sized, steps_of
+from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.encoding import encode
+from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.content import sample_digest
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.conditions import Condition, Match, Off, conditions_of
 from mmneuron_lens.lens import Lens
@@ -82,6 +85,8 @@ def ablate(
     rows: AnswerRows | None = None,
     batch_size: int = 32,
     prompt: Prompt = "evaluation",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     selection_id: str = "",
     problems: Problems | None = None,
     progress: Progress = quietly,
@@ -91,6 +96,7 @@ def ablate(
 
     - modules, random_draws, seed, match, off, cross, controls: see `conditions_of`.
     - rows: answers that are there already are not generated again.
+    - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
     - selection_id: the `content_hash` of the saved selection, kept with every answer.
     - problems: where a sample whose image cannot be read is named.
     - generation: settings of `generate`, over greedy decoding of at most 16 new tokens.
@@ -98,13 +104,15 @@ def ablate(
     rows = MemoryRows() if rows is None else rows
     settings = generation_settings(generation)
     answers: list[Answer] = []
-    for domain, samples in samples_by_domain.items():
+    for domain, given in samples_by_domain.items():
+        put = {one.id: asked_as(lens, [one], prompt, frames, prompt_form, settings["max_new_tokens"]) for one in given}
+        samples = [put[one.id][0][0] for one in given]
         conditions = conditions_of(
             selection, domain, modules=modules, random_draws=random_draws, seed=seed, match=match, off=off,
             controls=controls, cross=cross,
         )  # fmt: skip
         asked = [
-            AskedQuestion(lens, selection.model, selection_id, sample, condition, prompt, settings)
+            AskedQuestion(lens, selection.model, selection_id, sample, condition, prompt, put[sample.id][1], settings)
             for condition in conditions
             for sample in samples
         ]
@@ -117,7 +125,7 @@ def ablate(
                 questions = [[by_place[id(condition), one.id] for one in step.samples] for step in group]
                 todo = [[one.sample for one in some if not rows.get(one.digest)] for some in questions]
                 if todo != encoded:
-                    encoded, (batches, read) = todo, _encoded(lens, todo, prompt, problems)
+                    encoded, (batches, read) = todo, _encoded(lens, todo, prompt, problems, frames, prompt_form)
                 if batches:
                     out = lens.generate(condition.graph, batches, **settings)
                     said = zip(read, out.text, strict=True)
@@ -132,10 +140,11 @@ class AskedQuestion:
 
     def __init__(
         self, lens: Lens, model: str, selection: str, sample: Sample, condition: Condition, prompt: Prompt,
-        settings: Mapping[str, Any],
+        put: Mapping[str, Any], settings: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.model, self.selection, self.sample, self.condition = model, selection, sample, condition
         facts = [lens.model.facts(), condition.digest, sample_digest(sample), prompt, dict(settings)]
+        facts += [dict(put)] if put else []
         self.digest = hashlib.sha256(dumps(facts).encode()).hexdigest()
 
     def answered(self, text: str) -> Answer:
@@ -157,7 +166,12 @@ class AskedQuestion:
 
 
 def _encoded(
-    lens: Lens, group: Iterable[Sequence[Sample]], prompt: Prompt, problems: Problems | None
+    lens: Lens,
+    group: Iterable[Sequence[Sample]],
+    prompt: Prompt,
+    problems: Problems | None,
+    frames: Frames,
+    prompt_form: PromptForm,
 ) -> tuple[list[Batch], list[Sample]]:
-    pairs = [encode(lens, samples, prompt, problems) for samples in group]
+    pairs = [encode(lens, samples, prompt, problems, frames=frames, prompt_form=prompt_form) for samples in group]
     return [batch for batch, _ in pairs if batch is not None], [sample for _, kept in pairs for sample in kept]

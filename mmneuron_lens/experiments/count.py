@@ -12,12 +12,12 @@ from torch import Tensor
 
 from interventions import GROUP_KINDS, SITES, Graph, count_active_by_kind, count_positions
 from interventions.errors import InvalidValue
-from interventions.sites import unknown
 from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, Counts
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.batching.batches import Step, one_domain, parted, sized, steps_of, steps_of_whole_images
+from mmneuron_lens.batching.chat import PromptForm, images_come_first
 from mmneuron_lens.batching.encoding import encode, encode_packed
-from mmneuron_lens.batching.frames import with_frames_that_fit
+from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Memory, Piece, Shard, add, by_group, gather
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
@@ -25,7 +25,7 @@ from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.batching.remote import Jobs, Values, gather_remotely
 from mmneuron_lens.corpora.content import content_digest
 from mmneuron_lens.corpora.folder import Problems, open_images
-from mmneuron_lens.corpora.frames import FRAMES, Frames
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
@@ -49,6 +49,7 @@ class CountPlan:
     prompt: Prompt
     frames: Frames
     packs: bool
+    prompt_form: PromptForm = "auto"
 
 
 def plan_count(
@@ -58,6 +59,7 @@ def plan_count(
     batch_size: int = 32,
     prompt: Prompt = "identification",
     frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     corpus: str = "",
     exact: bool = False,
     problems: Problems | None = None,
@@ -66,6 +68,7 @@ def plan_count(
 
     - prompt: which of the paper's prompts.
     - frames: "fit": of several images a question as many evenly spaced ones as fit; "strip": all of them as one.
+    - prompt_form: the frame of the evaluation prompt, see `chat.form_of`; identification is asked plainly.
     - corpus: its name, for the provenance.
     - exact: ask every question by itself. Otherwise up to `PACKED` questions of the same images share one row where the
       model allows it, and elsewhere their pass of the vision tower: the same counts but for float rounding at zero.
@@ -74,19 +77,20 @@ def plan_count(
     Raises `InvalidValue` for samples of several domains, or none.
     """
     domain = one_domain(samples, "counts")
-    if frames not in FRAMES:
-        raise InvalidValue(unknown("frames", frames, FRAMES))
-    if frames == "fit":
-        samples = with_frames_that_fit(lens, samples, prompt)
-    found = sized(samples, problems)
-    packs = not exact and all(sample.images for sample in samples)
+    asked, put = asked_as(lens, samples, prompt, frames, prompt_form)
+    found = sized(asked, problems)
+    packs = not exact and all(sample.images for sample in asked)
+    packs = packs and (prompt == "identification" or images_come_first(lens, prompt_form))
     rows = bool(lens.architecture.facts["images_in_text"])
     packing = "none" if not packs else f"{PACKED} questions" if rows else "vision tower"
     facts: dict[str, Any] = {"prompt": prompt, "batch size": batch_size, "packing": packing, "frames": frames}
+    facts |= put
     source = {"name": corpus, "questions": len(found), "sha256": content_digest(one.sample for one in found)}
     facts |= {"method": "activation > 0", "corpus": source, "domain": domain}
     steps = steps_of_whole_images(found, batch_size, PACKED, rows) if packs else steps_of(found, batch_size)
-    return CountPlan(domain, tuple(steps), provenance(**lens.model.facts(), **facts), prompt, frames, packs)
+    return CountPlan(
+        domain, tuple(steps), provenance(**lens.model.facts(), **facts), prompt, frames, packs, prompt_form
+    )
 
 
 def count_steps(
@@ -110,8 +114,8 @@ def count_steps(
 
     def encoded(samples: Sequence[Sample], opened: Opener = open_images) -> tuple[Batch | None, list[Sample]]:
         if plan.packs:
-            return encode_packed(lens, samples, plan.prompt, PACKED, problems, opened, plan.frames)
-        return encode(lens, samples, plan.prompt, problems, opened, plan.frames)
+            return encode_packed(lens, samples, plan.prompt, PACKED, problems, opened, plan.frames, plan.prompt_form)
+        return encode(lens, samples, plan.prompt, problems, opened, plan.frames, plan.prompt_form)
 
     def run(step: Step, opened: Opener) -> Piece:
         batch, kept = encoded(step.samples, opened)

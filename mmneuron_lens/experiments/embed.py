@@ -20,6 +20,7 @@ from mmneuron_lens.batching.gather import Keeper, Memory, Piece, concatenate, ga
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
@@ -31,23 +32,25 @@ def embed_images(
     samples_by_domain: Mapping[str, Sequence[Sample]],
     *,
     batch_size: int = 32,
+    frames: Frames = "fit",
     keeper: Keeper | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
 ) -> Embeddings:
     """The pooled embedding of every image, each once however many questions it has.
 
-    Of LLaVA-NeXT's tiles the overview, which is the whole image; of several images to a question, the first. Raises
-    `InvalidValue` when no image could be read.
+    Of LLaVA-NeXT's tiles the overview, which is the whole image; of several images to a question the first, or with
+    frames "strip" all of them side by side. Raises `InvalidValue` when no image could be read.
     """
     steps: list[Step] = []
     for number, samples in enumerate(samples_by_domain.values()):
-        once = {sample.images[0]: replace(sample, images=sample.images[:1]) for sample in reversed(samples)}
+        shown = samples if frames == "strip" else [replace(sample, images=sample.images[:1]) for sample in samples]
+        once = {sample.images: sample for sample in reversed(shown)}
         made = steps_of(sized(once.values(), problems), batch_size, buckets=False)
         steps += [Step(number, step.samples) for step in made]
 
     def run(step: Step, opened: Opener) -> Piece:
-        batch, kept = encode(lens, step.samples, "identification", problems, opened)
+        batch, kept = encode(lens, step.samples, "identification", problems, opened, frames)
         seen, left = parted(step.samples, kept)
         if batch is None:
             return Piece(step.group, {}, seen, left)
@@ -65,6 +68,9 @@ def embed_images(
         raise InvalidValue("no image could be read; see the problems of the rows.")
     found = whole["vectors"].T.contiguous()
     facts = {"site": "vision.pooled", "batch size": batch_size, "images": len(found)}
+    facts |= (
+        {"frames": frames} if any(len(one.images) > 1 for some in samples_by_domain.values() for one in some) else {}
+    )
     return Embeddings(lens.name, found, tuple(domains), facts, provenance(**lens.model.facts()))
 
 

@@ -19,12 +19,15 @@ from mmneuron_lens.artifacts.counts import BUCKETS
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.batching.batches import Step, one_domain, parted, sized, steps_of
+from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.encoding import encode
+from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, add, by_group, gather
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 
@@ -63,21 +66,25 @@ def read_entropy(
     *,
     batch_size: int = 32,
     prompt: Prompt = "identification",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     keeper: Keeper | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
 ) -> Entropies:
     """The entropies of one domain's questions: one forward a batch.
 
+    - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
     - keeper: where the batches that are done are kept; memory unless given.
 
     Raises `InvalidValue` for samples of several domains or none.
     """
     domain = one_domain(samples, "entropies")
     graph = lens_entropy.at(READ_AT) | top_one
+    asked, put = asked_as(lens, samples, prompt, frames, prompt_form)
 
     def run(step: Step, opened: Opener) -> Piece:
-        batch, kept = encode(lens, step.samples, prompt, problems, opened)
+        batch, kept = encode(lens, step.samples, prompt, problems, opened, frames, prompt_form)
         seen, left = parted(step.samples, kept)
         if batch is None:
             return Piece(step.group, {}, seen, left)
@@ -88,7 +95,7 @@ def read_entropy(
         entropy = (means[:, : len(KINDS)].cpu() * found["tokens"]).nan_to_num(0.0)
         return Piece(step.group, {**found, "entropy": entropy}, seen, left)
 
-    steps = steps_of(sized(samples, problems), batch_size)
+    steps = steps_of(sized(asked, problems), batch_size)
     held = gather(
         steps, run, add, keeper=keeper or Memory(), title=f"entropy of {domain}", progress=progress
     )  # fmt: skip
@@ -100,7 +107,8 @@ def read_entropy(
     for group, values in buckets.items():
         for name, value in values.items():
             total[name][group] = value
-    facts = {"prompt": prompt, "batch size": batch_size, "below": CONFIDENT, "unit": "nats"}
+    facts: dict[str, Any] = {"prompt": prompt, "batch size": batch_size, "below": CONFIDENT, "unit": "nats"}
+    facts |= put
     return Entropies(
         model=lens.name,
         domain=domain,

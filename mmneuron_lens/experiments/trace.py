@@ -13,9 +13,12 @@ from interventions import logit_lens
 from interventions.errors import OutOfRange
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.encoding import encode, shown
+from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.prompting import Prompt, prompt_of
 from mmneuron_lens.corpora.folder import open_images
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.entropy import READ_AT
 from mmneuron_lens.lens import Lens
@@ -31,6 +34,8 @@ def trace_sample(
     sample: Sample,
     *,
     prompt: Prompt = "evaluation",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     top_k: int = 5,
     positions: Sequence[int] | None = None,
 ) -> LensTrace:
@@ -39,7 +44,8 @@ def trace_sample(
     Negative positions count from the end. Raises `ValueError` for an image that cannot be read, `IndexError` for a
     position that the prompt does not have.
     """
-    batch, _ = encode(lens, [sample], prompt)
+    (asked,), put = asked_as(lens, [sample], prompt, frames, prompt_form)
+    batch, _ = encode(lens, [asked], prompt, frames=frames, prompt_form=prompt_form)
     assert batch is not None
     length = batch.inputs["input_ids"].shape[1]
     chosen = list(range(length)) if positions is None else list(positions)
@@ -53,12 +59,13 @@ def trace_sample(
     words = {
         token: _word(lens, int(token)) for token in sorted({str(one) for one in read["tokens"].flatten().tolist()})
     }
+    seen = shown(lens, asked, open_images(asked) or [], frames)[0] if asked.images else []
     return LensTrace(
         model=lens.name,
         domain=sample.domain,
         id=sample.id,
         question=sample.question,
-        prompt=prompt_of(lens, sample, prompt),
+        prompt=prompt_of(lens, asked, prompt, len(seen), prompt_form),
         expected=sample.answers,
         layers=("embedding", *map(str, range(1, len(read["tokens"])))),
         labels=tuple(_labels(lens, batch)[place] for place in chosen),
@@ -67,9 +74,9 @@ def trace_sample(
         probabilities=read["probabilities"].float(),
         entropy=read["entropy"].float(),
         boxes=boxes_of(batch)[chosen],
-        pictures=tuple(_small(picture) for picture in _seen(lens, sample)),
+        pictures=tuple(_small(picture) for picture in seen),
         words=words,
-        parameters={"prompt": prompt, "top k": top_k, "positions": "all" if positions is None else chosen},
+        parameters={"prompt": prompt, "top k": top_k, "positions": "all" if positions is None else chosen, **put},
         provenance=provenance(**lens.model.facts()),
     )
 
@@ -90,12 +97,6 @@ def _labels(lens: Lens, batch: Batch) -> list[str]:
         name if kind == "image" else _word(lens, token)
         for name, kind, token in zip(batch.tokens[0], batch.kind[0], ids, strict=True)
     ]
-
-
-def _seen(lens: Lens, sample: Sample) -> list[Image.Image]:
-    """The images that the model is given."""
-    decoded = open_images(sample) or []
-    return shown(lens, sample, decoded)[0] if decoded else []
 
 
 def _small(picture: Image.Image) -> Tensor:

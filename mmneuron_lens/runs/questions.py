@@ -71,6 +71,6 @@ def published_questions(folder: str | Path, out: str | Path, models: Sequence[st
         if found:
             write_atomically(Path(out) / "problems.txt", "\n".join(map(str, found)) + "\n")
             say(f"{sum(map(len, found))} records are skipped and named in {Path(out) / 'problems.txt'}")
-    identification, evaluation = listed_samples(folder, out, token_count(lens), plan)
+    identification, evaluation = listed_samples(folder, out, token_count(lens, plan.frames), plan)
     name = Path(folder).resolve().name
     return Questions(name, identification, evaluation, Problems(Path(folder)), corpora=NAMES)

@@ -22,7 +22,7 @@ NAMES = {domain: one.name for domain, one in PUBLISHED.items()}
 def draw_samples(folder: str | Path, out: str | Path, lens: Lens, plan: Plan) -> tuple[list[Path], list[Problems]]:
     """Draws the lists of every corpus in a folder and writes `out/samples/<purpose>/<domain>.json`."""
     amounts = {"budget": plan.budget, "questions": plan.questions, "seed": plan.seed}
-    drawn = list(draw_lists(folder, token_count(lens), **amounts))
+    drawn = list(draw_lists(folder, token_count(lens, plan.frames), **amounts))
     return save_lists((one for one, _ in drawn), Path(out) / "samples"), [problems for _, problems in drawn]
 
 
