@@ -41,6 +41,14 @@ Frame = Annotated[
         "chat where the language model is not the paper's.",
     ),
 ]
+LensAt = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A position that Figures 6 and 10 to 13 show: image 8, text -5, last, a column, or paper, the paper's own of "
+        "each domain; repeat it for several. The second image token and the last text token if left out."
+    ),
+]
+EvenLayers = Annotated[bool, typer.Option("--even-layers", help="Show layers 2, 4, ... there, as the paper.")]
 Seed = Annotated[int, typer.Option(help="Of every draw.")]
 Replace = Annotated[
     bool, typer.Option("--replace", help="Make again, in its place, what lies there and was made otherwise.")

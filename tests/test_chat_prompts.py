@@ -22,20 +22,23 @@ from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.count import count_domain, plan_count
 
 IMAGE_THEN_TEXT = (
-    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>\n{% endif %}{% endfor %}"
-    "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>\n{% endif %}{% endfor %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}"
 )
 TEMPLATES = {
     "mistral": "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] "
     + IMAGE_THEN_TEXT
     + " [/INST]"
     "{% endif %}{% endfor %}",
-    "qwen2": "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nYou are a helpful "
-    "assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n" + IMAGE_THEN_TEXT + "<|im_end|>\n{% endfor %}"
+    "qwen2": "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nYou are a "
+    "helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
+    + IMAGE_THEN_TEXT
+    + "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     "llama3": "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
     + IMAGE_THEN_TEXT
-    + "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+    + "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n"
+    "{% endif %}",
 }
 VICUNA = (
     "{% for m in messages %}{{ m['role'].upper() }}: " + IMAGE_THEN_TEXT + " {% endfor %}"
@@ -169,7 +172,7 @@ BROKEN = {
         "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}",
         "it changes the question, or the number of images",
     ),
-    "upper case": (VICUNA.replace("part['text']", "part['text'].upper()"), "it changes the question"),
+    "upper case": (VICUNA.replace("p['text']", "p['text'].upper()"), "it changes the question"),
 }
 
 
@@ -229,7 +232,7 @@ def test_every_stage_asks_in_the_form_and_says_so(name, corpus, tmp_path):
     trace = read_layers(lens, sample)
     assert trace.prompt == hand
     assert trace.parameters["prompt form"] == "chat"
-    deviations = deviate(lens, selection, corpus, random_draws=1).deviations
+    deviations = deviate(lens, selection, corpus, random_draws=1)
     assert deviations[0].parameters["chat template sha256"] == said["chat template sha256"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy
 import torch
@@ -10,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from interventions import logit_lens
-from interventions.errors import OutOfRange
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.positions import Position, place_of, positions_of
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.encoding import encode, shown
 from mmneuron_lens.batching.frames import asked_as
@@ -37,22 +38,22 @@ def trace_sample(
     frames: Frames = "fit",
     prompt_form: PromptForm = "auto",
     top_k: int = 5,
-    positions: Sequence[int] | None = None,
+    positions: Sequence[Position] | Literal["paper"] | None = None,
 ) -> LensTrace:
-    """What every position of a question decodes to at every layer, or only `positions` (columns of the prompt).
+    """What every position of a question decodes to at every layer, or only `positions`.
 
-    Negative positions count from the end. Raises `ValueError` for an image that cannot be read, `IndexError` for a
-    position that the prompt does not have.
+    - positions: columns of the prompt or names, see `artifacts.positions.place_of`; "paper": those that the paper shows
+      of the question's domain.
+
+    Raises `InvalidValue` for an image that cannot be read or what is no position, `OutOfRange` for a position that the
+    prompt does not have.
     """
     (asked,), put = asked_as(lens, [sample], prompt, frames, prompt_form)
     batch, _ = encode(lens, [asked], prompt, frames=frames, prompt_form=prompt_form)
     assert batch is not None
-    length = batch.inputs["input_ids"].shape[1]
-    chosen = list(range(length)) if positions is None else list(positions)
-    wrong = [place for place in chosen if not -length <= place < length]
-    if wrong:
-        raise OutOfRange(f"positions {wrong} are not in this prompt of {length} tokens.")
-    chosen = sorted({place % length for place in chosen})
+    named = positions_of(sample.domain) if positions == "paper" else positions
+    kinds = batch.kind[0]
+    chosen = sorted({place_of(one, kinds) for one in (range(len(kinds)) if named is None else named)})
     out = lens.run(logit_lens.at(READ_AT, positions=chosen).bind(top_k=top_k), batch)
     embedded, layers = (out["logit_lens", site][0] for site in READ_AT)
     read = {name: torch.cat([embedded[name][None], layers[name]])[:, 0].cpu() for name in embedded}
@@ -69,7 +70,7 @@ def trace_sample(
         expected=sample.answers,
         layers=("embedding", *map(str, range(1, len(read["tokens"])))),
         labels=tuple(_labels(lens, batch)[place] for place in chosen),
-        kinds=tuple(batch.kind[0][place] for place in chosen),
+        kinds=tuple(kinds[place] for place in chosen),
         tokens=read["tokens"],
         probabilities=read["probabilities"].float(),
         entropy=read["entropy"].float(),

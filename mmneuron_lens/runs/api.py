@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.positions import Position
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.progress import Progress, quietly
@@ -164,13 +165,15 @@ def read_layers(
     frames: Frames = "fit",
     prompt_form: PromptForm = "auto",
     top_k: int = 5,
-    positions: Sequence[int] | None = None,
+    positions: Sequence[Position] | Literal["paper"] | None = None,
 ) -> LensTrace:
     """What every position of a question decodes to at every layer, by the logit lens (Figure 6).
 
     - prompt, frames, prompt_form: as of `ablate`.
     - top_k: tokens at each position and layer.
-    - positions: columns of the prompt, negative ones from its end; all of them unless given.
+    - positions: columns of the prompt, negative ones from its end, or names: "last", "image 8" (the eighth image token),
+      "text -5" (the fifth text token from the end); "paper": those of the question's domain in the paper's Figures 6
+      and 10 to 13, which show `trace.rows(place, even=True)`. All of them unless given.
 
     Raises `InvalidValue` for an image that cannot be read, `OutOfRange` for a position that the prompt does not have.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from interventions.errors import UnknownName
 from mmneuron_lens.artifacts.answers import ALL
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.entropies import Entropies
@@ -49,6 +50,11 @@ def run_model(
     - again: the command line that runs this, for `mmneuron jobs resume`.
     """
     assert store.folder is not None
+    there = {one.id for some in questions.evaluation.values() for one in some}
+    if absent := [name for name in plan.lens_questions if name not in there]:
+        raise UnknownName(
+            f"no question {absent[0]!r} is answered in this run; give an id of its questions, such as {min(there)!r}."
+        )
     shared: dict[str, Any] = {"batch_size": plan.batch_size, "problems": questions.problems, "progress": progress}
     put: dict[str, Any] = {"frames": plan.frames, "prompt_form": plan.prompt_form}
     count_stage(lens, questions.identification, store, corpus=questions.name, again=again, **shared, **put)
@@ -121,12 +127,20 @@ def read_model(
         Embeddings,
         what=f"{lens.name}: embedding images",
     )
+    shown = {domain: _chosen(some, plan.lens_questions) for domain, some in evaluation.items()}
     for number in range(plan.traces):
         each(
             f"traces/{number + 1}",
             "reading the layers,",
             "evaluation",
-            {domain: some[number : number + 1] for domain, some in evaluation.items() if len(some) > number},
+            {domain: some[number : number + 1] for domain, some in shown.items() if len(some) > number},
             LensTrace,
             lambda samples, _: trace_sample(lens, samples[0], **put),
         )
+
+
+def _chosen(samples: Sequence[Sample], ids: Sequence[str]) -> list[Sample]:
+    """The samples with those of these ids first, in the order of the ids."""
+    named = {one.id: one for one in samples}
+    first = [named[name] for name in ids if name in named]
+    return first + [one for one in samples if one.id not in ids]
