@@ -44,8 +44,8 @@ Frame = Annotated[
 LensAt = Annotated[
     list[str] | None,
     typer.Option(
-        help="A position that Figures 6 and 10 to 13 show: image 8, text -5, last, a column, or paper, the paper's own of "
-        "each domain; repeat it for several. The second image token and the last text token if left out."
+        help="A position that Figures 6 and 10 to 13 show: image 8, text -5, last, a column, or paper: the paper's own "
+        "of each domain; repeat it for several. The second image token and the last text token if left out."
     ),
 ]
 EvenLayers = Annotated[bool, typer.Option("--even-layers", help="Show layers 2, 4, ... there, as the paper.")]

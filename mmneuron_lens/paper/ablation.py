@@ -46,11 +46,13 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
     rows = [row for run in asked for row in against_random(run.answers, run.scoring)]
     against = pl.DataFrame(rows, infer_schema_length=None)
     count = max(frame["questions"].to_list())
-    scored = [
+    scored = pl.DataFrame(
         {"model": run.model, "domain": domain_name(domain), "scored by": name}
         for run in asked
         for domain, name in run.metrics.items()
-    ]
+    )
+    page = scored.drop("model").unique(maintain_order=True)
+    shared = page["domain"].is_unique().all()
     text = (
         f"Each domain’s questions (at most {count}) were answered with that domain’s neurons off, in one module or in "
         "all. An interval that crosses zero is compatible with no effect.",
@@ -62,7 +64,7 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
             "Difference to no ablation in percentage points, with its 95 % interval paired by question.",
             tables.wide(differences, "shown", domains).rename({"module": "neurons off in"}),
         ),
-        Grid("ablation_scores", "How the answers are scored.", pl.DataFrame(scored)),
+        Grid("ablation_scores", "How the answers are scored.", page if shared else scored, long=scored),
         Grid("ablation", "Every condition, with random draws", frame, folded=True),
     ]
     if len(against):

@@ -28,30 +28,32 @@ DEFINITIONS = {
 
 def table_4(runs: Sequence[ModelRun]) -> Section:
     """What each domain is, with an image of it, the questions and tokens of this run, and the paper's sizes."""
-    rows, examples = [], []
+    rows, tokens, examples = [], [], []
     for counts in runs[0].counts:
-        own = {run.model: some for run in runs for some in run.counts if some.domain == counts.domain}
-        tokens = {f"LLM tokens, {model}": int(one.tokens[LLM].sum()) for model, one in own.items() if LLM in one.tokens}
         corpus = counts.provenance.get("corpus")
         name = corpus.get("name") if isinstance(corpus, dict) else corpus
         answered = len({one.id for one in runs[0].answers if one.domain == counts.domain})
         row = {"domain": domain_name(counts.domain), "definition": DEFINITIONS.get(counts.domain), "corpus": name}
-        row |= {"identifying questions": counts.samples, "answered questions": answered, **tokens}
+        row |= {"identifying questions": counts.samples, "answered questions": answered}
         rows.append({**row, **paper_numbers.corpus(counts.domain)})
         examples.append(_example(runs, counts.domain))
     if not rows:
         return Section("Domains and corpora", missing="no neurons were counted.", name="Table 4")
-    frame = pl.DataFrame(rows, infer_schema_length=None)
-    caption = (
-        "The domains; the questions asked in each and the tokens they come to in each model; and the corpora and "
-        "numbers of samples that the paper names. The samples it names do not give the 20 million tokens a domain that "
-        "it names too."
-    )
+    for run in runs:
+        own = {domain_name(one.domain): int(one.tokens[LLM].sum()) for one in run.counts if LLM in one.tokens}
+        tokens.append({"model": run.model, **own})
     seen = any(picture is not None for picture in examples)
+    caption = "What belongs to each domain; the questions asked here; and the corpora and their samples in the paper."
     caption += " Each image is of a question that was read layer by layer." if seen else ""
+    sums = (
+        "LLM tokens that the identifying questions come to. The paper names about 20 million a domain in LLaVA-NeXT, "
+        "which its numbers of samples do not give."
+    )
     everything = stacked(one.to_frame() for run in runs for one in run.counts)
+    frame = pl.DataFrame(rows, infer_schema_length=None)
     grids = (
         Grid("corpora", caption, frame, examples=tuple(examples) if seen else ()),
+        Grid("corpora_tokens", sums, pl.DataFrame(tokens, infer_schema_length=None)),
         Grid("tokens", "The tokens counted at every site, by kind", everything, folded=True),
     )
     sources = (*sources_of(runs, "counts"), *(sources_of(runs, "traces") if seen else ()))

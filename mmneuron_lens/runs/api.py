@@ -171,9 +171,9 @@ def read_layers(
 
     - prompt, frames, prompt_form: as of `ablate`.
     - top_k: tokens at each position and layer.
-    - positions: columns of the prompt, negative ones from its end, or names: "last", "image 8" (the eighth image token),
-      "text -5" (the fifth text token from the end); "paper": those of the question's domain in the paper's Figures 6
-      and 10 to 13, which show `trace.rows(place, even=True)`. All of them unless given.
+    - positions: columns of the prompt, negative ones from its end, or names: "last", "image 8" (the eighth image
+      token), "text -5" (the fifth text token from the end); "paper": those of the question's domain in the paper's
+      Figures 6 and 10 to 13, which show `trace.rows(place, even=True)`. All of them unless given.
 
     Raises `InvalidValue` for an image that cannot be read, `OutOfRange` for a position that the prompt does not have.
     """
