@@ -89,7 +89,7 @@ def trace(domain: str) -> LensTrace:
 class Traced(ModelRun):
     """A run that holds three traces alone."""
 
-    traces = [trace("remote_sensing"), trace("medical"), trace("document")]  # type: ignore[assignment]
+    traces = (trace("remote_sensing"), trace("medical"), trace("document"))  # type: ignore[assignment]
 
     def sources(self, *kinds, domain=None):
         return ()
