@@ -209,3 +209,16 @@ def test_the_commands_have_the_option(tmp_path):
         assert mmneuron(command, "--help").stdout.count("--frames") == 1
     for command in ("ablate", "paper"):
         assert mmneuron(command, "--help").stdout.count("--prompt-form") == 1
+
+
+def test_domains_of_one_and_of_several_images_are_selected_from_together(tmp_path):
+    """As LingoQA beside the other corpora."""
+    write_images(tmp_path, "common", 4)
+    several = segments(tmp_path / "several")
+    rows = [row("common", number, f"Is it red, {number}?") for number in range(4)]
+    single = load_corpus(write_rows(tmp_path, rows))
+    both = [one for one in several if one.domain == "document"] + list(single)
+    found = identify(tiny_lens("llava_next"), replace(several, samples=tuple(both)), permutations=1, fraction=0.3)
+    told = {one.domain: one.provenance.get("frames shown") for one in found.counts}
+    assert told["common"] is None
+    assert sum(told["document"].values()) == 3

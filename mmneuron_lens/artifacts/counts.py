@@ -21,7 +21,10 @@ BUCKETS = 16
 LEFT_OUT = "left out"
 """Provenance: the ids of samples whose image could not be decoded, sorted."""
 
-CORPUS_FIELDS = ("corpus", LEFT_OUT)
+FRAMES_SHOWN = "frames shown"
+"""Provenance: of samples of several images, by number of images that the model was shown, how many samples."""
+
+CORPUS_FIELDS = ("corpus", LEFT_OUT, FRAMES_SHOWN)
 """Provenance in which the counts of several domains may differ; in everything else they must agree."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from interventions.errors import InvalidValue
 from interventions.sites import unknown
+from mmneuron_lens.artifacts.counts import FRAMES_SHOWN
 from mmneuron_lens.batching.chat import PromptForm, form_facts
 from mmneuron_lens.batching.prompting import Prompt, model_kind, prompt_of
 from mmneuron_lens.corpora.folder import image_sizes
@@ -80,7 +81,7 @@ def asked_as(
     one = model_kind(lens) != "llava-next" and frames != "strip"
     pairs = zip(samples, shown, strict=True)
     numbers = Counter(1 if one else len(after.images) for before, after in pairs if len(before.images) > 1)
-    told = {"frames": frames, "frames shown": {str(number): numbers[number] for number in sorted(numbers)}}
+    told = {"frames": frames, FRAMES_SHOWN: {str(number): numbers[number] for number in sorted(numbers)}}
     return shown, {**form_facts(lens, prompt, prompt_form), **(told if numbers else {})}
 
 
