@@ -16,7 +16,7 @@ from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.corpora.load import load_corpus
 from mmneuron_lens.evaluation.ablation import Ablation
-from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, exact_match, scores
+from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, is_right, scored_by, scores
 from mmneuron_lens.experiments.ablate import MemoryRows, ablate
 from mmneuron_lens.experiments.conditions import conditions_of
 from mmneuron_lens.experiments.count import count_domain
@@ -195,7 +195,7 @@ def test_scores_by_hand_and_again_from_the_file(tmp_path):
     assert scores(again) == rows
     assert Ablation(again).to_frame().to_dicts() == rows
     assert Ablation(again).against_random().to_dicts() == [against]
-    strict = scores(answers, match=lambda answer, accepted: answer in accepted)
+    strict = scores(answers, match=lambda one: one.answer in one.answers)
     assert {row["accuracy"] for row in strict} == {0.0}
 
 
@@ -222,10 +222,60 @@ def test_conditions_that_were_asked_different_questions_are_not_compared():
         scores([*told("none", [True, True]), *told("domain", [True])])
 
 
-def test_exact_match_ignores_case_and_space_alone():
-    assert exact_match(" YES\n", ("no", "Yes"))
-    assert not exact_match("yes.", ("yes",))
-    assert not exact_match("", ("yes",))
+def answer_of(text: str, accepted: tuple[str, ...], options: tuple[str, ...] = (), domain: str = "common") -> Answer:
+    return Answer("m", "None", "none", "", domain, "1", "?", accepted, text, options=options)
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted", "right"),
+    [
+        (" YES\n", ("no", "Yes"), True),
+        ("Yes.", ("yes",), True),
+        ("The  dog!", ("dog",), True),
+        ("two", ("2",), True),
+        ("X-ray", ("x ray",), True),
+        ("**heart**", ("heart",), True),
+        ("-5", ("5",), False),
+        ("<50%", (">50%",), False),
+        ("vitamin", ("vitamin A",), False),
+        ("yes and no", ("yes",), False),
+        ("", ("yes",), False),
+        ("...", ("yes",), False),
+    ],
+)
+def test_open_answers_are_right_in_normal_form(text, accepted, right):
+    assert is_right(answer_of(text, accepted)) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted", "right"),
+    [
+        ("B.", ("B",), True),
+        ("(b) diffuse", ("B",), True),
+        ("Bone", ("C",), True),
+        ("It is bone.", ("C",), True),
+        ("A bone", ("A",), False),
+        ("boen", ("C",), False),
+        ("C", ("bone",), True),
+        ("I do not know", ("A",), False),
+    ],
+)
+def test_answers_to_options_are_right_by_the_option_they_name(text, accepted, right):
+    assert is_right(answer_of(text, accepted, ("focal uptake", "diffuse uptake", "bone"))) is right
+
+
+def test_how_each_domain_is_scored_is_said():
+    some = [answer_of("B", ("B",), ("x", "y"), "medical"), answer_of("yes", ("yes",))]
+    option = "accuracy of the option that the answer names, by letter or text"
+    plain = "accuracy, equal to an accepted answer but for case, punctuation, articles and white space"
+    assert scored_by(some) == {"medical": option, "common": plain}
+    assert (
+        scored_by([*some, answer_of("yes", ("yes",), (), "medical")])["medical"]
+        == f"{option}; without options: {plain}"
+    )
+    assert Ablation(some).metrics == scored_by(some)
+    # What a model was asked with options is scored with them again from the file.
+    assert all(row["accuracy"] == 100 for row in Ablation(some).to_frame().to_dicts())
 
 
 class Stopped(Exception):

@@ -24,7 +24,10 @@ LEFT_OUT = "left out"
 REASONS = "reasons"
 """Provenance: why each of these was left out, by its id; absent where none was."""
 
-CORPUS_FIELDS = ("corpus", LEFT_OUT, REASONS)
+FRAMES_SHOWN = "frames shown"
+"""Provenance: of samples of several images, by number of images that the model was shown, how many samples."""
+
+CORPUS_FIELDS = ("corpus", LEFT_OUT, REASONS, FRAMES_SHOWN)
 """Provenance in which the counts of several domains may differ; in everything else they must agree."""
 
 

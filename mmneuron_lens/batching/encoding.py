@@ -10,6 +10,7 @@ from PIL import Image
 
 from mmneuron_lens.batching.attribution import LeftOut, attributed
 from mmneuron_lens.batching.batches import rows_of
+from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.prompting import Prompt, model_kind, prompt_of
 from mmneuron_lens.corpora.folder import Problems, open_images
@@ -39,6 +40,7 @@ def encode(
     problems: Problems | None = None,
     opened: Opener = open_images,
     frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     new_tokens: int = 0,
 ) -> tuple[Batch | None, list[Sample]]:
     """A batch of the samples that can be decoded and encoded (None if there is none), and these samples.
@@ -47,7 +49,9 @@ def encode(
     - problems: where the other samples are named; without it the first raises `InvalidValue`.
     - opened: decodes a sample's images, or has them decoded already.
     - frames: what a model is shown of several images: "fit", the images of the sample (a model of one image, the
-      middle one), or "strip", all of them side by side as one.
+      middle one), or "strip", all of them side by side as one. Which of them fit is said before, by
+      `frames.with_frames_that_fit`.
+    - prompt_form: the frame of the evaluation prompt, see `chat.form_of`.
     - new_tokens: positions that an answer takes.
     """
     ready, left = [], LeftOut.of(problems)
@@ -57,7 +61,7 @@ def encode(
             ready.append(Ready(sample, *shown(lens, sample, decoded, frames)))
 
     def made(some: Sequence[Ready]) -> Batch:
-        texts = [prompt_of(lens, one.sample, prompt, len(one.seen)) for one in some]
+        texts = [prompt_of(lens, one.sample, prompt, len(one.seen), prompt_form) for one in some]
         batch = lens.encode([one.seen for one in some], texts)
         if new_tokens:
             refuse_beyond(lens.model, batch.inputs, [""] * len(some), new_tokens)
@@ -74,6 +78,7 @@ def encode_packed(
     problems: Problems | None = None,
     opened: Opener = open_images,
     frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
 ) -> tuple[Batch | None, list[Sample]]:
     """As `encode`, with questions of the same images packed, at most so many in a row; for reads that sum."""
     ready, left = [], LeftOut.of(problems)
@@ -91,7 +96,7 @@ def encode_packed(
         each, rows, given = iter(some), [], []
         for asked in rows_of([one.sample for one in some], at_most):
             held = [next(each) for _ in asked]
-            texts = [prompt_of(lens, one.sample, prompt, len(one.seen)) for one in held]
+            texts = [prompt_of(lens, one.sample, prompt, len(one.seen), prompt_form) for one in held]
             rows.append((held[0].seen, texts))
             given.append(held[0].given)
         batch = lens.pack(rows, cut=True)

@@ -4,6 +4,10 @@
         question_id, segment_id, images (paths relative to the parquet's folder), question, answer
 
 `val` has 1,000 rows for 500 questions: each question stands twice, with two reference answers.
+
+A sample keeps all five frames. What a model is shown of them is decided when it is asked (`batching.frames`, in every
+stage alike): a model of LLaVA's family as many evenly spaced frames as fit beside 512 new tokens, InstructBLIP the
+middle one; or, with frames "strip", all five side by side as one image, as the paper's code does.
 """
 
 from __future__ import annotations

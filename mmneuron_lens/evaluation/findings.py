@@ -17,7 +17,7 @@ from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.deviations import Deviations
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.evaluation.accuracy import Scoring, exact_match
+from mmneuron_lens.evaluation.accuracy import Scoring, is_right
 
 Verdict = Literal["holds", "does not hold", "not decided", "not run"]
 
@@ -62,7 +62,7 @@ class Evidence:
     counts: Sequence[Counts] = ()
     entropies: Sequence[Entropies] = ()
     answers: Sequence[Answer] = ()
-    scoring: Scoring = exact_match
+    scoring: Scoring = is_right
     deviations: Sequence[Deviations] = ()
 
     @property

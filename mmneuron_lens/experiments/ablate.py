@@ -7,7 +7,7 @@ Questions are answered by generation under conditions: nothing off ("none"), the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypedDict
 
@@ -17,12 +17,15 @@ from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.attribution import LeftOut, attributed, raise_none_left
 from mmneuron_lens.batching.batches import sized, steps_of
+from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
+from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.content import sample_digest
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.conditions import Condition, Match, Off, conditions_of
 from mmneuron_lens.lens import Lens
@@ -86,6 +89,8 @@ def ablate(
     rows: AnswerRows | None = None,
     batch_size: int = 32,
     prompt: Prompt = "evaluation",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     selection_id: str = "",
     problems: Problems | None = None,
     progress: Progress = quietly,
@@ -95,6 +100,7 @@ def ablate(
 
     - modules, random_draws, seed, match, off, cross, controls: see `conditions_of`.
     - rows: answers that are there already are not generated again.
+    - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
     - selection_id: the `content_hash` of the saved selection, kept with every answer.
     - problems: where a sample is named that cannot be decoded, encoded or run; it has no answer under any condition.
     - generation: settings of `generate`, over greedy decoding of at most 16 new tokens.
@@ -102,22 +108,30 @@ def ablate(
     rows = MemoryRows() if rows is None else rows
     settings = generation_settings(generation)
     answers: list[Answer] = []
-    for domain, samples in samples_by_domain.items():
+    for domain, given in samples_by_domain.items():
+        put = {one.id: asked_as(lens, [one], prompt, frames, prompt_form, settings["max_new_tokens"]) for one in given}
+        samples = [put[one.id][0][0] for one in given]
         conditions = conditions_of(
             selection, domain, modules=modules, random_draws=random_draws, seed=seed, match=match, off=off,
             controls=controls, cross=cross,
         )  # fmt: skip
-        left, found = LeftOut(problems), sized(askable(lens, samples, prompt, problems), problems)
+        room, left = settings["max_new_tokens"], LeftOut(problems)
+        put = {
+            one.id: asked_as(lens, [one], prompt, frames, prompt_form, room)
+            for one in askable(lens, samples, prompt, problems)
+        }
+        found = sized([one for shown, _ in put.values() for one in shown], problems)
         questions = {
             (id(condition), one.sample.id): AskedQuestion(
-                lens, selection.model, selection_id, one.sample, condition, prompt, settings
+                lens, selection.model, selection_id, one.sample, condition, prompt, put[one.sample.id][1], settings
             )
             for condition in conditions
             for one in found
         }
         steps = steps_of(found, batch_size, buckets=False)
         groups = [steps[start : start + TOGETHER] for start in range(0, len(steps), TOGETHER)]
-        asking = _Asking(lens, prompt, left, settings)
+        how: dict[str, Any] = {"frames": frames, "prompt_form": prompt_form, "new_tokens": room}
+        asking = _Asking(lens, partial(encode, lens, prompt=prompt, problems=left, **how), settings)
         for group in progress(groups, f"answering {domain} under {len(conditions)} conditions"):
             for condition in conditions:
                 todo = [
@@ -148,10 +162,11 @@ class AskedQuestion:
 
     def __init__(
         self, lens: Lens, model: str, selection: str, sample: Sample, condition: Condition, prompt: Prompt,
-        settings: Mapping[str, Any],
+        put: Mapping[str, Any], settings: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.model, self.selection, self.sample, self.condition = model, selection, sample, condition
         facts = [lens.model.facts(), condition.digest, sample_digest(sample), prompt, dict(settings)]
+        facts += [dict(put)] if put else []
         self.digest = hashlib.sha256(dumps(facts).encode()).hexdigest()
 
     def answered(self, text: str) -> Answer:
@@ -168,15 +183,19 @@ class AskedQuestion:
             answer=text,
             selection=self.selection,
             digest=self.digest,
+            options=self.sample.options,
         )
+
+
+Encode = Callable[[Sequence[Sample]], tuple[Batch | None, list[Sample]]]
+"""Samples to a batch, and those of them that could be encoded."""
 
 
 class _Asking:
     """Asks groups of batches; those of the last group are held encoded, since every condition answers them."""
 
-    def __init__(self, lens: Lens, prompt: Prompt, left: LeftOut, settings: Mapping[str, Any]) -> None:
-        self.lens, self.left, self.settings = lens, left, dict(settings)
-        self.prompt: Prompt = prompt
+    def __init__(self, lens: Lens, encode: Encode, settings: Mapping[str, Any]) -> None:
+        self.lens, self.encode, self.settings = lens, encode, dict(settings)
         self.held: list[tuple[Batch | None, list[Sample]]] = []
 
     def answers(
@@ -189,8 +208,7 @@ class _Asking:
         ids = {one.id for one in asked}
         todo = [some for batch in group if (some := [one for one in batch if one.id in ids])]
         if todo != [kept for _, kept in self.held]:
-            room = self.settings["max_new_tokens"]
-            self.held = [encode(self.lens, some, self.prompt, self.left, new_tokens=room) for some in todo]
+            self.held = [self.encode(some) for some in todo]
         batches = [batch for batch, _ in self.held if batch is not None]
         texts = self.lens.generate(graph, batches, **self.settings).text if batches else []
         return list(zip([one for _, kept in self.held for one in kept], texts, strict=True))

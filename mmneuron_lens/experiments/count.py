@@ -12,14 +12,14 @@ from torch import Tensor
 
 from interventions import GROUP_KINDS, SITES, Graph, count_checked, count_positions
 from interventions.errors import InvalidValue
-from interventions.sites import unknown
 from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, REASONS, Counts
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.batching.attribution import LeftOut
 from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of, steps_of_whole_images
+from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode, encode_packed
-from mmneuron_lens.batching.frames import with_frames_that_fit
+from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.gather import (
     WHOLE,
     Held,
@@ -39,7 +39,7 @@ from mmneuron_lens.batching.remote import Jobs, Values, gather_remotely
 from mmneuron_lens.batching.shared_rows import packing_of
 from mmneuron_lens.corpora.content import content_digest
 from mmneuron_lens.corpora.folder import Problems, open_images
-from mmneuron_lens.corpora.frames import FRAMES, Frames
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
@@ -65,6 +65,7 @@ class CountPlan:
     prompt: Prompt
     frames: Frames
     packs: bool
+    prompt_form: PromptForm = "auto"
 
 
 def plan_count(
@@ -74,6 +75,7 @@ def plan_count(
     batch_size: int = 32,
     prompt: Prompt = "identification",
     frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     corpus: str = "",
     exact: bool = False,
     problems: Problems | None = None,
@@ -82,6 +84,7 @@ def plan_count(
 
     - prompt: which of the paper's prompts.
     - frames: "fit": of several images a question as many evenly spaced ones as fit; "strip": all of them as one.
+    - prompt_form: the frame of the evaluation prompt, see `chat.form_of`; identification is asked plainly.
     - corpus: its name, for the provenance.
     - exact: ask every question by itself. Otherwise up to `PACKED` questions of the same images share one row where the
       model allows it, and elsewhere their pass of the vision tower: the same counts but for float rounding at zero.
@@ -92,19 +95,18 @@ def plan_count(
     Raises `InvalidValue` for samples of several domains, or none.
     """
     domain = one_domain(samples, "counts")
-    if frames not in FRAMES:
-        raise InvalidValue(unknown("frames", frames, FRAMES))
-    samples = askable(lens, samples, prompt, problems)
-    if frames == "fit":
-        samples = with_frames_that_fit(lens, samples, prompt)
-    found = sized(samples, problems)
-    packs, packing = packing_of(lens, samples, prompt, frames, exact, PACKED)
+    asked, put = asked_as(lens, askable(lens, samples, prompt, problems), prompt, frames, prompt_form)
+    found = sized(asked, problems)
+    packs, packing = packing_of(lens, asked, prompt, frames, prompt_form, exact, PACKED)
     rows = bool(lens.architecture.facts["images_in_text"])
     facts: dict[str, Any] = {"prompt": prompt, "batch size": batch_size, "packing": packing, "frames": frames}
+    facts |= put
     source = {"name": corpus, "questions": len(found), "sha256": content_digest(one.sample for one in found)}
     facts |= {"method": "activation > 0", "corpus": source, "domain": domain}
     steps = steps_of_whole_images(found, batch_size, PACKED, rows) if packs else steps_of(found, batch_size)
-    return CountPlan(domain, tuple(steps), provenance(**lens.model.facts(), **facts), prompt, frames, packs)
+    return CountPlan(
+        domain, tuple(steps), provenance(**lens.model.facts(), **facts), prompt, frames, packs, prompt_form
+    )
 
 
 def count_steps(
@@ -129,8 +131,8 @@ def count_steps(
 
     def encoded(samples: Sequence[Sample], opened: Opener = open_images) -> tuple[Batch | None, list[Sample]]:
         if plan.packs:
-            return encode_packed(lens, samples, plan.prompt, PACKED, left, opened, plan.frames)
-        return encode(lens, samples, plan.prompt, left, opened, plan.frames)
+            return encode_packed(lens, samples, plan.prompt, PACKED, left, opened, plan.frames, plan.prompt_form)
+        return encode(lens, samples, plan.prompt, left, opened, plan.frames, plan.prompt_form)
 
     def run(step: Step, opened: Opener) -> Piece:
         batch, kept = encoded(step.samples, opened)

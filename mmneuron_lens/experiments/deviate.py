@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,13 +23,16 @@ from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.attribution import LeftOut
 from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of
+from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
+from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, by_group, concatenate, gather
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.conditions import Condition, Off, conditions_of, modules_of
 from mmneuron_lens.lens import Lens
@@ -72,6 +76,8 @@ def deviate(
     off: Off | None = None,
     batch_size: int = 32,
     prompt: Prompt = "evaluation",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     selection_id: str = "",
     keeper: Keeper | None = None,
     problems: Problems | None = None,
@@ -80,6 +86,7 @@ def deviate(
     """The deviations of one domain's questions: one forward a batch and condition; one batch is held at a time.
 
     - off: how neurons are switched, zero unless given.
+    - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
     - keeper: where the batches that are done are kept; memory unless given.
 
     Raises `InvalidValue` for samples of several domains or none that can be read, `NotFinite` for hidden states that
@@ -87,9 +94,10 @@ def deviate(
     """
     domain = one_domain(samples, "deviations")
     conditions, left = deviation_conditions(selection, domain, random_draws, seed, off), LeftOut(problems)
+    asked, put = asked_as(lens, askable(lens, samples, prompt, problems), prompt, frames, prompt_form)
 
     def run(step: Step, opened: Opener) -> Piece:
-        batch, kept = encode(lens, step.samples, prompt, left, opened)
+        batch, kept = encode(lens, step.samples, prompt, left, opened, frames, prompt_form)
         if batch is None:
             return Piece(step.group, {})
         undisturbed = _states(lens, batch, Graph())
@@ -102,12 +110,13 @@ def deviate(
             refuse_not_finite(site, torch.stack([row[measure] for row in rows]), lens.dtype, layered=False)
         return Piece(step.group, {name: torch.stack([row[name] for row in rows]) for name in MEASURES}, ids_of(kept))
 
-    steps = steps_of(sized(askable(lens, samples, prompt, problems), problems), batch_size, buckets=False)
+    steps = steps_of(sized(asked, problems), batch_size, buckets=False)
     title = f"deviation of {domain} under {len(conditions)} conditions"
     held = gather(steps, run, concatenate, keeper=keeper or Memory(), left=left, title=title, progress=progress)
     total = by_group(held, concatenate)[0]
     order = sorted(range(len(total.seen)), key=total.seen.__getitem__)
-    facts = {"prompt": prompt, "batch size": batch_size, "random draws": random_draws, "seed": seed}
+    facts: dict[str, Any] = {"prompt": prompt, "batch size": batch_size, "random draws": random_draws, "seed": seed}
+    facts |= put
     return Deviations(
         model=selection.model,
         domain=domain,

@@ -19,13 +19,16 @@ from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.batching.attribution import LeftOut
 from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of
+from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
+from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, add, by_group, gather
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.finite import refuse_not_finite
@@ -65,12 +68,15 @@ def read_entropy(
     *,
     batch_size: int = 32,
     prompt: Prompt = "identification",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     keeper: Keeper | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
 ) -> Entropies:
     """The entropies of one domain's questions: one forward a batch.
 
+    - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
     - keeper: where the batches that are done are kept; memory unless given.
 
     Raises `InvalidValue` for samples of several domains or none, `NotFinite` for hidden states that are infinite or
@@ -78,9 +84,10 @@ def read_entropy(
     """
     domain = one_domain(samples, "entropies")
     graph, left = lens_entropy.at(READ_AT) | top_one, LeftOut(problems)
+    asked, put = asked_as(lens, askable(lens, samples, prompt, problems), prompt, frames, prompt_form)
 
     def run(step: Step, opened: Opener) -> Piece:
-        batch, kept = encode(lens, step.samples, prompt, left, opened)
+        batch, kept = encode(lens, step.samples, prompt, left, opened, frames, prompt_form)
         if batch is None:
             return Piece(step.group, {})
         out = lens.run(graph, batch)
@@ -94,7 +101,7 @@ def read_entropy(
         refuse_not_finite("llm.logits", found["sum"], lens.dtype, layered=False)
         return Piece(step.group, {**found, "entropy": entropy}, ids_of(kept))
 
-    steps = steps_of(sized(askable(lens, samples, prompt, problems), problems), batch_size)
+    steps = steps_of(sized(asked, problems), batch_size)
     held = gather(
         steps, run, add, keeper=keeper or Memory(), left=left, title=f"entropy of {domain}", progress=progress
     )  # fmt: skip
@@ -106,7 +113,8 @@ def read_entropy(
     for group, values in buckets.items():
         for name, value in values.items():
             total[name][group] = value
-    facts = {"prompt": prompt, "batch size": batch_size, "below": CONFIDENT, "unit": "nats"}
+    facts: dict[str, Any] = {"prompt": prompt, "batch size": batch_size, "below": CONFIDENT, "unit": "nats"}
+    facts |= put
     return Entropies(
         model=lens.name,
         domain=domain,

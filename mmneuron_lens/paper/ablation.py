@@ -46,10 +46,14 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
     rows = [row for run in asked for row in against_random(run.answers, run.scoring)]
     against = pl.DataFrame(rows, infer_schema_length=None)
     count = max(frame["questions"].to_list())
-    metrics = asked[0].official.metrics if asked[0].official else {}
-    how = "; ".join(f"{domain_name(domain)}: {name}" for domain, name in metrics.items())
+    scored = pl.DataFrame(
+        {"model": run.model, "domain": domain_name(domain), "scored by": name}
+        for run in asked
+        for domain, name in run.metrics.items()
+    )
+    page = scored.drop("model").unique(maintain_order=True)
+    shared = page["domain"].is_unique().all()
     text = (
-        f"Scores: {how or 'top-1 accuracy, equal to an accepted answer but for case and space'}.",
         f"Each domain’s questions (at most {count}) were answered with that domain’s neurons off, in one module or in "
         "all. An interval that crosses zero is compatible with no effect.",
     )
@@ -60,6 +64,7 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
             "Difference to no ablation in percentage points, with its 95 % interval paired by question.",
             tables.wide(differences, "shown", domains).rename({"module": "neurons off in"}),
         ),
+        Grid("ablation_scores", "How the answers are scored.", page if shared else scored, long=scored),
         Grid("ablation", "Every condition, with random draws", frame, folded=True),
     ]
     if len(against):

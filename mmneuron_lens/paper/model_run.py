@@ -22,7 +22,7 @@ from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.evaluation.accuracy import Scoring, exact_match
+from mmneuron_lens.evaluation.accuracy import Scoring, is_right, scored_by
 from mmneuron_lens.evaluation.findings import Evidence
 from mmneuron_lens.report.sections import Source
 
@@ -86,7 +86,12 @@ class ModelRun:
 
     @property
     def scoring(self) -> Scoring:
-        return exact_match if self.official is None else self.official.values
+        return is_right if self.official is None else self.official.values
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The name of the answers' score by domain."""
+        return scored_by(self.answers) if self.official is None else self.official.metrics
 
     @property
     def answers(self) -> list[Answer]:

@@ -16,6 +16,7 @@ from interventions.files import write_atomically
 from mmneuron_lens.evaluation.findings import Claim
 from mmneuron_lens.report import figures, latex, tables
 from mmneuron_lens.report.claims_table import claims_table, measured
+from mmneuron_lens.report.hover import data_uri
 from mmneuron_lens.report.sections import Grid, Picture, Section, Source
 
 INDEX = "index"
@@ -127,6 +128,7 @@ def _environment() -> Environment:
         "heading": tables.heading,
         "largest": _largest,
         "breakable": _breakable,
+        "data_uri": data_uri,
         "measured": measured,
         "uri": _uri,
         "style": Markup((folder / "style.css").read_text(encoding="utf-8")),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import polars as pl
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from mmneuron_lens.report.figures import Theme
 
@@ -36,6 +37,7 @@ class Grid:
     - most: whether the largest number of each row is bold.
     - decimals: of every fraction; if None those of its column, see `tables.shown`.
     - long: what the CSV holds, if not `frame`.
+    - examples: a picture a row, uint8 [height, width, 3] or None, which the page alone shows, behind the first column.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Grid:
     most: bool = False
     decimals: int | None = None
     long: pl.DataFrame | None = None
+    examples: tuple[Tensor | None, ...] = ()
 
     @property
     def file(self) -> pl.DataFrame:

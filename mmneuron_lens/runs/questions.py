@@ -99,7 +99,7 @@ def published_questions(folder: str | Path, out: str | Path, models: Sequence[st
             say(f"{sum(map(len, found))} records are skipped and named in {Path(out) / 'problems.txt'}")
             for part in (part for some in found for part in some.unread):
                 say(part)
-    identification, evaluation, notes = listed_samples(folder, out, token_count(lens), plan)
+    identification, evaluation, notes = listed_samples(folder, out, token_count(lens, plan.frames), plan)
     name = Path(folder).resolve().name
     used = {image for samples in identification.values() for sample in samples for image in sample.images}
     shared = sum(not used.isdisjoint(sample.images) for samples in evaluation.values() for sample in samples)

@@ -25,7 +25,7 @@ def draw_samples(
 ) -> tuple[list[Path], list[RecordProblems]]:
     """Draws the lists of every corpus in a folder and writes `out/samples/<purpose>/<domain>.json`."""
     amounts = {"budget": plan.budget, "questions": plan.questions, "seed": plan.seed}
-    drawn = list(draw_lists(folder, token_count(lens), **amounts))
+    drawn = list(draw_lists(folder, token_count(lens, plan.frames), **amounts))
     return save_lists((one for one, _ in drawn), Path(out) / "samples"), [problems for _, problems in drawn]
 
 
