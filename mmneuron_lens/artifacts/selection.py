@@ -157,6 +157,16 @@ def in_order(sites: Iterable[str]) -> list[str]:
     return sorted(sites, key=lambda site: (known.index(site) if site in MODULES else len(known), site))
 
 
+def groups_of(sites: Iterable[str]) -> dict[str, list[str]]:
+    """The rows of a table by module, and the sites of each: every module, its sites where it has several, and "All"."""
+    ordered = in_order(sites)
+    groups: dict[str, list[str]] = {}
+    for module in dict.fromkeys(map(module_of, ordered)):
+        own = sites_of(ordered, module)
+        groups |= {module: own} | ({site: [site] for site in own} if len(own) > 1 else {})
+    return groups | {"All": ordered}
+
+
 def sites_of(sites: Iterable[str], chosen: str | None) -> list[str]:
     """The sites meant by a site, a module of the paper, or None (all); `KeyError` names the choices."""
     sites = in_order(sites)

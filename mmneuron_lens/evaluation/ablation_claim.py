@@ -11,7 +11,7 @@ import numpy
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
 from mmneuron_lens.evaluation.accuracy import Right, right_by_condition
-from mmneuron_lens.evaluation.findings import RESAMPLES, Evidence, Finding, interval_of, not_run, verdict_of
+from mmneuron_lens.evaluation.findings import RESAMPLES, Evidence, Finding, few, interval_of, not_run, verdict_of
 
 MUCH = 5.0
 """Per cent of the norm: the paper says "large" of 8 to 50 % (all modules off, Table 3); here, anything above this."""
@@ -36,7 +36,8 @@ def much_and_little(one: Evidence, resamples: int = RESAMPLES, seed: int = 0) ->
     changes = [_changes(right, some.domain) for some in both]
     value, change = _means(moved, changes)
     generator = numpy.random.default_rng(seed)
-    drawn = [_means(_again(moved, generator), _again(changes, generator)) for _ in range(resamples)]
+    draws = 0 if few(list(map(len, (*moved, *changes)))) else resamples
+    drawn = [_means(_again(moved, generator), _again(changes, generator)) for _ in range(draws)]
     low, high = interval_of([deviation for deviation, _ in drawn])
     margin = interval_of([deviation - max(MUCH, other) for deviation, other in drawn])
     random = [some.of(ALL, RANDOM).mean() for some in both if (ALL, f"{RANDOM} 1") in some.conditions]

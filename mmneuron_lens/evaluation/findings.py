@@ -85,6 +85,11 @@ def interval_of(values: Sequence[float]) -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
+def few(filled: Sequence[int]) -> bool:
+    """Whether some domain has too few buckets of images, or questions, to be resampled: fewer than two."""
+    return min(filled, default=0) < 2
+
+
 def verdict_of(value: float, low: float | None, high: float | None, holds: Callable[[float], bool]) -> Verdict:
     """Whether a number and both ends of its interval agree; without an interval nothing is decided.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmneuron_lens.artifacts.entropies import Entropies
-from mmneuron_lens.evaluation.findings import Evidence, Finding, interval_of, not_run, verdict_of
+from mmneuron_lens.evaluation.findings import Evidence, Finding, few, interval_of, not_run, verdict_of
 
 KINDS = ("image", "text")
 
@@ -117,5 +117,7 @@ def _curve(entropies: Sequence[Entropies], buckets: Sequence[Tensor | None] | No
 
 def _draws(entropies: Sequence[Entropies], resamples: int, seed: int) -> list[list[Tensor]]:
     generator = torch.Generator().manual_seed(seed)
+    if few([int((one.tokens.sum(1) > 0).sum()) for one in entropies]):
+        return []
     sizes = [len(one.tokens) for one in entropies]
     return [[torch.randint(0, size, (size,), generator=generator) for size in sizes] for _ in range(resamples)]

@@ -17,7 +17,7 @@ from scipy.stats import kendalltau
 
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.selection import Selection, module_of
-from mmneuron_lens.evaluation.findings import Evidence, Finding, Verdict, interval_of, not_run, verdict_of
+from mmneuron_lens.evaluation.findings import Evidence, Finding, Verdict, few, interval_of, not_run, verdict_of
 from mmneuron_lens.evaluation.rankings import reversal
 from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.neurons.silent import silent_neurons
@@ -32,11 +32,11 @@ INTERMEDIATE, NEAR_OUTPUT = (1 / 8, 3 / 4), 3 / 4
 def resampled_selections(one: Evidence, resamples: int, seed: int) -> list[Selection]:
     """The selection repeated on buckets drawn with replacement; a draw that leaves a domain without tokens is left out.
 
-    Buckets are drawn for each domain on its own, as its images are.
+    Buckets are drawn for each domain on its own, as its images are. None where a domain's tokens lie in one bucket.
     """
     generator = torch.Generator().manual_seed(seed)
     made = []
-    for _ in range(resamples if one.counts else 0):
+    for _ in range(0 if _too_few(one.counts) else resamples):
         drawn = [_resampled(counts, generator) for counts in one.counts]
         given = one.selection.parameters
         kinds = {site: tuple(names) for site, names in given["kinds"].items()}
@@ -142,7 +142,7 @@ def silent_in_vision(one: Evidence, resamples: int, seed: int) -> Finding:
     generator = torch.Generator().manual_seed(seed)
     active_by_bucket = [counts.active[VISION].sum(2) for counts in one.counts]
     drawn = []
-    for _ in range(resamples):
+    for _ in range(0 if _too_few(one.counts) else resamples):
         active = torch.zeros_like(active_by_bucket[0][0])
         for some in active_by_bucket:
             active += some[torch.randint(0, len(some), (len(some),), generator=generator)].sum(0)
@@ -160,6 +160,11 @@ def silent_in_vision(one: Evidence, resamples: int, seed: int) -> Finding:
     note += _reaching(reached, value, "silent neurons")
     verdict = verdict_of(float(value), low, high, lambda number: number > 0)
     return Finding(one.model, "neurons active on no token", float(value), low, high, verdict, "neurons", note.strip())
+
+
+def _too_few(counts: Sequence[Counts]) -> bool:
+    """Whether some domain has tokens in fewer than two buckets at some site."""
+    return few([int((tokens.sum(1) > 0).sum()) for one in counts for tokens in one.tokens.values()])
 
 
 def _resampled(counts: Counts, generator: torch.Generator) -> Counts:
@@ -190,7 +195,8 @@ def _three_stages(turns: list[tuple[int, bool]], layers: int) -> bool:
     depths = [layer / (layers - 1) for layer, _ in turns]
     if [peak for _, peak in turns] != [True, False]:
         return False
-    return INTERMEDIATE[0] <= depths[0] <= INTERMEDIATE[1] and depths[1] >= NEAR_OUTPUT
+    # Rounded to whole layers: of four, layer 2 is as near to the output as a turning point can be.
+    return INTERMEDIATE[0] <= depths[0] <= INTERMEDIATE[1] and turns[1][0] >= math.floor(NEAR_OUTPUT * (layers - 1))
 
 
 def _depth(selection: Selection) -> float:

@@ -19,6 +19,7 @@ from mmneuron_lens.report import tables
 from mmneuron_lens.report.ablation_figures import ablation_figure, deviation_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.unreachable import notes_of, of_neurons_off
 
 
 def between(row: Mapping[str, Any]) -> str:
@@ -53,14 +54,16 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
         f"Each domain’s questions (at most {count}) were answered with that domain’s neurons off, in one module or in "
         "all. An interval that crosses zero is compatible with no effect.",
     )
+    notes = notes_of({run.model: of_neurons_off(run.selection) for run in asked})
     grids = [
-        Grid("ablation_accuracy", "Accuracy in per cent.", accuracy, decimals=1),
+        Grid("ablation_accuracy", "Accuracy in per cent.", accuracy, decimals=1, notes=notes),
         Grid(
             "ablation_difference",
             "Difference to no ablation in percentage points, with its 95 % interval paired by question.",
             tables.wide(differences, "shown", domains).rename({"module": "neurons off in"}),
+            notes=notes,
         ),
-        Grid("ablation", "Every condition, with random draws", frame, folded=True),
+        Grid("ablation", "Every condition, with random draws", frame, folded=True, notes=notes),
     ]
     if len(against):
         shown = against.with_columns(SHOWN)
@@ -68,7 +71,8 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
             "The domain’s neurons against as many random ones: difference of accuracy in percentage points, paired by "
             "question; below zero with its whole interval where the domain’s own neurons matter more than chance."
         )
-        grids.insert(2, Grid("ablation_against_random", caption, tables.wide(shown, "shown", domains), long=against))
+        wide = tables.wide(shown, "shown", domains)
+        grids.insert(2, Grid("ablation_against_random", caption, wide, long=against, notes=notes))
     for run in asked:
         known = paper_numbers.accuracy(run.model)
         if known is not None:
@@ -79,7 +83,7 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
         Picture(
             f"table_2_ablation_{file_name(run.model)}",
             f"{run.model}: change of accuracy in percentage points with its interval. Filled: the domain’s neurons "
-            "off. Hollow: random draws of as many neurons, in all modules at once.",
+            f"off. Hollow: random draws of as many neurons, in all modules at once. {of_neurons_off(run.selection)}".strip(),
             partial(ablation_figure, tables.ablation(scores(run.answers, run.scoring))),
         )
         for run in asked
@@ -116,11 +120,11 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
         pl.DataFrame(some, infer_schema_length=None).with_columns(pl.lit(measure).alias("measure"))
         for measure, some in rows.items()
     )
+    notes = notes_of({run.model: of_neurons_off(run.selection) for run in asked})
+    measures = "Every condition and measure, with intervals over questions"
     grids = [
-        Grid("deviation", caption, shown, decimals=2, long=frame),
-        Grid(
-            "deviation_measures", "Every condition and measure, with intervals over questions", everything, folded=True
-        ),
+        Grid("deviation", caption, shown, decimals=2, long=frame, notes=notes),
+        Grid("deviation_measures", measures, everything, folded=True, notes=notes),
     ]
     for run in asked:
         known = paper_numbers.deviation(run.model)
@@ -131,7 +135,8 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
     pictures = tuple(
         Picture(
             f"table_3_deviation_{file_name(run.model)}",
-            f"{run.model}: the numbers of the table as points, with the random draws of every module.",
+            f"{run.model}: the numbers of the table as points, with the random draws of every module. "
+            f"{of_neurons_off(run.selection)}".strip(),
             partial(deviation_figure, frame.filter(pl.col("model") == run.model)),
         )
         for run in asked
@@ -167,6 +172,8 @@ def cross_matrix(runs: Sequence[ModelRun]) -> Section:
         "Not in the paper. Rows: whose neurons are off, in all modules. Columns: whose questions are asked. Difference "
         "of accuracy to no ablation in percentage points, with its 95 % interval."
     )
-    grid = Grid("cross", caption, table, long=frame)
     asked = [run for run in runs if run.answers]
+    grid = Grid(
+        "cross", caption, table, long=frame, notes=notes_of({run.model: of_neurons_off(run.selection) for run in asked})
+    )
     return Section(title, (), (grid,), sources=sources_of(asked, "answers", "official scores"), name="Cross matrix")

@@ -11,6 +11,7 @@ from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
 from mmneuron_lens.report.embedding_figure import embedding_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.unreachable import marked, notes_of, of_counts
 
 LLM = "llm.mlp.act"
 
@@ -31,9 +32,17 @@ def table_4(runs: Sequence[ModelRun]) -> Section:
     frame = pl.DataFrame(rows, infer_schema_length=None)
     caption = "Questions asked in each domain, and the tokens they come to in each model."
     everything = stacked(one.to_frame() for run in runs for one in run.counts)
+    known = {run.model: run.counts[0].reachability for run in runs if run.counts}
     grids = (
         Grid("corpora", caption, frame),
-        Grid("tokens", "The tokens counted at every site, by kind", everything, folded=True),
+        Grid(
+            "tokens",
+            "The tokens counted at every site, by kind",
+            marked(everything, known),
+            folded=True,
+            long=everything,
+            notes=notes_of({model: of_counts(one) for model, one in known.items()}),
+        ),
     )
     return Section("Domains and corpora", (), grids, sources=sources_of(runs, "counts"), name="Table 4")
 

@@ -36,6 +36,7 @@ class Grid:
     - most: whether the largest number of each row is bold.
     - decimals: of every fraction; if None those of its column, see `tables.shown`.
     - long: what the CSV holds, if not `frame`.
+    - notes: what stands below it, on the page and in LaTeX.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Grid:
     most: bool = False
     decimals: int | None = None
     long: pl.DataFrame | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def file(self) -> pl.DataFrame:
@@ -94,6 +96,12 @@ class Section:
     sources: tuple[Source, ...] = ()
     missing: str = ""
     name: str = ""
+
+    def new_notes(self, grid: Grid) -> tuple[str, ...]:
+        """The notes of a table that no table before it on the page has: first those that stand open, then the folded."""
+        shown = sorted(self.grids, key=lambda one: one.folded)
+        before = {note for one in shown[: shown.index(grid)] for note in one.notes}
+        return tuple(note for note in grid.notes if note not in before)
 
     @property
     def label(self) -> str:
