@@ -14,12 +14,12 @@ from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
 from mmneuron_lens.evaluation.deviation import deviation_rows
 from mmneuron_lens.paper import paper_numbers
-from mmneuron_lens.paper.model_run import ModelRun, domains_of, sources_of, stacked
+from mmneuron_lens.paper.model_run import ModelRun, domains_of, notes_on, sources_of, stacked
 from mmneuron_lens.report import tables
 from mmneuron_lens.report.ablation_figures import ablation_figure, deviation_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
-from mmneuron_lens.report.unreachable import notes_of, of_neurons_off
+from mmneuron_lens.report.unreachable import of_neurons_off
 
 
 def between(row: Mapping[str, Any]) -> str:
@@ -54,7 +54,7 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
         f"Each domain’s questions (at most {count}) were answered with that domain’s neurons off, in one module or in "
         "all. An interval that crosses zero is compatible with no effect.",
     )
-    notes = notes_of({run.model: of_neurons_off(run.selection) for run in asked})
+    notes = notes_on(asked, of_neurons_off)
     grids = [
         Grid("ablation_accuracy", "Accuracy in per cent.", accuracy, decimals=1, notes=notes),
         Grid(
@@ -83,7 +83,8 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
         Picture(
             f"table_2_ablation_{file_name(run.model)}",
             f"{run.model}: change of accuracy in percentage points with its interval. Filled: the domain’s neurons "
-            f"off. Hollow: random draws of as many neurons, in all modules at once. {of_neurons_off(run.selection)}".strip(),
+            "off. Hollow: random draws of as many neurons, in all modules at once. "
+            f"{of_neurons_off(run.selection)}".strip(),
             partial(ablation_figure, tables.ablation(scores(run.answers, run.scoring))),
         )
         for run in asked
@@ -120,7 +121,7 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
         pl.DataFrame(some, infer_schema_length=None).with_columns(pl.lit(measure).alias("measure"))
         for measure, some in rows.items()
     )
-    notes = notes_of({run.model: of_neurons_off(run.selection) for run in asked})
+    notes = notes_on(asked, of_neurons_off)
     measures = "Every condition and measure, with intervals over questions"
     grids = [
         Grid("deviation", caption, shown, decimals=2, long=frame, notes=notes),
@@ -173,7 +174,5 @@ def cross_matrix(runs: Sequence[ModelRun]) -> Section:
         "of accuracy to no ablation in percentage points, with its 95 % interval."
     )
     asked = [run for run in runs if run.answers]
-    grid = Grid(
-        "cross", caption, table, long=frame, notes=notes_of({run.model: of_neurons_off(run.selection) for run in asked})
-    )
+    grid = Grid("cross", caption, table, long=frame, notes=notes_on(asked, of_neurons_off))
     return Section(title, (), (grid,), sources=sources_of(asked, "answers", "official scores"), name="Cross matrix")

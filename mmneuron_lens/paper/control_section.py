@@ -9,10 +9,10 @@ import polars as pl
 
 from mmneuron_lens.artifacts.effect_sizes import EffectSizes
 from mmneuron_lens.artifacts.reachability import Reachability
-from mmneuron_lens.paper.model_run import ModelRun, known_of, sources_of, stacked
+from mmneuron_lens.paper.model_run import ModelRun, known_of, notes_on, sources_of, stacked
 from mmneuron_lens.report import tables
 from mmneuron_lens.report.sections import Grid, Section
-from mmneuron_lens.report.unreachable import marked, notes_of, of_selection
+from mmneuron_lens.report.unreachable import marked, of_selection
 
 
 def controls(runs: Sequence[ModelRun]) -> Section:
@@ -48,7 +48,7 @@ def controls(runs: Sequence[ModelRun]) -> Section:
         "None of the three tells what the neurons do: see accuracy and deviation with them off, against as many random "
         "ones.",
     )
-    known, notes = known_of(runs), notes_of({run.model: of_selection(run.selection) for run in runs})
+    known, notes = known_of(runs), notes_on(runs, of_selection)
     frame = stacked(tables.control(discovery, overlap, run.selection) for run, discovery, overlap in found)
     grids = [
         Grid("control", "Not in the paper. By module.", marked(frame, known), long=frame, notes=notes),

@@ -27,6 +27,7 @@ from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.evaluation.accuracy import Scoring, exact_match
 from mmneuron_lens.evaluation.findings import Evidence
 from mmneuron_lens.report.sections import Source
+from mmneuron_lens.report.unreachable import notes_of
 
 KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "selection": ("selection/{}.safetensors", Selection.load),
@@ -198,6 +199,11 @@ def sources_of(runs: Sequence[ModelRun], *kinds: str, domain: str | None = None)
 def known_of(runs: Sequence[ModelRun]) -> dict[str, Reachability]:
     """By model, which layers can reach the logits."""
     return {run.model: run.selection.reachability for run in runs}
+
+
+def notes_on(runs: Sequence[ModelRun], said: Callable[[Selection], str]) -> tuple[str, ...]:
+    """Notes below a table: what is said of the selection of each model."""
+    return notes_of({run.model: said(run.selection) for run in runs})
 
 
 def domains_of(runs: Sequence[ModelRun]) -> list[str]:

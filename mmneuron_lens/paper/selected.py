@@ -10,7 +10,7 @@ import polars as pl
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.paper import paper_numbers
-from mmneuron_lens.paper.model_run import ModelRun, known_of, sources_of, stacked
+from mmneuron_lens.paper.model_run import ModelRun, known_of, notes_on, sources_of, stacked
 from mmneuron_lens.report import tables
 from mmneuron_lens.report.layer_figures import layer_figure, silent_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
@@ -23,7 +23,7 @@ def table_1(runs: Sequence[ModelRun]) -> Section:
     """Neurons of each module by domain, at the run’s own fraction."""
     grids = _neurons([run.selection for run in runs], "neurons_per_domain")
     summary = stacked(tables.selection_summary(run.selection) for run in runs)
-    notes = notes_of({run.model: of_selection(run.selection) for run in runs})
+    notes = notes_on(runs, of_selection)
     summary = marked(summary, known_of(runs))
     grids.append(Grid("selection", "What the rule came to at each site", summary, folded=True, notes=notes))
     rule = runs[0].selection.parameters
@@ -97,7 +97,7 @@ def figure_5(runs: Sequence[ModelRun]) -> Section:
     wide = stacked(
         tables.wide(frame, "neurons", run.selection.domains) for run, frame in zip(runs, frames, strict=True)
     )
-    notes = notes_of({run.model: of_selection(run.selection) for run in runs})
+    notes = notes_on(runs, of_selection)
     shown = marked(wide, known_of(runs))
     caption = "The numbers behind the figure"
     grid = Grid("layer_distribution", caption, shown, folded=True, long=stacked(frames), notes=notes)
@@ -126,8 +126,9 @@ def figure_9(runs: Sequence[ModelRun]) -> Section:
         if "vision.mlp.act" in frame["site"]
     )
     known = {run.model: run.counts[0].reachability for run in counted}
-    grid = Grid("silent", "The numbers, at every site", marked(stacked(frames), known), folded=True,
-                long=stacked(frames), notes=notes_of({model: of_counts(one) for model, one in known.items()}))  # fmt: skip
+    notes, everything = notes_of({model: of_counts(one) for model, one in known.items()}), stacked(frames)
+    caption = "The numbers, at every site"
+    grid = Grid("silent", caption, marked(everything, known), folded=True, long=everything, notes=notes)
     text = (f"Neurons of all modules that were active on no token at all: {said}.",)
     sources = sources_of(counted, "counts")
     return Section("Silent neurons", text, (grid,), pictures, sources=sources, name="Figure 9")

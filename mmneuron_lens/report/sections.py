@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
 import polars as pl
 from markupsafe import Markup
@@ -98,9 +99,9 @@ class Section:
     name: str = ""
 
     def new_notes(self, grid: Grid) -> tuple[str, ...]:
-        """The notes of a table that no table before it on the page has: first those that stand open, then the folded."""
-        shown = sorted(self.grids, key=lambda one: one.folded)
-        before = {note for one in shown[: shown.index(grid)] for note in one.notes}
+        """The notes of a table that no table before it on the page has; folded tables come last there."""
+        shown = takewhile(lambda one: one is not grid, sorted(self.grids, key=lambda one: one.folded))
+        before = {note for one in shown for note in one.notes}
         return tuple(note for note in grid.notes if note not in before)
 
     @property
