@@ -66,7 +66,7 @@ def run_tests(root: Path, *tests: str) -> tuple[int, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--tb=line", *tests]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1].strip("= ")
 
@@ -87,6 +87,10 @@ def killed(copy: Path, chosen: Mapping[int, Mutation], tests: Mapping[int, str])
     return said
 
 
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    return {".git", ".venv", "runs"} if Path(folder) == ROOT else {"__pycache__"}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -97,8 +101,7 @@ def main() -> int:
     chosen = {number: every[number] for number in rows or sorted(every)}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        left_out = shutil.ignore_patterns(".git", ".venv", "__pycache__", "runs")
-        shutil.copytree(ROOT, copy, ignore=left_out)
+        shutil.copytree(ROOT, copy, ignore=_left_out)
         code, last = run_tests(copy, *dict.fromkeys(tests[number] for number in chosen))
         print(f"without a fault: {last}", flush=True)
         said = killed(copy, chosen, tests)
