@@ -14,6 +14,7 @@ from interventions import GROUP_KINDS, SITES, Graph, count_checked, count_positi
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, REASONS, Counts
 from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.artifacts.reachability import UNREACHABLE, Unreachable
 from mmneuron_lens.batching.attribution import LeftOut
 from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of, steps_of_whole_images
 from mmneuron_lens.batching.chat import PromptForm
@@ -102,7 +103,7 @@ def plan_count(
     facts: dict[str, Any] = {"prompt": prompt, "batch size": batch_size, "packing": packing, "frames": frames}
     facts |= put
     source = {"name": corpus, "questions": len(found), "sha256": content_digest(one.sample for one in found)}
-    facts |= {"method": "activation > 0", "corpus": source, "domain": domain}
+    facts |= {"method": "activation > 0", "corpus": source, "domain": domain, UNREACHABLE: unreachable_layers(lens)}
     steps = steps_of_whole_images(found, batch_size, PACKED, rows) if packs else steps_of(found, batch_size)
     return CountPlan(
         domain, tuple(steps), provenance(**lens.model.facts(), **facts), prompt, frames, packs, prompt_form
@@ -217,6 +218,18 @@ def counts_of(held: Sequence[Held], facts: Mapping[str, Any]) -> Counts:
     shared = {name: value for name, value in facts.items() if name != "domain"}
     why = {REASONS: {name: reasons[name] for name in left if name in reasons}} if reasons else {}
     return Counts(model, domain, active, tokens, kinds, samples, {**shared, LEFT_OUT: left, **why})
+
+
+def unreachable_layers(lens: Lens) -> dict[str, Unreachable]:
+    """By site whose neurons are counted, the layers that cannot reach the logits; sites all of whose layers can have
+    no entry. They are counted like all others.
+    """
+    found: dict[str, Unreachable] = {}
+    for site in (site for site in lens.sites if site.endswith(".act")):
+        place = lens.architecture.place(site)
+        if layers := [layer or 0 for layer, _ in place.paths() if not place.reaches(layer)]:
+            found[site] = {"layers": layers, "why": place.why_dead}
+    return found
 
 
 def prompt_kinds(site: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
 from mmneuron_lens.report.embedding_figure import embedding_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.unreachable import marked, notes_of, of_counts
 
 LLM = "llm.mlp.act"
 
@@ -50,11 +51,19 @@ def table_4(runs: Sequence[ModelRun]) -> Section:
         "which its numbers of samples do not give."
     )
     everything = stacked(one.to_frame() for run in runs for one in run.counts)
+    known = {run.model: run.counts[0].reachability for run in runs if run.counts}
     frame = pl.DataFrame(rows, infer_schema_length=None)
     grids = (
         Grid("corpora", caption, frame, examples=tuple(examples) if seen else ()),
         Grid("corpora_tokens", sums, pl.DataFrame(tokens, infer_schema_length=None)),
-        Grid("tokens", "The tokens counted at every site, by kind", everything, folded=True),
+        Grid(
+            "tokens",
+            "The tokens counted at every site, by kind",
+            marked(everything, known),
+            folded=True,
+            long=everything,
+            notes=notes_of({model: of_counts(one) for model, one in known.items()}),
+        ),
     )
     sources = (*sources_of(runs, "counts"), *(sources_of(runs, "traces") if seen else ()))
     return Section("Domains and corpora", (), grids, sources=sources, name="Table 4")

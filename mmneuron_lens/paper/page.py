@@ -11,10 +11,11 @@ from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.evaluation.claims import claims
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.ablation import cross_matrix, table_2, table_3
+from mmneuron_lens.paper.control_section import controls
 from mmneuron_lens.paper.corpora import figure_2, table_4
 from mmneuron_lens.paper.layers import Cases, figure_6, figure_7, figures_10_to_13, table_9
 from mmneuron_lens.paper.model_run import ModelRun
-from mmneuron_lens.paper.selected import controls, figure_5, figure_9, table_1, table_6, tables_of_13b
+from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6, tables_of_13b
 from mmneuron_lens.report.page import Page, write
 from mmneuron_lens.report.sections import Section
 from mmneuron_lens.runs.folder import RunError

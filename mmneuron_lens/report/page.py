@@ -87,7 +87,9 @@ def write(page: Page, folder: str | Path, name: str = INDEX) -> Path:
         caption = f"{section.name}. {grid.caption}" if section.name else grid.caption
         file = tables_folder(index) / grid.name
         write_atomically(file.with_name(f"{grid.name}.csv"), tables.csv(grid.file))
-        write_atomically(file.with_name(f"{grid.name}.tex"), latex.latex(grid.frame, caption, grid.decimals))
+        write_atomically(
+            file.with_name(f"{grid.name}.tex"), latex.latex(grid.frame, caption, grid.decimals, grid.notes)
+        )
     for one, images in pictures.items():
         write_atomically(figures_folder(index) / f"{one}.png", images.light)
     if page.claims:
