@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from interventions import Graph
-from interventions.errors import InvalidType, MMNeuronError
+from interventions.errors import MMNeuronError
 from mmneuron_lens.model import Model
+from mmneuron_lens.runtime.arguments import paired
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.envelope import refuse_unsafe
 from mmneuron_lens.runtime.finite import guarded, refuse_unsound
 from mmneuron_lens.runtime.result import Result
-from mmneuron_lens.runtime.run import checked_generation, job_of, needs_source, refuse_packed, refuse_parts, result_of
+from mmneuron_lens.runtime.run import checked_generation, job_of, needs_source, refuse_unfit, result_of
 from mmneuron_lens.runtime.serving import explained, is_servers_trouble, refuse_unserved
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.runtime.shipping import bare, refuse_unshippable
@@ -69,19 +70,15 @@ def run_remote(
     settings = checked_generation(model, generation or {})
     graph = guarded(graph) if settings else graph
     checked = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
-    if needs_source(checked) and sources is None:
-        raise InvalidType("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
     overs = results_over(graph, model.architecture)
     job: FoldedJob = {**job_of(model, settings, logits), "overs": overs}
-    for batch in batches:
-        if settings:
-            refuse_packed(batch)
+    pairs = list(paired(batches, sources, needs_source(checked)))
+    for batch, source in pairs:
+        refuse_unfit(model, checked, batch, source, job)
         check_plans(checked, batch, model.architecture, model.module, model.dtype)
-        refuse_parts(checked, batch, job)
     plans, entry = travelling(graph, model)
     items: list[PairedItem] = [
-        {**batch.travelling(), "source": sources[index].travelling() if sources and needs_source(plans) else None}
-        for index, batch in enumerate(batches)
+        {**batch.travelling(), "source": None if source is None else source.travelling()} for batch, source in pairs
     ]
     held, backend = model.nnsight, ready_backend(model, remote)
     with in_one_line(backend), held.session(backend=backend):

@@ -14,7 +14,7 @@ from mmneuron_lens.runtime.jobs.records import Records
 from mmneuron_lens.runtime.jobs.server import NdifServer, Server
 from mmneuron_lens.runtime.jobs.watch import Clock, Items, Limits, Takes, Watch
 from mmneuron_lens.runtime.remote import travelling
-from mmneuron_lens.runtime.run import job_of, needs_source
+from mmneuron_lens.runtime.run import job_of, needs_source, refuse_unfit
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.types import PairedItem
@@ -58,7 +58,8 @@ def run_jobs(
         raise InvalidValue("A graph that rewires needs paired batches; run it with lens.run(..., sources=[...]).")
     plans, entry = travelling(graph, model)
     overs = results_over(graph, model.architecture)
-    server = server or NdifServer(model, remote, plans, entry, {**job_of(model, {}, False), "overs": overs})
+    job = job_of(model, {}, False)
+    server = server or NdifServer(model, remote, plans, entry, {**job, "overs": overs})
     if jobs and not any(records.record(name).attempts for name in jobs):
         server.check()
     records.describe(title, server.host, model.nnsight.to_model_key(), list(jobs), again)
@@ -67,6 +68,7 @@ def run_jobs(
         def made() -> tuple[list[PairedItem], dict[str, Any]]:
             batches, facts = make()
             for batch in batches:
+                refuse_unfit(model, checked, batch, None, job)
                 check_plans(checked, batch, model.architecture, model.module, model.dtype)
             return [{**batch.travelling(), "source": None} for batch in batches], facts
 
