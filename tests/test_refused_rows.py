@@ -22,7 +22,7 @@ from mmneuron_lens.artifacts.counts import LEFT_OUT, Counts
 from mmneuron_lens.batching.attribution import LeftOut, attributed
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
-from mmneuron_lens.batching.gather import Shard
+from mmneuron_lens.batching.gather import Memory, Shard
 from mmneuron_lens.batching.prompting import prompt_of
 from mmneuron_lens.cli import app
 from mmneuron_lens.corpora.folder import Problems, by_domain, read_folder
@@ -784,3 +784,16 @@ def test_traces_are_of_questions_that_were_answered(tmp_path):
     traces = [LensTrace.load(file) for file in sorted((tmp_path / "run" / "traces").rglob("*.safetensors"))]
     assert [(one.domain, one.id) for one in traces] == [("common", "row 4"), ("medical", "row 4")]
     assert sorted(one.line for one in problems) == [1, 2, 3]
+
+
+def test_kept_pieces_of_any_stage_name_them_again(lens, tmp_path):
+    samples, first = corpus(tmp_path, {1: "a ~", 6: "why " * 600}, 6)
+    keeper, problems = Memory(), read_folder(tmp_path)[1]
+    with raising(lens) as tried:
+        found = mean_activations(lens, {"common": samples}, batch_size=4, keeper=keeper, problems=first)
+        failed = len(tried)
+        again = mean_activations(lens, {"common": samples}, batch_size=4, keeper=keeper, problems=problems)
+    assert len(tried) == failed
+    assert [one.line for one in sorted(problems, key=lambda one: one.line)] == [1, 6]
+    assert {one.line for one in first} == {1, 6}
+    assert all(torch.equal(found.values[site], again.values[site]) for site in found.values)
