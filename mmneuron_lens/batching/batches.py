@@ -8,7 +8,7 @@ from pathlib import Path
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import bucket_of
-from mmneuron_lens.batching.attribution import LeftOut, raise_none_left
+from mmneuron_lens.batching.left_out import LeftOut, raise_none_left
 from mmneuron_lens.corpora.content import image_digest
 from mmneuron_lens.corpora.folder import Problems, image_sizes
 from mmneuron_lens.corpora.sample import Sample

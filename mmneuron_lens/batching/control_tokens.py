@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mmneuron_lens.batching.attribution import LeftOut, raise_none_left
+from mmneuron_lens.batching.left_out import LeftOut, raise_none_left
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.prompts import without_image_lines

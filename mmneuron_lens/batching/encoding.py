@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from mmneuron_lens.batching.attribution import LeftOut, attributed
 from mmneuron_lens.batching.batches import rows_of
 from mmneuron_lens.batching.chat import PromptForm
+from mmneuron_lens.batching.left_out import LeftOut, attributed
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.prompting import Prompt, model_kind, prompt_of
 from mmneuron_lens.corpora.folder import Problems, open_images

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.batching.attribution import LeftOut, attributed, raise_none_left
 from mmneuron_lens.batching.batches import Step
+from mmneuron_lens.batching.left_out import LeftOut, attributed, raise_none_left
 from mmneuron_lens.batching.prefetch import Opener, decoded_ahead
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.throughput import Throughput

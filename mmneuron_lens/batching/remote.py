@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from interventions import Graph
-from mmneuron_lens.batching.attribution import LeftOut, is_of_a_sample
 from mmneuron_lens.batching.batches import Step, ids_of
 from mmneuron_lens.batching.gather import (
     WHOLE,
@@ -20,6 +19,7 @@ from mmneuron_lens.batching.gather import (
     named_again,
     refuse_none_left,
 )
+from mmneuron_lens.batching.left_out import LeftOut, is_of_a_sample
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens

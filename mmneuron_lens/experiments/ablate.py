@@ -15,12 +15,12 @@ from interventions import Graph
 from mmneuron_lens.artifacts.answers import ALL, Answer
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.attribution import LeftOut, attributed, raise_none_left
 from mmneuron_lens.batching.batches import sized, steps_of
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.frames import asked_as
+from mmneuron_lens.batching.left_out import LeftOut, attributed, raise_none_left
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.content import sample_digest

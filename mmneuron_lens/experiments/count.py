@@ -15,7 +15,6 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, REASONS, Counts
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.reachability import UNREACHABLE, Unreachable
-from mmneuron_lens.batching.attribution import LeftOut
 from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of, steps_of_whole_images
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
@@ -33,6 +32,7 @@ from mmneuron_lens.batching.gather import (
     gather,
     name_samples,
 )
+from mmneuron_lens.batching.left_out import LeftOut
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt

@@ -21,13 +21,13 @@ from mmneuron_lens.artifacts.answers import ALL, NONE, RANDOM
 from mmneuron_lens.artifacts.deviations import BY_LAYER, MEASURES, Deviations
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.attribution import LeftOut
 from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, by_group, concatenate, gather
+from mmneuron_lens.batching.left_out import LeftOut
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt

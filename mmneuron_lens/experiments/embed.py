@@ -14,11 +14,11 @@ from interventions import keep
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.format import provenance
-from mmneuron_lens.batching.attribution import LeftOut
 from mmneuron_lens.batching.batches import Step, ids_of, sized, steps_of
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, concatenate, gather
+from mmneuron_lens.batching.left_out import LeftOut
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.folder import Problems

@@ -17,13 +17,13 @@ from interventions import batch_field, lens_entropy, reads
 from mmneuron_lens.artifacts.counts import BUCKETS
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import provenance
-from mmneuron_lens.batching.attribution import LeftOut
 from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, add, by_group, gather
+from mmneuron_lens.batching.left_out import LeftOut
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt

@@ -1,4 +1,4 @@
-"""Attribution: which samples encoding or a forward refuses. They are named and left out, and the others go on."""
+"""Left out: the samples that encoding or a forward refuses. They are named, and the others go on."""
 
 from __future__ import annotations
 
