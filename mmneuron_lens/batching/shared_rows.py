@@ -33,9 +33,8 @@ def packing_of(
         return True, f"{at_most} questions"
     # The same words for every domain, so that their counts may be compared.
     said = f"{at_most} questions where no prompt of the domain is longer than {limit} positions, else none"
-    return longest_prompt(
-        lens, samples, prompt, frames
-    ) <= limit, f"{said}: attention beyond them is not plainly causal"
+    packs = longest_prompt(lens, samples, prompt, frames) <= limit
+    return packs, f"{said}: attention beyond them is not plainly causal"
 
 
 def longest_prompt(lens: Lens, samples: Sequence[Sample], prompt: Prompt, frames: Frames) -> int:
