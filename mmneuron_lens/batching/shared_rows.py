@@ -42,9 +42,8 @@ def packing_of(
         return True, f"{at_most} questions"
     # The same words for every domain, so that their counts may be compared.
     said = f"{at_most} questions where no prompt of the domain is longer than {limit} positions, else none"
-    return longest_prompt(
-        lens, samples, prompt, frames, prompt_form
-    ) <= limit, f"{said}: attention beyond them is not plainly causal"
+    packs = longest_prompt(lens, samples, prompt, frames, prompt_form) <= limit
+    return packs, f"{said}: attention beyond them is not plainly causal"
 
 
 def longest_prompt(
