@@ -115,7 +115,9 @@ def test_a_domain_that_the_selection_does_not_have_is_said(run, tmp_path):
     asked = ["--random-draws", 0, "--max-new-tokens", 1, "--replace"]
     result = mmneuron("ablate", out, *MODEL, "--corpus", corpus, *asked)
     assert result.exit_code == 0
-    assert re.search(r"^elsewhere: not among the selection's domains \(.*\), so not asked$", result.stderr, re.MULTILINE)
+    assert re.search(
+        r"^elsewhere: not among the selection's domains \(.*\), so not asked$", result.stderr, re.MULTILINE
+    )
     result = mmneuron("ablate", out, *MODEL, "--corpus", corpus, "--domain", "elsewhere", *asked)
     assert result.exit_code == 1
     assert "mine has questions of elsewhere, and the selection is of " in result.stderr
