@@ -7,6 +7,8 @@ from interventions.bindings import batch_field, module, per_layer
 from interventions.counting import (
     count_active,
     count_active_by_kind,
+    count_checked,
+    count_not_finite,
     count_positions,
     mean_activation,
     sum_activations,
@@ -32,6 +34,8 @@ __all__ = [
     "batch_field",
     "count_active",
     "count_active_by_kind",
+    "count_checked",
+    "count_not_finite",
     "count_positions",
     "direct_logit_attribution",
     "keep",

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from interventions.errors import InvalidType, InvalidValue
+from interventions.errors import InvalidType, InvalidValue, UnknownName
+from interventions.sites import SITES, unknown
 
 Plain: TypeAlias = bool | int | float | str | None
 
@@ -68,9 +69,10 @@ class Binding(ABC):
     def give(self, name: str, site: str, arguments: Arguments) -> None:
         """Hand over what the argument `name` is at this site."""
 
-    def acts_at(self, site: str) -> bool:
-        """Whether there is a value for this site; without one the intervention does nothing there."""
-        return True
+    @property
+    def keys(self) -> tuple[str, ...] | None:
+        """The sites that there is a value for; None where it does not go by site."""
+        return None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Binding) and self.identity() == other.identity()
@@ -125,16 +127,31 @@ class ConstantTensor(Binding):
 
 @dataclass(frozen=True, eq=False)
 class PerLayer(Binding):
-    """A tensor whose first axis is the layer; or one such tensor per site (no layer axis where the site has none)."""
+    """A tensor whose first axis is the layer; or one such tensor per site (no layer axis where the site has none).
+
+    Raises `UnknownName` for a key that is no site, `InvalidType` for what is no tensor, `InvalidValue` for no site.
+    """
 
     values: Tensor | Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.values, Tensor):
+            return
+        if not self.values:
+            raise InvalidValue("per_layer({}) has no value for any site; give {site: tensor}.")
+        for site, tensor in cast("Mapping[object, object]", self.values).items():
+            if site not in SITES:
+                raise UnknownName(f"per_layer: {unknown('site', str(site), tuple(SITES))}")
+            if not isinstance(tensor, Tensor):
+                raise InvalidType(f"per_layer: the value for {site} is a tensor, not {type(tensor).__name__}.")
 
     def at(self, site: str) -> Tensor | None:
         """The tensor for this site, or None when the mapping leaves the site out."""
         return self.values if isinstance(self.values, Tensor) else self.values.get(site)
 
-    def acts_at(self, site: str) -> bool:
-        return self.at(site) is not None
+    @property
+    def keys(self) -> tuple[str, ...] | None:
+        return None if isinstance(self.values, Tensor) else tuple(self.values)
 
     def show(self) -> str:
         if isinstance(self.values, Tensor):
@@ -153,7 +170,7 @@ class PerLayer(Binding):
 
     def give(self, name: str, site: str, arguments: Arguments) -> None:
         values = self.at(site)
-        assert values is not None, f"{site} is left out; ask acts_at first"
+        assert values is not None, f"{site} is left out; ask for its keys first"
         arguments.per_layer(name, values)
 
 
@@ -257,12 +274,22 @@ def _are_plain(value: object) -> TypeGuard[list[Plain]]:
 def per_layer(values: Shaped[Tensor, "layer ..."] | Mapping[str, Tensor]) -> PerLayer:
     """Bind a different value at each layer.
 
-    At a site without layers (`projector.act`) the tensor is passed whole. An intervention does nothing at sites that a
-    mapping leaves out.
+    At a site without layers (`projector.act`) the tensor is passed whole. With a mapping, the intervention acts at
+    those sites of its globs that are keys; a site that `at` names must be a key, and a key a site where it acts.
 
     - values: a tensor `[layer, ...]`, or one such tensor by site.
+
+    Raises:
+
+    - `UnknownName`: for a key that is no site.
+    - `InvalidType`: for what is no tensor.
+    - `InvalidValue`: for a mapping without a key.
     """
-    return PerLayer(values if isinstance(values, Tensor) else dict(values))
+    if isinstance(values, Tensor):
+        return PerLayer(values)
+    if not isinstance(cast(object, values), Mapping):
+        raise InvalidType(f"per_layer takes a tensor, or one by site, not {type(values).__name__}.")
+    return PerLayer(dict(values))
 
 
 def batch_field(name: str) -> BatchField:

@@ -17,6 +17,8 @@ _CHUNK = 256
 def count_active(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]) -> Int[Tensor, " neuron"]:
     """M of equation 4: at how many positions each neuron's activation exceeds zero (section 3.1).
 
+    An activation that is not a number exceeds nothing: count `count_not_finite` beside it.
+
     - act: `[*where, neuron]`
     - weight: int64 `[*where]`, how often each position counts: 0 for padding, at most 65,535
 
@@ -56,6 +58,36 @@ def count_positions(
 
 
 @reads("llm.mlp.act", over="sum", weight=batch_field("weight"))
+def count_not_finite(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]) -> Int[Tensor, ""]:
+    """At how many positions some activation is infinite or not a number, as after an overflow of float16.
+
+    Such an activation says nothing of its neuron, and the other counts cannot tell it from one that is at most zero:
+    they are right where this is 0. Padding may hold anything.
+
+    - act: `[*where, neuron]`; a position whose sum exceeds its dtype (float32's for float16) counts too
+    - weight: int64 `[*where]`, how often each position counts: 0 for padding
+
+    Returns int64 `[]`.
+    """
+    return _not_finite(act, weight)
+
+
+@reads("llm.mlp.act", over="sum", weight=batch_field("weight"), kind=batch_field("kind"))
+def count_checked(
+    act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"], kind: Bool[Tensor, "*where kind"]
+) -> dict[str, Tensor]:
+    """`count_active_by_kind` and `count_not_finite` together, which takes less time than apart.
+
+    - act: `[*where, neuron]`
+    - weight: int64 `[*where]`, how often each position counts: 0 for padding, at most 65,535
+    - kind: bool `[*where, kind]`, one-hot in the order of `GROUP_KINDS`
+
+    Returns `active` int64 `[kind, neuron]` and `not finite` int64 `[]`.
+    """
+    return {"active": _count(act, weight[..., None] * kind), "not finite": _not_finite(act, weight)}
+
+
+@reads("llm.mlp.act", over="sum", weight=batch_field("weight"))
 def sum_activations(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]) -> Float[Tensor, " neuron"]:
     """The sum of each neuron's activation over positions.
 
@@ -64,7 +96,7 @@ def sum_activations(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*w
 
     Returns float64 `[neuron]`.
     """
-    return (act.double() * weight[..., None]).flatten(0, -2).sum(0)
+    return _weighted(act, weight).flatten(0, -2).sum(0)
 
 
 @reads("llm.mlp.act", over="mean", weight=batch_field("weight"))
@@ -78,7 +110,18 @@ def mean_activation(
 
     Returns the sum, float64 `[neuron]`, and the number of positions; a run divides them and gives float64 `[neuron]`.
     """
-    return (act.double() * weight[..., None]).flatten(0, -2).sum(0), weight.sum()
+    return _weighted(act, weight).flatten(0, -2).sum(0), weight.sum()
+
+
+def _weighted(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]) -> Float[Tensor, "*where neuron"]:
+    """Every position times its weight, in float64; padding is nothing, whatever it holds."""
+    return (act.double() * weight[..., None]).masked_fill_((weight == 0)[..., None], 0)
+
+
+def _not_finite(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]) -> Int[Tensor, ""]:
+    # One sum a position shows it; that of a half may overflow by itself.
+    total = act.sum(-1, dtype=torch.float32 if act.dtype == torch.float16 else act.dtype)
+    return (~total.isfinite() & (weight > 0)).sum()
 
 
 def _count(act: Float[Tensor, "*where neuron"], weights: Int[Tensor, "*where kind"]) -> Int[Tensor, "kind neuron"]:
@@ -86,7 +129,7 @@ def _count(act: Float[Tensor, "*where neuron"], weights: Int[Tensor, "*where kin
     rows = weights.flatten(0, -2).T.float()
     counts = torch.zeros(rows.shape[0], values.shape[1], dtype=torch.int64, device=act.device)
     # Compared straight into floats, without a mask to convert, and into one buffer that stays in the cache.
-    buffer = torch.empty(min(_CHUNK, values.shape[0]), values.shape[1], device=act.device)
+    buffer = torch.empty(min(_CHUNK, values.shape[0]), values.shape[1], dtype=torch.float32, device=act.device)
     for some, some_rows in zip(torch.split(values, _CHUNK), torch.split(rows, _CHUNK, dim=1), strict=True):
         active = torch.gt(some, 0, out=buffer[: some.shape[0]])
         counts += (some_rows @ active).long()

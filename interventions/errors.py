@@ -36,6 +36,10 @@ class OutOfRange(MMNeuronError, IndexError):
     """An index that is not there; the message says how many there are."""
 
 
+class NotFinite(MMNeuronError, ArithmeticError):
+    """Activations that are infinite or not a number; the message names site, layer, how many, and the cure."""
+
+
 class FileMissing(MMNeuronError, FileNotFoundError):
     """A file or folder that is not there."""
 

@@ -6,17 +6,17 @@ import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from interventions.bindings import Binding, binding
 from interventions.errors import InvalidType, InvalidValue
 from interventions.narrowing import (
     Positions,
     Steps,
+    checked_layers,
     checked_positions,
     checked_sites,
     checked_steps,
-    indices,
     show_positions,
     show_steps,
 )
@@ -44,6 +44,8 @@ class Intervention:
     - positions: a kind of position, indices, or a slice as plain data; None means all.
     - steps: forward passes in which it acts; None means all for a write and the prompt for a read.
     - all_beams: whether a read sees every beam's row.
+
+    Raises what `at`, `bind` and `named` raise, however it is made.
     """
 
     function: Callable[..., Any]
@@ -63,6 +65,19 @@ class Intervention:
             object.__setattr__(self, attribute, getattr(self.function, attribute, None))
         object.__setattr__(self, "__wrapped__", self.function)
         object.__setattr__(self, "name", self.name or self.function.__name__)
+        object.__setattr__(self, "sites", checked_sites(self.sites))
+        if self.layers is not None:
+            object.__setattr__(self, "layers", checked_layers(self.layers, self.mode == "reads"))
+        if self.positions is not None:
+            object.__setattr__(self, "positions", checked_positions(self.positions))
+        if self.steps is not None:
+            object.__setattr__(self, "steps", checked_steps(self.steps, self.mode == "rewires"))
+        if not isinstance(cast(object, self.all_beams), bool):
+            raise InvalidType(f"{self.name}: all_beams is True or False, not {self.all_beams!r}.")
+        names = self.parameters
+        for name in self.bindings:
+            if name not in names:
+                raise InvalidType(f"{self.name}: {unknown('argument', name, names)}")
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """The function itself, on the tensors given; bindings are not filled in."""
@@ -78,10 +93,6 @@ class Intervention:
 
         - `InvalidType`: for a name that the function does not take.
         """
-        names = self.parameters
-        for name in bindings:
-            if name not in names:
-                raise InvalidType(f"{self.name}: {unknown('argument', name, names)}")
         bound = {name: binding(value) for name, value in bindings.items()}
         return replace(self, bindings={**self.bindings, **bound})
 
@@ -97,34 +108,39 @@ class Intervention:
         """Narrow where it acts; what is left out stays as it is.
 
         - site: a site name, a glob (`"*.act"`), or several of them.
-        - layers: indices, negative ones from the end.
+        - layers: indices, negative ones from the end; of a read in the model's order, in which its results come back.
         - positions: token indices of the padded batch (prompts are padded on the left, so -1 is the last
-          token of every row), a slice, or a kind (`"image"`, `"text"`, `"generated"`, `"cls"`, ...).
+          token of every row) in the order in which the function shall see them, a slice, or a kind (`"image"`,
+          `"text"`, `"generated"`, `"cls"`, ...).
         - steps: `"prompt"`, `"generated"`, `"all"`, or indices of forward passes (0 is the prompt).
           Unset, writes act on every step and reads on the prompt.
         - all_beams: a read sees every beam's row at every step, as a raw hook would.
 
+        Whether a model has these layers, a batch these positions and a generation these steps is seen by `lens.check`
+        and before anything runs.
+
         Raises:
 
         - `UnknownName`: for a site that does not exist.
-        - `InvalidValue`: for a kind of position or a word for steps that does not exist.
-        - `InvalidType`: for a slice of layers.
+        - `InvalidValue`: for a kind of position or a word for steps that does not exist, an index twice, none at all,
+          or layers or steps in an order that is not kept.
+        - `InvalidType`: for a slice of layers, or what is no whole number.
         """
-        changed = self
+        given: dict[str, Any] = {"layers": layers, "positions": positions, "steps": steps, "all_beams": all_beams}
         if site is not None:
-            changed = replace(changed, sites=checked_sites((site,) if isinstance(site, str) else tuple(site)))
-        if layers is not None:
-            changed = replace(changed, layers=indices("layers", layers))
-        if positions is not None:
-            changed = replace(changed, positions=checked_positions(positions))
-        if steps is not None:
-            changed = replace(changed, steps=checked_steps(steps))
-        if all_beams is not None:
-            changed = replace(changed, all_beams=all_beams)
-        return changed
+            several = isinstance(cast(object, site), Iterable) and not isinstance(site, str)
+            given["sites"] = tuple(site) if several else (site,)
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def named(self, name: str) -> Intervention:
-        """The same intervention under another name: its results come back as `out[name, site]`."""
+        """The same intervention under another name: its results come back as `out[name, site]`.
+
+        Raises:
+
+        - `InvalidType`: for a name that is no text, or empty.
+        """
+        if not isinstance(cast(object, name), str) or not name:
+            raise InvalidType(f"{self.name}: a name is text of at least one character, not {name!r}.")
         return replace(self, name=name)
 
     def __or__(self, other: Intervention | Graph) -> Graph:
@@ -345,6 +361,8 @@ def _decorator(
     checked = checked_sites(sites)
 
     def decorate(function: Callable[..., Any]) -> Intervention:
+        if not inspect.isfunction(function):
+            raise InvalidType(f"@{mode} decorates a function, not {type(function).__name__}: write one with def.")
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise InvalidType(f"{function.__name__}: *{parameter.name} cannot be bound; name each argument.")

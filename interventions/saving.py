@@ -14,7 +14,7 @@ from safetensors.torch import load, save  # pyright: ignore[reportUnknownVariabl
 from torch import Tensor
 
 from interventions.bindings import Packed, digest, unpack
-from interventions.errors import FileMissing, InvalidValue
+from interventions.errors import FileMissing, InvalidValue, MMNeuronError
 from interventions.files import write_atomically
 from interventions.graph import Graph, Intervention, Mode, Over
 from interventions.narrowing import Positions, Steps
@@ -85,13 +85,18 @@ def load_graph(path: str | Path, packages: tuple[str, ...] = TRUSTED) -> Graph:
     - `FileMissing`: naming the file.
     - `InvalidValue`: naming the file, for another format or version, a file that was changed since, a package that is
       not allowed, or a function that is gone.
+    - what making the interventions raises, naming the file: a site, an argument or positions that are refused.
     """
     path = Path(path)
     saved = _read(path)
     tensors: dict[str, Tensor] = {}
     if "tensors" in saved:
         tensors = _read_tensors(path, path.parent / Path(saved["tensors"]).name)
-    return Graph(tuple(_restore(entry, tensors, packages, path) for entry in saved["interventions"]))
+    try:
+        return Graph(tuple(_restore(entry, tensors, packages, path) for entry in saved["interventions"]))
+    except MMNeuronError as error:
+        said = str(error)
+        raise type(error)(said if said.startswith(f"{path}: ") else f"{path}: {said}") from None
 
 
 def _read(path: Path) -> SavedGraph:

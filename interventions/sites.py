@@ -118,8 +118,8 @@ def named_sites(patterns: tuple[str, ...], available: tuple[str, ...]) -> tuple[
     return tuple(name for name in available if name in found)
 
 
-def unknown(what: str, value: str, choices: tuple[str, ...] | list[str]) -> str:
+def unknown(what: str, value: object, choices: tuple[str, ...] | list[str]) -> str:
     """One line: the unknown thing, the nearest choice, all choices."""
-    near = get_close_matches(value, choices, n=1)
+    near = get_close_matches(str(value), choices, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"Unknown {what} {value!r}.{hint} Choices: {', '.join(choices) or 'none'}."

@@ -58,7 +58,9 @@ def lens_entropy(
     """
     entropy = _lens_by_chunks(hidden.flatten(0, -2), unembed, 1, chunk)[2]
     counted = (weight[..., None] * kind).flatten(0, -2)
-    return (entropy.double()[:, None] * counted).sum(0), counted.sum(0)
+    # Where a position does not count, it may hold anything.
+    summed = (entropy.double()[:, None] * counted).masked_fill(counted == 0, 0)
+    return summed.sum(0), counted.sum(0)
 
 
 def _lens_by_chunks(
@@ -66,8 +68,8 @@ def _lens_by_chunks(
 ) -> tuple[Int[Tensor, "position k"], Float[Tensor, "position k"], Float[Tensor, " position"]]:
     # Made before the logits: small results between large ones would keep freed memory from being used again.
     tokens = torch.empty(len(hidden), top_k, dtype=torch.int64, device=hidden.device)
-    probabilities = torch.empty(len(hidden), top_k, device=hidden.device)
-    entropy = torch.empty(len(hidden), device=hidden.device)
+    probabilities = torch.empty(len(hidden), top_k, dtype=torch.float32, device=hidden.device)
+    entropy = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     for start in range(0, len(hidden), chunk):
         here = slice(start, start + chunk)
         tokens[here], probabilities[here], entropy[here] = _lens(hidden[here], unembed, top_k)

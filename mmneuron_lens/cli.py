@@ -21,8 +21,12 @@ from mmneuron_lens.options import (
     Device,
     Domains,
     Dtype,
+    EvenLayers,
     Factor,
+    Frame,
+    FramesShown,
     Images,
+    LensAt,
     ModelName,
     OffHow,
     Out,
@@ -111,9 +115,7 @@ def count(
     exact: Annotated[
         bool, typer.Option("--exact", help="Ask every question by itself; do not share an image's forward.")
     ] = False,
-    frames: Annotated[
-        str, typer.Option(help="Of several images a question: fit, as many as fit; strip, all of them as one.")
-    ] = "fit",
+    frames: FramesShown = "fit",
     shard: Annotated[
         str,
         typer.Option(
@@ -210,6 +212,8 @@ def ablate(
     beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 16,
     batch_size: BatchSize = 32,
+    frames: FramesShown = "fit",
+    prompt_form: Frame = "auto",
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
@@ -228,7 +232,8 @@ def ablate(
     try:
         ablate_run(
             store, lens, asked, off=off, factor=factor, modules=tuple(module or ("All",)), random_draws=random_draws,
-            match=match, cross=cross, seed=seed, batch_size=batch_size, progress=bar,
+            match=match, cross=cross, seed=seed, batch_size=batch_size, frames=frames, prompt_form=prompt_form,
+            progress=bar,
             generation={"num_beams": beams, "max_new_tokens": max_new_tokens},
         )  # fmt: skip
     finally:
@@ -277,6 +282,14 @@ def paper(
     beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers.")] = 5,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 512,
     batch_size: BatchSize = 32,
+    frames: FramesShown = "fit",
+    prompt_form: Frame = "auto",
+    lens_question: Annotated[
+        list[str] | None,
+        typer.Option(help="The id of a question that Figures 6 and 10 to 13 show; repeat it for several domains."),
+    ] = None,
+    lens_at: LensAt = None,
+    even_layers: EvenLayers = False,
     judge: Annotated[str | None, typer.Option(help="Folder or hub id of Lingo-Judge, which scores LingoQA.")] = None,
     seed: Seed = 0,
     dtype: Dtype = None,
@@ -292,7 +305,12 @@ def paper(
     from mmneuron_lens.runs.plan import Plan
 
     amounts = Plan(off=off, factor=factor, cross=cross, random_draws=random_draws, seed=seed)
-    amounts = changed(amounts, batch_size=batch_size, judge=judge, budget=tokens)
+    amounts = changed(
+        amounts, batch_size=batch_size, judge=judge, budget=tokens, frames=frames, prompt_form=prompt_form
+    )
+    amounts = changed(
+        amounts, lens_questions=tuple(lens_question or ()), lens_at=tuple(lens_at or ()), even_layers=even_layers
+    )
     amounts.generation.update(num_beams=beams, max_new_tokens=max_new_tokens)
     amounts = amounts if images is None else changed(amounts, identification_images=images)
     quiet_loading()
@@ -305,11 +323,17 @@ def paper(
 
 
 @app.command(epilog="Example: [bold]mmneuron report runs/paper[/bold]")
-def report(run: Annotated[Path, typer.Argument(help="The folder that `mmneuron paper` wrote.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder that `mmneuron paper` wrote.")],
+    lens_at: LensAt = None,
+    even_layers: EvenLayers = False,
+) -> None:
     """Make the page, the tables (CSV, LaTeX) and the figures of a run of the paper again; runs no model."""
+    from mmneuron_lens.paper.layers import Cases
     from mmneuron_lens.paper.page import publish_paper
 
-    typer.echo(f"Page: {publish_paper(run).resolve()}")
+    other = {"cases": Cases(tuple(lens_at or ()), even_layers)} if lens_at or even_layers else {}
+    typer.echo(f"Page: {publish_paper(run, **other).resolve()}")
 
 
 @app.command(epilog="Example: [bold]mmneuron merge runs/one runs/two --out runs/both[/bold]")

@@ -10,17 +10,26 @@ import torch
 from torch import Tensor
 
 from interventions import Graph, Intervention
-from interventions.errors import InvalidValue
+from interventions.errors import InvalidType, InvalidValue
 from mmneuron_lens.architectures import Architecture, loading
 from mmneuron_lens.model import Model, model_of, shown_name
 from mmneuron_lens.runtime import encoding, proving
 from mmneuron_lens.runtime import run as running
+from mmneuron_lens.runtime.arguments import (
+    batch_of,
+    batches_of,
+    graph_of,
+    refuse_strange,
+    refuse_weightless,
+    rows_of,
+    texts_of,
+)
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.caching import cache_of, cached_graph
-from mmneuron_lens.runtime.compile import compile_graph
 from mmneuron_lens.runtime.host import checked_remote
+from mmneuron_lens.runtime.proved import Check
 from mmneuron_lens.runtime.result import Result
-from mmneuron_lens.runtime.shapes import check_plans
+from mmneuron_lens.runtime.shapes import ShapeError
 from mmneuron_lens.wire.execute import find
 
 Runnable = Graph | Intervention
@@ -59,7 +68,7 @@ class Lens:
         architecture without a table of sites (before weights are read), an unknown dtype or device, or one given with
         `remote`; with `remote` also what `runtime.remote.run_remote` raises.
         """
-        repo = loading.located(os.fspath(name_or_folder))
+        repo = loading.located(name_or_folder)
         name = _name(name_or_folder, repo)
         settings = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
         given = {key: value for key, value in settings.items() if value is not None}
@@ -86,7 +95,15 @@ class Lens:
         """A lens on a transformers model that is already loaded, with its processor.
 
         name: what artifacts call it; the checkpoint it was loaded from, or its class, if left out.
+
+        Raises `InvalidType` for what is no such model or processor, and as `Lens` does for its architecture.
         """
+        if not isinstance(cast(object, module), torch.nn.Module) or not hasattr(module, "config"):
+            raise InvalidType(
+                f"Lens.wrap takes a transformers model, not {type(module).__name__}; load with Lens(...)."
+            )
+        if not hasattr(processor, "tokenizer"):
+            raise InvalidType(f"Lens.wrap takes the model's AutoProcessor, not {type(processor).__name__}.")
         repo = str(getattr(module, "name_or_path", "") or type(module).__name__)
         return cls._of(model_of(module.eval(), processor, repo=repo, name=name))
 
@@ -100,7 +117,7 @@ class Lens:
         cls, name_or_folder: str | os.PathLike[str], *, revision: str | None = None, **settings: Any
     ) -> Lens:
         """A lens on the meta device: plans, checks and encodes; loads no weights. Raises as `Lens` does."""
-        repo = loading.located(os.fspath(name_or_folder))
+        repo = loading.located(name_or_folder)
         module, processor = loading.load_meta(repo, revision, **settings)
         return cls._of(model_of(module, processor, repo=repo, name=_name(name_or_folder, repo), revision=revision))
 
@@ -179,26 +196,37 @@ class Lens:
         """Images and texts as one padded batch that knows its token layout.
 
         - images_of: per text an image, a list of images, or None; an image is a path, the bytes of a file, a PIL image
-          or an array
+          or an array, and is seen as a viewer shows it (`docs/pictures.md`): turned as EXIF says, on white, the first
+          frame of several
         - texts: prompts; where images stand in the text (LLaVA), one without `<image>` gets one per image before it
 
-        Raises `InvalidValue` for an image that cannot be read, a count that does not match, or a text without an image
-        where the architecture needs one.
+        Raises `InvalidValue` for an image that cannot be read, a count that does not match, no text at all, or a text
+        without an image where the architecture needs one; `InvalidType` for a text that is none.
         """
-        return encoding.encode(self._model, images_of, texts)
+        return encoding.encode(self._model, images_of, texts_of(texts))
 
     def pack(self, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *, cut: bool = False) -> Batch:
         """A batch of `(images, prompts)` rows that computes once what the prompts of a row share; not for generation.
 
         cut: run long prefixes and their questions apart; then only reads that sum over positions fit. Raises
-        `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one.
+        `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one;
+        `InvalidType` for a row of another form.
         """
-        return encoding.packed(self._model, rows, cut=cut)
+        return encoding.packed(self._model, rows_of(rows), cut=cut)
 
-    def check(self, graph: Runnable, batch: Batch) -> None:
-        """Prove on fake tensors that a graph fits this model and batch; needs no weights. Raises what does not fit."""
-        plans = compile_graph(_graph(graph), self.architecture, typed=True, attention=self.attention)
-        check_plans(plans, batch, self.architecture, self.module, self.dtype)
+    def check(self, graph: Runnable, batch: Batch, *, max_new_tokens: int | None = None) -> Check:
+        """Prove on fake tensors that a graph fits this model and batch; needs no weights. Raises what does not fit.
+
+        - max_new_tokens: check it for `generate`, which has more steps and positions than `run`
+
+        Returns what was proved, and what shapes alone cannot run (`act[act > 0.5]`, `.item()`), with the reason: that
+        was tried on random values.
+        """
+        generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        try:
+            return running.check(self._model, graph_of(graph), batch_of(batch), generation)
+        except ShapeError as error:
+            raise error.with_traceback(None) from error.__cause__
 
     def run(
         self,
@@ -216,7 +244,8 @@ class Lens:
         - remote: run on NDIF, at the configured host (True) or the URL given; the images' files go up, folded results
           come down; `lens.remote` if left out
 
-        Everything that can be wrong with the graph is raised before the first forward.
+        Everything that can be wrong with the graph is raised before the first forward; what is wrong with a batch,
+        before its own.
         """
         return self._run(graph, batches, sources, logits, remote, None)
 
@@ -250,29 +279,34 @@ class Lens:
         remote: bool | str | None,
         generation: dict[str, Any] | None,
     ) -> Result:
-        graph = _graph(graph)
-        batches = [batches] if isinstance(batches, Batch) else batches
-        sources = [sources] if isinstance(sources, Batch) else sources
+        graph, batches = graph_of(graph), batches_of(batches)
+        paired = None if sources is None else batches_of(sources, "a source")
         remote = self.remote if remote is None else checked_remote(remote)
-        if remote:
-            from mmneuron_lens.runtime.remote import run_remote
+        try:
+            if remote:
+                from mmneuron_lens.runtime.remote import run_remote
 
-            return run_remote(self._model, graph, batches, sources, logits, remote=remote, generation=generation)
-        if generation is None:
-            return running.run(self._model, graph, batches, sources, logits)
-        return running.generate(self._model, graph, batches, sources, logits, generation=generation)
+                return run_remote(self._model, graph, batches, paired, logits, remote=remote, generation=generation)
+            if generation is None:
+                return running.run(self._model, graph, batches, paired, logits)
+            return running.generate(self._model, graph, batches, paired, logits, generation=generation)
+        except ShapeError as error:
+            # A line of the user's function: ours that led to it are left out.
+            raise error.with_traceback(None) from error.__cause__
 
     def run_with_cache(self, batch: Batch, sites: Sequence[str] | str = "*") -> tuple[Tensor, dict[str, Any]]:
         """The logits and the activations by site name, as TransformerLens gives them: `[layer, ...]` per site.
 
-        sites: names and globs. Globs leave out what this batch does not reach and weights that the attention
-        implementation does not return.
+        sites: names and globs, in whose order the activations come. Globs leave out what this batch does not reach and
+        weights that the attention implementation does not return.
         """
-        return cache_of(self.run(cached_graph(self._model, batch, sites), batch, logits=True))
+        graph = cached_graph(self._model, batch_of(batch), sites)
+        return cache_of(self.run(graph, batch, logits=True), graph)
 
     def trace(self, batch: Batch | None = None, **settings: Any) -> Any:
         """nnsight's own trace on a batch: `with lens.trace(batch): ...`; gradients work there."""
-        return self.nnsight.trace(**self._given(batch), **self._there(settings))
+        given = self._given(batch)
+        return self.nnsight.trace(**given, **self._there(settings))
 
     def trace_generation(self, batch: Batch | None = None, **settings: Any) -> Any:
         """nnsight's own generation on a batch: `with lens.trace_generation(batch, max_new_tokens=3) as tracer: ...`."""
@@ -286,8 +320,8 @@ class Lens:
         """nnsight's scan: the forward on fake tensors, for shapes."""
         given = self._given(batch)
         if "image_sizes" in given:
-            # Anyres tiling computes with these numbers, which fake tensors do not hold.
-            given["image_sizes"] = given["image_sizes"].tolist()
+            # Anyres tiling computes with these numbers, which neither fake tensors nor the meta device hold.
+            given["image_sizes"] = cast(Any, batch.inputs["image_sizes"]).tolist()
         return self.nnsight.scan(**given, **settings)
 
     def session(self, **settings: Any) -> Any:
@@ -307,19 +341,22 @@ class Lens:
     def prove(self, batch: Batch | None = None) -> list[proving.Proof]:
         """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot.
 
-        Returns one `Proof` per site; raises `AssertionError` naming the first that fails.
+        Then every shortcut: encode's logits are those of the processor's own inputs, a batch is its rows alone, packed
+        questions are each alone.
+
+        Returns one `Proof` per site; raises `AssertionError` naming the first site or shortcut that fails.
         """
+        refuse_weightless(self._model, cure="")
+        if batch is not None:
+            refuse_strange(self._model, batch_of(batch))
         return proving.prove(self._model, batch)
 
     def _given(self, batch: Batch | None) -> dict[str, Any]:
         if batch is None:
             return {}
+        refuse_strange(self._model, batch_of(batch))
         # Without weights here the inputs are a server's, and must keep their numbers.
         return dict((batch if self.device.type == "meta" else batch.to(self.device)).inputs)
-
-
-def _graph(graph: Runnable) -> Graph:
-    return Graph((graph,)) if isinstance(graph, Intervention) else graph
 
 
 def _name(given: str | os.PathLike[str], repo: str) -> str:

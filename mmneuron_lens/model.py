@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from mmneuron_lens.architectures import Architecture, architecture_of, loading
 from mmneuron_lens.architectures.checking import check_places
+from mmneuron_lens.architectures.processing import fitted
 from mmneuron_lens.fingerprint import fingerprint_of
 from mmneuron_lens.wire.types import Served
 
@@ -33,12 +35,13 @@ class Model:
     """A transformers vision-language model with its processor and its table of sites; two are equal if they are one.
 
     - module: the transformers model, with weights or on the meta device
-    - processor: the checkpoint's own
+    - processor: the checkpoint's own, or a copy that says what it left out
     - architecture: where its named sites lie
     - name: as artifacts and tables show it: `embedded/NAME`, a hub id, or the last part of a folder's path
     - repo: a folder or hub id, by which an NDIF server knows it
     - revision: of a hub id
     - served: what a server said of its device and weights, where it was asked
+    - missing: what the processor left out, as filled from the configuration, by name
     """
 
     module: Any = field(repr=False)
@@ -48,6 +51,7 @@ class Model:
     repo: str
     revision: str | None = None
     served: Served | None = field(repr=False, default=None)
+    missing: Mapping[str, Any] = field(repr=False, default_factory=dict[str, Any])
 
     @cached_property
     def nnsight(self) -> Any:
@@ -96,16 +100,18 @@ class Model:
 
 
 def model_of(module: Any, processor: Any, *, repo: str, name: str | None = None, revision: str | None = None) -> Model:
-    """A model whose table of sites is checked against its modules.
+    """A model whose table of sites is checked against its modules, and whose processor against its configuration.
 
     - repo: a folder or hub id
     - name: as `Model.name`; of the repo if left out
 
-    Raises `InvalidValue` for an architecture without a table, or a table that does not fit the module.
+    A processor that leaves out what the configuration says is completed, on a copy. Raises `InvalidValue` for an
+    architecture without a table, a table that does not fit the module, or a processor that does not fit either.
     """
     architecture = architecture_of(module.config)
     check_places(architecture, module)
-    return Model(module, processor, architecture, name or shown_name(repo), repo, revision)
+    processor, missing = fitted(architecture, module, processor)
+    return Model(module, processor, architecture, name or shown_name(repo), repo, revision, missing=missing)
 
 
 def shown_name(repo: str) -> str:

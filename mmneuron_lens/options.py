@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,6 +29,26 @@ Remote = Annotated[
 ]
 OffHow = Annotated[str, typer.Option("--off", help="How neurons are switched off: zero, mean, or scale.")]
 Factor = Annotated[float, typer.Option(help="What `--off scale` multiplies them by.")]
+FramesShown = Annotated[
+    Literal["fit", "strip"],
+    typer.Option("--frames", help="Of several images a question: as many as fit, or all of them side by side as one."),
+]
+Frame = Annotated[
+    Literal["auto", "paper", "chat"],
+    typer.Option(
+        "--prompt-form",
+        help="The frame of questions that are answered: the paper's, that of the checkpoint's chat template, or auto: "
+        "chat where the language model is not the paper's.",
+    ),
+]
+LensAt = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A position that Figures 6 and 10 to 13 show: image 8, text -5, last, a column, or paper: the paper's own "
+        "of each domain; repeat it for several. The second image token and the last text token if left out."
+    ),
+]
+EvenLayers = Annotated[bool, typer.Option("--even-layers", help="Show layers 2, 4, ... there, as the paper.")]
 Seed = Annotated[int, typer.Option(help="Of every draw.")]
 Replace = Annotated[
     bool, typer.Option("--replace", help="Make again, in its place, what lies there and was made otherwise.")

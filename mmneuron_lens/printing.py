@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from mmneuron_lens.corpora.folder import Problems
     from mmneuron_lens.runs.store import Store
 
-PROBLEMS_SHOWN = 10
-
 WIDTH = 100
 """Characters a line of a table may take where there is no terminal to ask."""
 
@@ -86,16 +84,9 @@ def quiet_loading() -> None:
 
 def print_problems(problems: Problems, out: Path) -> None:
     """The first rows that were skipped; all of them in the run's `problems.txt`."""
-    from interventions.files import write_atomically
+    from mmneuron_lens.runs.problems import say_problems
 
-    if not len(problems):
-        return
-    file = out / "problems.txt"
-    write_atomically(file, f"{problems}\n")
-    lines = str(problems).splitlines()
-    more = len(problems) - PROBLEMS_SHOWN
-    shown = lines[: PROBLEMS_SHOWN + 1] + ([f"and {more} more"] if more > 0 else [])
-    typer.echo("\n".join([*shown, f"All of them: {file}"]), err=True)
+    say_problems(problems, out, say)
 
 
 def console() -> Console:

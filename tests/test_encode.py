@@ -8,7 +8,6 @@ import numpy
 import pytest
 import torch
 from conftest import mixed_batch, pictures, tiny_lens
-from PIL import Image
 
 from interventions import keep
 
@@ -21,24 +20,6 @@ def test_all_forms_of_an_image_are_one(lens, tmp_path):
     batches = [lens.encode([form], ["is it red?"]) for form in forms]
     for batch in batches[1:]:
         assert torch.equal(batch.inputs["pixel_values"], batches[0].inputs["pixel_values"])
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "1", "I;16", "CMYK"])
-def test_every_mode_becomes_rgb(lens, mode):
-    grey = numpy.arange(40 * 50, dtype=numpy.uint16).reshape(40, 50) * 30
-    picture = Image.fromarray(grey) if mode == "I;16" else pictures((40, 50))[0].convert(mode)
-    batch = lens.encode([picture], ["is it red?"])
-    assert batch.inputs["pixel_values"].shape[-3] == 3
-    assert batch.inputs["pixel_values"].float().std() > 0
-
-
-def test_transparency_is_laid_on_white():
-    from mmneuron_lens.wire.images import decode
-
-    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert decode(clear).getpixel((0, 0)) == (255, 255, 255)
-    deep = Image.fromarray(numpy.full((4, 4), 65535, dtype=numpy.uint16))
-    assert decode(deep).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_what_is_no_image_is_named(lens, tmp_path):

@@ -19,6 +19,7 @@ from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.prompting import prompt_of
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.corpora.load import load_corpus
+from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.experiments.count import count_domain
 from mmneuron_lens.runs.api import identify
 from mmneuron_lens.runs.identify import find
@@ -194,16 +195,19 @@ def test_of_several_frames_those_that_fit_are_asked_about(tmp_path):
     samples, problems = read_folder(tmp_path)
     pictures = [Image.open(tmp_path / name) for name in names]
     asked = "<image>\n" * 14 + samples[0].question
-    whole = lens.encode([pictures], [asked])
-    assert whole.inputs["input_ids"].shape[1] > 512
+    whole = lens.processor(images=pictures, text=[asked], return_tensors="pt")
+    assert whole["input_ids"].shape[1] > 512
+    with pytest.raises(ValueError, match=r"^the prompt takes \d+ positions, and \w+ has 512; shorten it"):
+        lens.encode([pictures], [asked])
     # By counting the tokens of every choice, from the most frames down.
     for chosen in range(14, 1, -1):
         places = [round(place * 13 / (chosen - 1)) for place in range(chosen)]
         some = replace(samples[0], images=tuple(samples[0].images[place] for place in places))
-        batch, _ = encode(lens, [some], "identification")
-        if batch is not None and batch.inputs["input_ids"].shape[1] <= 512:
+        batch, _ = encode(lens, [some], "identification", RecordProblems(tmp_path))
+        if batch is not None:
             break
     assert 2 < chosen < 14
+    assert batch.inputs["input_ids"].shape[1] <= 512
     found = count_domain(lens, samples, batch_size=1, problems=problems)
     by_hand = count_domain(lens, [some, samples[1]], batch_size=1, problems=problems)
     assert found.provenance == by_hand.provenance

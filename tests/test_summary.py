@@ -16,6 +16,8 @@ from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.evaluation.accuracy import against_random, scores
 from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
 from mmneuron_lens.neurons.selection import select
+from mmneuron_lens.paper import paper_numbers
+from mmneuron_lens.paper.corpora import DEFINITIONS
 from mmneuron_lens.paper.summary import publish
 from mmneuron_lens.report import figures, tables
 from mmneuron_lens.runs.identify import Controls, Identified
@@ -103,7 +105,9 @@ def test_the_page_contains_each_number_of_every_model(found: list[Identified], r
         for counts in one.counts:
             on_page(counts.to_frame())
     for number, domain in enumerate(DOMAINS):
-        assert [tables.domain_name(domain), f"{domain} corpus", f"{1230 + number:,}", "8"] in rows
+        paper = paper_numbers.corpus(domain)
+        sizes = [f"{domain} corpus", f"{1230 + number:,}", "8", *map(tables.shown, paper.values())]
+        assert [tables.domain_name(domain), DEFINITIONS[domain], *sizes] in rows
     assert f"{sum(1230 + number for number in range(len(DOMAINS))):,} image-question pairs" in html
 
 

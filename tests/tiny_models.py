@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -107,6 +108,23 @@ def llava_next():
         num_additional_image_tokens=1,
     )
     return _loud(LlavaNextForConditionalGeneration(config)), processor
+
+
+def llava_next_on(text_config):
+    """LLaVA-NeXT on another language model, of the sizes of `_text_config`."""
+    module, processor = llava_next()
+    config = copy.deepcopy(module.config)
+    config.text_config = text_config
+    torch.manual_seed(0)
+    return _loud(LlavaNextForConditionalGeneration(config)), processor
+
+
+def text_sizes() -> dict[str, int]:
+    """The sizes of `_text_config`, for a configuration of another language model."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    rest = ("num_key_value_heads", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+    config = _text_config()
+    return {name: getattr(config, name) for name in (*names, *rest)}
 
 
 @cache

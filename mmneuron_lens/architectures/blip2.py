@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.architectures import language, qformer, vision
+from mmneuron_lens.architectures import language, qformer, sharing, vision
 from mmneuron_lens.architectures.architecture import Architecture, Place
 
 
@@ -39,5 +39,6 @@ def queried(config: Any, name: str, instruction: bool) -> Architecture:
             "patches": vision.patches(config.vision_config),
             "queries": config.num_query_tokens,
             "vision_tower": "vision_model",
+            "sharable": sharing.sharable(config.text_config),
         },
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.architectures import language, vision
+from mmneuron_lens.architectures import language, sharing, vision
 from mmneuron_lens.architectures.architecture import Architecture, Place
 from mmneuron_lens.wire.types import Facts
 
@@ -43,4 +43,5 @@ def facts(config: Any) -> Facts:
         "text_only": True,
         "patches": vision.patches(config.vision_config),
         "queries": 0,
+        "sharable": sharing.sharable(config.text_config),
     }

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from interventions.errors import FileMissing, InvalidValue, UnknownName
+from interventions.errors import FileMissing, InvalidType, InvalidValue, UnknownName
 from interventions.sites import unknown
 from mmneuron_lens.architectures import architecture_of
+from mmneuron_lens.architectures.checking import check_places
 
 GROUP = "mmneuron_lens.checkpoints"
 """The entry points under which a package offers checkpoints by name: functions that return a folder."""
@@ -25,41 +26,47 @@ DTYPES = ("float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
-def located(name: str) -> str:
+def located(given: str | os.PathLike[str]) -> str:
     """Where a checkpoint lies: the folder that a name such as `embedded/llava-next` stands for; others as they are.
 
-    Raises `UnknownName` with the choices for an `embedded/NAME` that is not there, and `FileMissing` for what is
-    neither a name, nor a folder, nor like a hub id.
+    Raises `UnknownName` with the choices for an `embedded/NAME` that is not there, `FileMissing` for what is neither a
+    name, nor a folder, nor like a hub id, and `InvalidType` for what is no name at all.
     """
     named = {point.name: point for point in entry_points(group=GROUP)}
+    name = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(name, str) or not name.strip():
+        what = repr(given) if given is None or isinstance(given, str | bytes | int) else type(given).__name__
+        raise InvalidType(f"A model is a folder, a hub id like owner/model, or {_or(sorted(named))}; not {what}.")
     if name in named:
         return str(named[name].load()())
     if Path(name).is_dir():
         return name
     if name.startswith("embedded/"):
         raise UnknownName(unknown("embedded model", name, sorted(named)))
+    if Path(name).is_file():
+        raise FileMissing(f"{name} is a file; give the folder of a saved model that it lies in.")
     if not HUB_ID.fullmatch(name):
         raise FileMissing(f"{name}: no such folder. Give a folder, a hub id like owner/model, or {_or(sorted(named))}.")
     return name
 
 
 def checked_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
-    """A dtype as given. Raises `InvalidValue` with the choices for a name that is none."""
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise InvalidValue(unknown("dtype", dtype, DTYPES))
+    """A dtype as given. Raises `InvalidValue` with the choices for a name that is none, and for torch's others."""
+    if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+        raise InvalidValue(unknown("dtype", str(dtype), DTYPES))
     return dtype
 
 
 def checked_device(device: str | torch.device | None) -> str | torch.device | None:
     """A device as given; without one, a process of several (`torchrun`) takes the GPU of its LOCAL_RANK.
 
-    Raises `InvalidValue` with the choices for a device that is not there.
+    Raises `InvalidValue` with the choices for a device that is not there, torch's own included.
     """
     if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    if isinstance(device, str) and device not in (*devices, *(("cuda",) if len(devices) > 1 else ())):
-        raise InvalidValue(unknown("device", device, devices))
+    if device is not None and str(device) not in (*devices, *(("cuda",) if len(devices) > 1 else ())):
+        raise InvalidValue(unknown("device", str(device), devices))
     return device
 
 
@@ -69,26 +76,33 @@ def load(repo: str, revision: str | None = None, **settings: Any) -> tuple[torch
     - repo: a folder or hub id
     - settings: what `from_pretrained` takes (`dtype`, `device_map`, `attn_implementation`)
 
-    Raises `FileMissing` when it cannot be found, and `InvalidValue` for an architecture without a table of sites,
-    before its weights are read, or for files that cannot be read.
+    Raises `FileMissing` when it cannot be found, and `InvalidValue` for an architecture without a table of sites or one
+    that does not fit, before its weights are read, or for files that cannot be read.
     """
     from transformers import AutoModelForImageTextToText
 
-    load_config(repo, revision)
+    config, processor = load_config(repo, revision), load_processor(repo, revision)
+    check_places(architecture_of(config), _empty(config))
     with _in_one_line(repo):
         model = AutoModelForImageTextToText.from_pretrained(repo, revision=revision, **settings)
-    return model.eval(), load_processor(repo, revision)
+    return model.eval(), processor
 
 
 def load_meta(repo: str, revision: str | None = None, **settings: Any) -> tuple[torch.nn.Module, Any]:
     """The same model on the meta device: every module, no weights. Raises as `load` does."""
-    from transformers import AutoModelForImageTextToText
-
     config = load_config(repo, revision)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, **settings)
+    with _in_one_line(repo):
+        model = _empty(config, **settings)
     model.generation_config = load_generation(repo, revision)
     return model.eval(), load_processor(repo, revision)
+
+
+def _empty(config: Any, **settings: Any) -> Any:
+    """The modules of a configuration, on the meta device."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, **settings)
 
 
 def load_config(repo: str, revision: str | None = None) -> Any:
@@ -129,12 +143,16 @@ def _in_one_line(repo: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "mismatched_sizes" not in str(error):
+            raise
         said = " ".join(str(error).split())
         first = re.split(r"(?<=[.!])\s", said)[0]
         if isinstance(error, OSError):
             kind = "its files cannot be read" if Path(repo).is_dir() else "not found on the hub or in its cache"
             raise FileMissing(f"{repo}: {kind}. {first}") from error
+        if isinstance(error, RuntimeError):
+            raise InvalidValue(f"{repo}: its weights have other sizes than its config.json says.") from error
         raise InvalidValue(f"{repo}: cannot be loaded. {first}") from error
 
 

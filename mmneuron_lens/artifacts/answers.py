@@ -28,6 +28,7 @@ class Answer:
     - module: where they were off ("None", a module of the paper, or "All").
     - neurons_of: the domain they belong to, or that the random draw is matched to ("" for "none").
     - domain: of the question; answers: the accepted ones.
+    - options: the texts of a multiple-choice question, whose accepted answers are letters.
     - selection: the `content_hash` of the selection that said which neurons, or "".
     - digest: the sha256 of everything the answer depends on, the size of its batch apart.
     """
@@ -43,6 +44,7 @@ class Answer:
     answer: str
     selection: str = ""
     digest: str = ""
+    options: tuple[str, ...] = ()
 
     @property
     def key(self) -> AnswerKey:
@@ -93,5 +95,6 @@ class Answers(Sequence[Answer]):
     def load_with_key(cls, path: str | Path) -> tuple[Answers, dict[str, Any] | None]:
         """The answers and the key that they were saved with, if any."""
         rows, metadata = read_lines(path, cls.kind)
-        answers: list[dict[str, Any]] = [{**row, "answers": tuple(row["answers"])} for row in rows]
+        texts = ("answers", "options")
+        answers: list[dict[str, Any]] = [{**row, **{name: tuple(row.get(name, ())) for name in texts}} for row in rows]
         return cls(tuple(Answer(**answer) for answer in answers), metadata["settings"]), metadata.get(KEY)

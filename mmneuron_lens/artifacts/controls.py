@@ -38,7 +38,7 @@ class FalseDiscovery(Artifact):
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         document = {"model": self.model, "selected": self.selected, "provenance": self.provenance}
-        return {site: torch.tensor(draws) for site, draws in self.null.items()}, document
+        return {site: _tensor(draws) for site, draws in self.null.items()}, document
 
     @classmethod
     def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> FalseDiscovery:
@@ -69,8 +69,8 @@ class HalvesOverlap(Artifact):
         return sum(values) / len(values)
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"shared/{site}": torch.tensor(values) for site, values in self.shared.items()}
-        tensors |= {f"either/{site}": torch.tensor(values) for site, values in self.either.items()}
+        tensors = {f"shared/{site}": _tensor(values) for site, values in self.shared.items()}
+        tensors |= {f"either/{site}": _tensor(values) for site, values in self.either.items()}
         return tensors, {"model": self.model, "provenance": self.provenance}
 
     @classmethod
@@ -83,3 +83,7 @@ class HalvesOverlap(Artifact):
             site: tuple(cast(Any, tensors[f"either/{site}"]).tolist()) for site in sites
         }
         return cls(metadata["model"], shared, either, metadata["provenance"])
+
+
+def _tensor(numbers: tuple[int, ...]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")

@@ -13,15 +13,22 @@ from torch import Tensor
 
 from interventions.errors import InvalidValue, UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.artifacts.table_html import table_html
 
 BUCKETS = 16
 """Every image falls into one of so many buckets, so that controls, halves and intervals need no second pass."""
 
 LEFT_OUT = "left out"
-"""Provenance: the ids of samples whose image could not be decoded, sorted."""
+"""Provenance: the ids of samples that could not be decoded, encoded or run, sorted."""
 
-CORPUS_FIELDS = ("corpus", LEFT_OUT)
+REASONS = "reasons"
+"""Provenance: why each of these was left out, by its id; absent where none was."""
+
+FRAMES_SHOWN = "frames shown"
+"""Provenance: of samples of several images, by number of images that the model was shown, how many samples."""
+
+CORPUS_FIELDS = ("corpus", LEFT_OUT, REASONS, FRAMES_SHOWN)
 """Provenance in which the counts of several domains may differ; in everything else they must agree."""
 
 
@@ -45,7 +52,8 @@ class Counts(Artifact):
     - `active[site]`: int64 [bucket, layer, kind, neuron], how many tokens had an activation above zero (M of eq. 4).
     - `tokens[site]`: int64 [bucket, kind], how many tokens there were (N of eq. 4); padding is never counted.
     - `kinds[site]`: the names along the kind axis, such as ("image", "text").
-    - `samples`: questions seen. `provenance`: model id, revision, dtype, prompt, batch size, method, corpus ...
+    - `samples`: questions seen. `provenance`: model id, revision, dtype, prompt, batch size, method, corpus, and which
+      layers cannot reach the logits: they are counted like all others, see `reachability`.
 
     Raises `ValueError` naming the site and the value when the parts do not fit together.
     """
@@ -92,6 +100,11 @@ class Counts(Artifact):
         if active.numel() and (int(active.min()) < 0 or bool((active > tokens[:, None, :, None]).any())):
             raise InvalidValue(f"{site}: a count is negative or above the number of tokens; count the same positions.")
 
+    @property
+    def reachability(self) -> Reachability:
+        """Which layers can reach the logits, as the model's architecture said when they were counted."""
+        return Reachability.of(self.provenance)
+
     def per_bucket(
         self, site: str, kinds: tuple[str, ...] | None = None
     ) -> tuple[Int64[Tensor, "bucket layer neuron"], Int64[Tensor, " bucket"]]:
@@ -107,7 +120,7 @@ class Counts(Artifact):
             raise UnknownName(
                 f"{site}: no kind {', '.join(map(repr, unknown)) or '()'}; choose from {', '.join(known)}."
             )
-        index = torch.tensor([known.index(kind) for kind in dict.fromkeys(kinds or known)])
+        index = [known.index(kind) for kind in dict.fromkeys(kinds or known)]
         return self.active[site][:, :, index].sum(2), self.tokens[site][:, index].sum(1)
 
     def total(self, site: str, kinds: tuple[str, ...] | None = None) -> tuple[Int64[Tensor, "layer neuron"], int]:
@@ -135,14 +148,20 @@ class Counts(Artifact):
         )
 
     def to_frame(self) -> pl.DataFrame:
-        """A row per site and kind of token: model, domain, site, layers, neurons (of a layer), kind, tokens."""
+        """A row per site and kind of token: model, domain, site, layers, neurons (of a layer), kind, tokens,
+        unreachable_layers (those that cannot reach the logits; null where that is not known).
+        """
+        unreachable = {site: ", ".join(map(str, self.reachability.layers(site))) for site in self.active}
+        known = self.reachability.known
         return pl.DataFrame(
             [
                 {"model": self.model, "domain": self.domain, "site": site, "layers": active.shape[1]}
                 | {"neurons": active.shape[3], "kind": kind, "tokens": int(self.tokens[site][:, number].sum())}
+                | {"unreachable_layers": unreachable[site] if known else None}
                 for site, active in self.active.items()
                 for number, kind in enumerate(self.kinds[site])
-            ]
+            ],
+            schema_overrides={"unreachable_layers": pl.String},
         )
 
     def _repr_html_(self) -> str:

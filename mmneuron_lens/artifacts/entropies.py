@@ -35,7 +35,7 @@ class Entropies(Artifact):
 
     def mean(self, buckets: Tensor | None = None) -> Float64[Tensor, "layer kind"]:
         """Token-weighted mean entropy, in nats; of these buckets (with repetition), if given. NaN without tokens."""
-        chosen = torch.arange(len(self.tokens)) if buckets is None else buckets
+        chosen = torch.arange(len(self.tokens), device=self.tokens.device) if buckets is None else buckets
         return self.entropy[chosen].sum(0) / self.tokens[chosen].sum(0)
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -24,6 +24,7 @@ class LensTrace(Artifact):
     """
 
     kind: ClassVar[str] = "lens trace"
+    undefined: ClassVar[tuple[str, ...]] = ("boxes",)
 
     model: str
     domain: str

@@ -13,6 +13,7 @@ from torch import Tensor
 from interventions import SITES, Graph, per_layer, zero_neurons
 from interventions.errors import UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.artifacts.table_html import table_html
 
 MODULES = {
@@ -29,13 +30,15 @@ MODULES = {
 class Selection(Artifact):
     """The domain-specific neurons of one model, by site.
 
-    - `masks[site]`: bool [layer, neuron, domain]; `entropy[site]`: float64 [layer, neuron], nats;
+    - `masks[site]`: bool [layer, neuron, domain]; `entropy[site]`: float64 [layer, neuron], nats, NaN if never active;
       `probability[site]`: float64 [layer, neuron, domain]; `tokens[site]`: int64 [domain].
     - `threshold[site]`, `requested[site]`: what the rule came to.
     - `parameters`: method, fraction, percentile, kinds by site. `provenance`: what the domains share, and "domains".
+    - `reachability`: which layers can reach the logits; neurons of the others are selected too, as in the paper.
     """
 
     kind: ClassVar[str] = "selection"
+    undefined: ClassVar[tuple[str, ...]] = ("entropy/",)
 
     model: str
     domains: tuple[str, ...]
@@ -51,6 +54,27 @@ class Selection(Artifact):
     def selected(self, site: str) -> int:
         """How many neurons of the site were selected, each once however many domains it belongs to."""
         return int(self.masks[site].any(dim=-1).sum())
+
+    @property
+    def reachability(self) -> Reachability:
+        """Which layers can reach the logits, as the model's architecture said when they were counted."""
+        return Reachability.of(self.provenance)
+
+    def reachable(self, site: str | None = None, domain: str | None = None) -> int | None:
+        """How many of the selected neurons can reach the logits; None where that is not known.
+
+        - site: a site or a module of the paper; all of them unless given. domain: its neurons only.
+
+        Raises `UnknownName` naming the choices.
+        """
+        masks = (
+            {name: self.masks[name].any(dim=-1) for name in sites_of(self.masks, site)}
+            if domain is None
+            else self.neurons(domain, site)
+        )
+        known = self.reachability
+        found = sum(int(mask[known.mask(name, len(mask))].sum()) for name, mask in masks.items())
+        return found if known.known else None
 
     def shortfall(self, site: str) -> int:
         """How many neurons fewer than requested survived the threshold."""
@@ -68,6 +92,8 @@ class Selection(Artifact):
 
     def off(self, domain: str, site: str | None = None) -> Graph:
         """A graph that holds a domain's neurons at zero, at every position and step, for `lens.run(graph | ...)`.
+
+        Those that cannot reach the logits are among them, as in the paper, and change no answer; see `reachable`.
 
         - domain: one of `domains`.
         - site: a site or a module of the paper; all of them unless given.
@@ -97,15 +123,18 @@ class Selection(Artifact):
         return cls(**own)
 
     def to_frame(self) -> pl.DataFrame:
-        """A row per site and domain: model, module, site, domain, neurons (of the domain), selected, requested."""
+        """A row per site and domain: model, module, site, domain, neurons (of the domain), selected, requested, and
+        reachable: how many of `neurons` can reach the logits, null where that is not known.
+        """
         return pl.DataFrame(
             [
                 {"model": self.model, "module": module_of(site), "site": site, "domain": domain}
                 | {"neurons": int(mask[..., number].sum()), "selected": self.selected(site)}
-                | {"requested": self.requested[site]}
+                | {"requested": self.requested[site], "reachable": self.reachable(site, domain)}
                 for site, mask in self.masks.items()
                 for number, domain in enumerate(self.domains)
-            ]
+            ],
+            schema_overrides={"reachable": pl.Int64},
         )
 
     def _repr_html_(self) -> str:
@@ -127,6 +156,16 @@ def in_order(sites: Iterable[str]) -> list[str]:
     """Sites in the order of the paper's tables, others after them by name."""
     known = list(MODULES)
     return sorted(sites, key=lambda site: (known.index(site) if site in MODULES else len(known), site))
+
+
+def groups_of(sites: Iterable[str]) -> dict[str, list[str]]:
+    """The rows of a table by module, and the sites of each: every module, its sites where it has several, and "All"."""
+    ordered = in_order(sites)
+    groups: dict[str, list[str]] = {}
+    for module in dict.fromkeys(map(module_of, ordered)):
+        own = sites_of(ordered, module)
+        groups |= {module: own} | ({site: [site] for site in own} if len(own) > 1 else {})
+    return groups | {"All": ordered}
 
 
 def sites_of(sites: Iterable[str], chosen: str | None) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mmneuron_lens.artifacts.reachability import UNREACHABLE
+
 
 class _Short(reprlib.Repr):
     """Tensors as dtype and shape; the first few entries of everything else."""
@@ -29,10 +31,16 @@ _SHORT = _Short()
 
 
 def short_repr(value: Any) -> str:
-    """A dataclass as its name and short forms of its fields, without `provenance`."""
+    """A dataclass as its name and short forms of its fields, without `provenance` but for layers it calls unreachable.
+
+    An artifact shows neurons by layer, so that those which cannot reach the logits are told here as in its tables.
+    """
     shown = [
         f"{field.name}={_SHORT.repr(getattr(value, field.name))}"
         for field in fields(value)
         if field.name != "provenance"
     ]
+    if found := (getattr(value, "provenance", None) or {}).get(UNREACHABLE):
+        layers = {site: one["layers"] for site, one in found.items()}
+        shown.append(f"unreachable={layers}")
     return f"{type(value).__name__}({', '.join(shown)})"

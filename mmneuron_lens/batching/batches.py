@@ -8,6 +8,7 @@ from pathlib import Path
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import bucket_of
+from mmneuron_lens.batching.left_out import LeftOut, raise_none_left
 from mmneuron_lens.corpora.content import image_digest
 from mmneuron_lens.corpora.folder import Problems, image_sizes
 from mmneuron_lens.corpora.sample import Sample
@@ -35,18 +36,24 @@ class Step:
 
 
 def sized(samples: Iterable[Sample], problems: Problems | None = None) -> list[Sized]:
-    """Samples with their images' hashes and sizes, from files and headers; unreadable ones are named and left out."""
+    """Samples with their images' hashes and sizes, from files and headers; unreadable ones are named and left out.
+
+    Raises `InvalidValue` with the first reason if there are samples and none remains.
+    """
+    samples, left = list(samples), LeftOut.of(problems)
     known: dict[tuple[Path, ...], tuple[str, tuple[int, int]]] = {}
     found = []
     for sample in samples:
         if sample.images not in known:
-            sizes = image_sizes(sample, problems)
+            sizes = image_sizes(sample, left)
             if sizes is None:
                 continue
             # Height first: rows of tiles decide more than columns about the length of a LLaVA-NeXT prompt.
             area, tallest = sum(width * height for width, height in sizes), max(height for _, height in sizes)
             known[sample.images] = image_digest(sample.images[0]), (area, tallest)
         found.append(Sized(sample, *known[sample.images]))
+    if samples and not found:
+        raise_none_left(samples, left.reason(samples[0]))
     return found
 
 
@@ -94,10 +101,9 @@ def rows_of(samples: Sequence[Sample], at_most: int) -> list[list[Sample]]:
     return made
 
 
-def parted(samples: Sequence[Sample], kept: Sequence[Sample]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ids of the samples that could be read, and of the others."""
-    seen = tuple(sample.id for sample in kept)
-    return seen, tuple(sample.id for sample in samples if sample.id not in set(seen))
+def ids_of(samples: Iterable[Sample]) -> tuple[str, ...]:
+    """The ids of samples, in order."""
+    return tuple(sample.id for sample in samples)
 
 
 def one_domain(samples: Sequence[Sample], what: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from PIL import Image
 
 from mmneuron_lens.batching.batches import rows_of
+from mmneuron_lens.batching.chat import PromptForm
+from mmneuron_lens.batching.left_out import LeftOut, attributed
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.prompting import Prompt, model_kind, prompt_of
 from mmneuron_lens.corpora.folder import Problems, open_images
@@ -15,6 +18,19 @@ from mmneuron_lens.corpora.frames import Frames, middle, strip
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.limits import refuse_beyond
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A sample, the pictures that a model is shown of it, and what would travel to a server in their place.
+
+    What travels is the files themselves, not the decoded pictures.
+    """
+
+    sample: Sample
+    seen: list[Image.Image]
+    given: tuple[Any, ...]
 
 
 def encode(
@@ -24,29 +40,34 @@ def encode(
     problems: Problems | None = None,
     opened: Opener = open_images,
     frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
+    new_tokens: int = 0,
 ) -> tuple[Batch | None, list[Sample]]:
-    """A batch of the samples whose images can be decoded (None if there is none), and these samples.
+    """A batch of the samples that can be decoded and encoded (None if there is none), and these samples.
 
     - prompt: which of the paper's prompts.
     - problems: where the other samples are named; without it the first raises `InvalidValue`.
     - opened: decodes a sample's images, or has them decoded already.
     - frames: what a model is shown of several images: "fit", the images of the sample (a model of one image, the
-      middle one), or "strip", all of them side by side as one.
+      middle one), or "strip", all of them side by side as one. Which of them fit is said before, by
+      `frames.with_frames_that_fit`.
+    - prompt_form: the frame of the evaluation prompt, see `chat.form_of`.
+    - new_tokens: positions that an answer takes.
     """
-    pictures, given, texts, kept = [], [], [], []
+    ready, left = [], LeftOut.of(problems)
     for sample in samples:
-        decoded = opened(sample, problems)
+        decoded = opened(sample, left)
         if decoded is not None:
-            seen, files = shown(lens, sample, decoded, frames)
-            pictures.append(seen)
-            given.append(files)
-            texts.append(prompt_of(lens, sample, prompt, len(seen)))
-            kept.append(sample)
-    if not kept:
-        return None, []
-    batch = lens.encode(pictures, texts)
-    # What would travel to a server is the files themselves, not the decoded pictures.
-    return replace(batch, given=(tuple(given), batch.given[1])), kept
+            ready.append(Ready(sample, *shown(lens, sample, decoded, frames)))
+
+    def made(some: Sequence[Ready]) -> Batch:
+        texts = [prompt_of(lens, one.sample, prompt, len(one.seen), prompt_form) for one in some]
+        batch = lens.encode([one.seen for one in some], texts)
+        if new_tokens:
+            refuse_beyond(lens.model, batch.inputs, [""] * len(some), new_tokens)
+        return replace(batch, given=(tuple(one.given for one in some), batch.given[1]))
+
+    return _batch(ready, made, left)
 
 
 def encode_packed(
@@ -57,24 +78,40 @@ def encode_packed(
     problems: Problems | None = None,
     opened: Opener = open_images,
     frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
 ) -> tuple[Batch | None, list[Sample]]:
     """As `encode`, with questions of the same images packed, at most so many in a row; for reads that sum."""
-    rows, given, kept = [], [], []
+    ready, left = [], LeftOut.of(problems)
     for some in rows_of(samples, at_most):
-        decoded = opened(some[0], problems)
+        decoded = opened(some[0], left)
         if decoded is None:
             # Each question of an image that cannot be read is a problem of its own.
             for sample in some[1:]:
-                opened(sample, problems)
+                opened(sample, left)
             continue
-        seen, files = shown(lens, some[0], decoded, frames)
-        rows.append((seen, [prompt_of(lens, sample, prompt, len(seen)) for sample in some]))
-        given.append(files)
-        kept += some
-    if not rows:
+        seen, given = shown(lens, some[0], decoded, frames)
+        ready += [Ready(sample, seen, given) for sample in some]
+
+    def made(some: Sequence[Ready]) -> Batch:
+        each, rows, given = iter(some), [], []
+        for asked in rows_of([one.sample for one in some], at_most):
+            held = [next(each) for _ in asked]
+            texts = [prompt_of(lens, one.sample, prompt, len(one.seen), prompt_form) for one in held]
+            rows.append((held[0].seen, texts))
+            given.append(held[0].given)
+        batch = lens.pack(rows, cut=True)
+        return replace(batch, given=(tuple(given), batch.given[1]))
+
+    return _batch(ready, made, left)
+
+
+def _batch(
+    ready: Sequence[Ready], made: Callable[[Sequence[Ready]], Batch], left: LeftOut
+) -> tuple[Batch | None, list[Sample]]:
+    if not ready:
         return None, []
-    batch = lens.pack(rows, cut=True)
-    return replace(batch, given=(tuple(given), batch.given[1])), kept
+    batch, kept = attributed(ready, made, left, lambda one: one.sample)
+    return batch, [one.sample for one in kept]
 
 
 def shown(

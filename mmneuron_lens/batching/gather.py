@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.batching.batches import Step
+from mmneuron_lens.batching.left_out import LeftOut, attributed, raise_none_left
 from mmneuron_lens.batching.prefetch import Opener, decoded_ahead
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.throughput import Throughput
+from mmneuron_lens.corpora.folder import Problems, open_images
+from mmneuron_lens.corpora.sample import Sample
 
 SECONDS = 60.0
 """How old what is not kept yet may become: what a kill costs."""
@@ -33,6 +36,7 @@ class Piece:
     - seen: ids of the samples in it; left: of those that could not be read.
     - facts: JSON that is the same for every piece of one result.
     - tokens: positions computed, for the throughput that is shown; not kept.
+    - reasons: why a sample was left out, by its id, without paths of a machine.
     """
 
     group: int
@@ -41,6 +45,7 @@ class Piece:
     left: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     tokens: int = 0
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ def gather(
     keeper: Keeper,
     shard: Shard = WHOLE,
     workers: int = 0,
+    left: LeftOut | None = None,
     title: str = "",
     progress: Progress = quietly,
     clock: Callable[[], float] = time.monotonic,
@@ -133,8 +139,12 @@ def gather(
       the same bits as one that was not.
     - keeper: is given what was done at least every `SECONDS`, and when this ends in whatever way.
     - workers: processes that decode images ahead.
+    - left: where samples are named that `run` refuses (`attributed`), those of kept pieces too.
+
+    Raises as `raise_none_left` if all steps are done and no sample is left in any.
     """
-    found = disjoint(keeper.held())
+    left, found = LeftOut() if left is None else left, disjoint(keeper.held())
+    named_again(steps, found, left)
     todo = missing(shard.steps(len(steps)), found)
     shown = Throughput(progress([steps[place] for place in todo], title), clock)
     openers = decoded_ahead([steps[place].samples for place in todo], workers)
@@ -145,7 +155,7 @@ def gather(
                 _keep(keeper, growing)
                 growing = next((one for one in found if one.last == place), None)
                 growing = growing if growing and growing.piece.group == steps[place].group else None
-            piece = run(steps[place], opener)
+            piece = _attributed(steps[place], run, opener, left)
             growing = Held(
                 growing.first if growing else place,
                 place + 1,
@@ -156,7 +166,35 @@ def gather(
                 _keep(keeper, growing)
     finally:
         _keep(keeper, growing)
-    return disjoint(keeper.held())
+    found = disjoint(keeper.held())
+    refuse_none_left(steps, found, left)
+    return found
+
+
+def named_again(steps: Sequence[Step], held: Sequence[Held], left: LeftOut) -> None:
+    """Names the samples of kept pieces that an earlier process left out, for the same reasons."""
+    for one in held:
+        asked = [sample for step in steps[one.first : one.last] for sample in step.samples]
+        name_samples([sample for sample in asked if sample.id in one.piece.left], one.piece.reasons, left)
+
+
+def name_samples(samples: Sequence[Sample], reasons: Mapping[str, str], problems: Problems | None) -> None:
+    """Names samples that were left out; one whose image cannot be decoded now says so with its path."""
+    if problems is None:
+        return
+    for sample in samples:
+        if open_images(sample, problems) is not None and sample.id in reasons:
+            problems.add_sample(sample, reasons[sample.id])
+
+
+def refuse_none_left(steps: Sequence[Step], held: Sequence[Held], left: LeftOut) -> None:
+    """As `raise_none_left` if all steps are done and every sample is left out."""
+    if not held or missing(range(len(steps)), held) or any(one.piece.seen for one in held):
+        return
+    if not any(one.piece.left for one in held):
+        return
+    reason = next((reason for one in held for reason in one.piece.reasons.values()), "")
+    raise_none_left([sample for step in steps for sample in step.samples], reason, left.cause)
 
 
 def joined(first: Piece, second: Piece, fold: Fold) -> Piece:
@@ -164,7 +202,8 @@ def joined(first: Piece, second: Piece, fold: Fold) -> Piece:
     both = first.tensors and second.tensors
     tensors = fold(first.tensors, second.tensors) if both else first.tensors or second.tensors
     seen, left = first.seen + second.seen, first.left + second.left
-    return Piece(first.group, tensors, seen, left, first.facts or second.facts)
+    reasons = {**first.reasons, **second.reasons}
+    return Piece(first.group, tensors, seen, left, first.facts or second.facts, reasons=reasons)
 
 
 def by_group(found: Sequence[Held], fold: Fold) -> dict[int, Piece]:
@@ -199,6 +238,18 @@ def missing(wanted: range, held: Sequence[Held]) -> list[int]:
     """The wanted places that are in no piece."""
     there = {place for one in held for place in range(one.first, one.last)}
     return [place for place in wanted if place not in there]
+
+
+def _attributed(step: Step, run: Callable[[Step, Opener], Piece], opener: Opener, left: LeftOut) -> Piece:
+    """What a step comes to without the samples that refuse; those it has left out have their reasons."""
+
+    def work(samples: Sequence[Sample]) -> Piece:
+        return run(step if len(samples) == len(step.samples) else replace(step, samples=tuple(samples)), opener)
+
+    piece, _ = attributed(step.samples, work, left, lambda sample: sample)
+    piece = run(replace(step, samples=()), opener) if piece is None else piece
+    reasons = left.reasons_of(step.samples)
+    return replace(piece, left=tuple(reasons), reasons=reasons) if reasons else piece
 
 
 def _keep(keeper: Keeper, growing: Held | None) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from interventions.errors import InvalidValue
+from mmneuron_lens.batching.chat import PromptForm, chat_prompt, form_of
 from mmneuron_lens.corpora import prompts
-from mmneuron_lens.corpora.prompts import ModelKind
+from mmneuron_lens.corpora.prompts import ModelKind, without_image_lines
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 
@@ -19,17 +20,25 @@ def model_kind(lens: Lens) -> ModelKind:
     return "llava-next" if lens.architecture.facts["images_in_text"] else "instructblip"
 
 
-def prompt_of(lens: Lens, sample: Sample, prompt: Prompt, images: int | None = None) -> str:
+def prompt_of(
+    lens: Lens, sample: Sample, prompt: Prompt, images: int | None = None, prompt_form: PromptForm = "auto"
+) -> str:
     """A sample's prompt, with one `<image>` line for each image where images stand in the text.
 
     - images: how many the model is shown; all of the sample's unless given.
+    - prompt_form: the frame of the evaluation prompt, see `chat.form_of`.
+
+    Lines of `<image>` before and behind a question stand for its images, as in LLaVA's conversation files, and are
+    taken away.
     """
-    kind = model_kind(lens)
+    kind, (question, _) = model_kind(lens), without_image_lines(sample.question)
+    count = len(sample.images) if images is None else images
     if prompt == "identification":
-        text = prompts.identification(kind, sample.question)
+        text = prompts.identification(kind, question)
     elif prompt == "evaluation":
-        text = prompts.evaluation(kind, sample.question, sample.options, sample.domain)
+        if form_of(lens, prompt_form) == "chat":
+            return chat_prompt(lens, prompts.question_body(kind, question, sample.options, sample.domain), count)
+        text = prompts.evaluation(kind, question, sample.options, sample.domain)
     else:
         raise InvalidValue(f"unknown prompt {prompt!r}; choose from identification, evaluation.")
-    count = len(sample.images) if images is None else images
     return text.replace("<image>\n", "<image>\n" * count, 1) if kind == "llava-next" else text

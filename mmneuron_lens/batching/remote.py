@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from interventions import Graph
-from mmneuron_lens.batching.batches import Step
-from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Piece, Shard, disjoint, missing
+from mmneuron_lens.batching.batches import Step, ids_of
+from mmneuron_lens.batching.gather import (
+    WHOLE,
+    Held,
+    Keeper,
+    Piece,
+    Shard,
+    disjoint,
+    missing,
+    named_again,
+    refuse_none_left,
+)
+from mmneuron_lens.batching.left_out import LeftOut, is_of_a_sample
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.jobs.records import Records
-from mmneuron_lens.runtime.jobs.run import run_jobs
-from mmneuron_lens.runtime.jobs.server import Server
+from mmneuron_lens.runtime.jobs.run import Kept, Make, run_jobs
+from mmneuron_lens.runtime.jobs.server import JobRaised, Server
 from mmneuron_lens.runtime.jobs.watch import Clock, Limits
 
 BATCHES = 4
@@ -42,57 +53,111 @@ class Jobs:
     server: Server | None = None
 
 
+Encode = Callable[[Sequence[Sample]], tuple[Batch | None, list[Sample]]]
+"""Samples to a batch, and those of them that could be encoded."""
+
+
 def gather_remotely(
     lens: Lens,
     graph: Graph,
     steps: Sequence[Step],
-    encode: Callable[[Sequence[Sample]], tuple[Batch | None, list[Sample]]],
-    piece_of: Callable[[int, Values, tuple[str, ...], tuple[str, ...]], Piece],
+    encode: Encode,
+    piece_of: Callable[[int, Values, tuple[str, ...]], Piece],
     *,
     jobs: Jobs,
     keeper: Keeper,
     shard: Shard = WHOLE,
+    left: LeftOut,
     title: str = "",
     progress: Progress = quietly,
 ) -> list[Held]:
     """As `gather`, on a server: returns disjoint pieces of all steps that are done, in order.
 
-    - encode: samples to a batch, and those of them that could be read.
+    - encode: samples to a batch; names those in `left` that it refuses.
     - piece_of: what a job's results are, from the group, the results as `lens.run` gives them, and the ids of the
-      samples in it and of those left out.
+      samples in it.
+    - left: where samples are named that cannot be encoded, or for which a job raises. Such a job is sent again by
+      parts, down to single samples, and then without those that raise alone.
     """
+    named_again(steps, disjoint(keeper.held()), left)
     chunks = {f"{first:06d}-{last:06d}": range(first, last) for first, last in chunks_of(steps, shard, keeper)}
 
-    def job(places: range) -> Callable[[], tuple[list[Batch], dict[str, Any]]]:
+    def parts(places: range) -> list[list[Sample]]:
+        """The samples of each step, without those that are known to raise."""
+        return [[one for one in steps[place].samples if not left.holds(one)] for place in places]
+
+    def job(places: range) -> Make:
         def make() -> tuple[list[Batch], dict[str, Any]]:
-            pairs = [encode(steps[place].samples) for place in places]
-            return [batch for batch, _ in pairs if batch is not None], {
-                "seen": [sample.id for _, kept in pairs for sample in kept]
-            }
+            pairs = [encode(samples) for samples in parts(places) if samples]
+            reasons = left.reasons_of(sample for place in places for sample in steps[place].samples)
+            seen = ids_of(sample for _, kept in pairs for sample in kept)
+            return [batch for batch, _ in pairs if batch is not None], {"seen": list(seen), "left": reasons}
 
         return make
 
     def keep(name: str, values: Values, facts: dict[str, Any]) -> None:
-        places, seen = chunks[name], tuple(facts["seen"])
-        asked = [sample.id for place in places for sample in steps[place].samples]
-        left = tuple(one for one in asked if one not in seen)
-        keeper.keep(Held(places.start, places.stop, piece_of(steps[places.start].group, values, seen, left)))
+        places, reasons = chunks[name], facts.get("left", {})
+        piece = piece_of(steps[places.start].group, values, tuple(facts["seen"]))
+        keeper.keep(Held(places.start, places.stop, replace(piece, left=tuple(reasons), reasons=reasons)))
 
-    run_jobs(
-        lens.model,
-        graph,
-        {name: job(places) for name, places in chunks.items()},
-        keep,
-        remote=jobs.remote,
-        records=jobs.records or Records(None),
-        title=title,
-        again=jobs.again,
-        limits=jobs.limits,
-        clock=jobs.clock,
-        server=jobs.server,
-        progress=progress,
-    )
-    return disjoint(keeper.held())
+    def sent(made: Mapping[str, Make], keep: Kept, records: Records, **shown: Any) -> dict[str, JobRaised]:
+        """The jobs that raised for what they were given; any other error ends this."""
+        raised: dict[str, JobRaised] = {}
+
+        def takes(name: str, error: JobRaised) -> bool:
+            if left.told is None or not is_of_a_sample(error):
+                return False
+            raised[name] = error
+            return True
+
+        run_jobs(
+            lens.model, graph, made, keep, remote=jobs.remote, records=records, takes=takes, limits=jobs.limits,
+            clock=jobs.clock, server=jobs.server, **shown,
+        )  # fmt: skip
+        return raised
+
+    def refuse(places: range, error: JobRaised) -> None:
+        """Names the samples for which a job raises alone; raises `error` if there are none."""
+        suspects, found = [some for some in parts(places) if some], False
+        suspects = _halves(suspects[0]) if len(suspects) == 1 else suspects
+        while suspects:
+            probes = {f"{places.start:06d}-{places.stop:06d} {number}": some for number, some in enumerate(suspects)}
+            raised = sent({name: _probe(some, encode) for name, some in probes.items()}, _ignored, Records(None))
+            for name, one in raised.items():
+                if len(probes[name]) == 1:
+                    left.refuse(probes[name][0], one)
+                    found = True
+            suspects = [half for name in raised if len(probes[name]) > 1 for half in _halves(probes[name])]
+        if not found:
+            raise error
+
+    shown = {"title": title, "again": jobs.again, "progress": progress}
+    raised = sent({name: job(places) for name, places in chunks.items()}, keep, jobs.records or Records(None), **shown)
+    while raised:
+        for name, error in raised.items():
+            refuse(chunks[name], error)
+        again = {name: job(chunks[name]) for name in raised}
+        raised = sent(again, keep, jobs.records or Records(None), **shown)
+    found = disjoint(keeper.held())
+    refuse_none_left(steps, found, left)
+    return found
+
+
+def _probe(samples: Sequence[Sample], encode: Encode) -> Make:
+    def make() -> tuple[list[Batch], dict[str, Any]]:
+        batch, _ = encode(samples)
+        return [] if batch is None else [batch], {}
+
+    return make
+
+
+def _halves(samples: list[Sample]) -> list[list[Sample]]:
+    half = (len(samples) + 1) // 2
+    return [some for some in (samples[:half], samples[half:]) if some]
+
+
+def _ignored(name: str, values: Values, facts: dict[str, Any]) -> None:
+    """What a probe counted is not used: its samples are counted together with the others."""
 
 
 def chunks_of(steps: Sequence[Step], shard: Shard, keeper: Keeper) -> list[tuple[int, int]]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from mmneuron_lens.corpora.folder import CorpusError, image_sizes, open_images
+from mmneuron_lens.corpora.folder import image_sizes, open_images
 from mmneuron_lens.corpora.published import PUBLISHED, PublishedCorpus
 from mmneuron_lens.corpora.records import BadRecord, RecordProblems
+from mmneuron_lens.corpora.rows import CorpusError
 
 LOOKED_AT = 1000
 """Good records of a split that are looked at unless more are asked for."""
@@ -37,7 +38,9 @@ class Checked:
     @property
     def whole(self) -> bool:
         """Everything is there and nothing that was looked at is bad."""
-        return not self.missing and all(samples and not len(problems) for samples, problems in self.read.values())
+        return not self.missing and all(
+            samples and not len(problems) and not problems.unread for samples, problems in self.read.values()
+        )
 
 
 def check_corpora(folder: str | Path, records: int | None = LOOKED_AT, decode: bool = False) -> list[Checked]:
@@ -94,9 +97,10 @@ def as_table(checked: Sequence[Checked]) -> Table:
     """One row a corpus: what is there, how its splits read, what is missing."""
     table = Table("Corpus", "Domain", "Found", "Read", "Missing", show_lines=True)
     for one in checked:
-        read = [f"{split}: {samples} good, {len(problems)} bad" for split, (samples, problems) in one.read.items()] or [
-            "nothing"
-        ]
+        read = [
+            f"{split}: {samples} good, {len(problems)} bad" + (", the rest not read" if problems.unread else "")
+            for split, (samples, problems) in one.read.items()
+        ] or ["nothing"]
         missing = [escape(line) for line in one.missing]
         table.add_row(
             escape(one.name),
@@ -117,4 +121,5 @@ def problem_lines(checked: Sequence[Checked], shown: int = 10) -> list[str]:
             lines += [f"{one.name} {split}: {problem}" for problem in listed]
             more = len(problems) - len(listed)
             lines += [f"{one.name} {split}: and {more} more"] if more > 0 else []
+            lines += [f"{one.name} {split}: {part}" for part in problems.unread]
     return lines

@@ -67,8 +67,18 @@ class Corpus(Sequence[Sample]):
           questions of the images they share; None for all.
         - skip_images: of each domain, before the first that is taken.
         - seed: of the questions' draw.
+
+        Raises `OutOfRange` for a domain of which no image is left.
         """
-        return replace(self, samples=tuple(some_of(self.samples, images, questions_per_image, skip_images, seed)))
+        found = some_of(self.samples, images, questions_per_image, skip_images, seed)
+        if emptied := set(self.by_domain()) - {sample.domain for sample in found}:
+            there = {domain: len({one.images for one in self.by_domain()[domain]}) for domain in sorted(emptied)}
+            counted = ", ".join(f"{domain} ({count})" for domain, count in there.items())
+            raise OutOfRange(
+                f"{self.name}: leaving out the first {skip_images} images leaves none of {counted}; leave out fewer, "
+                "or name the other domains."
+            )
+        return replace(self, samples=tuple(found))
 
     def only(self, domains: str | Iterable[str]) -> Corpus:
         """The samples of these domains, in the corpus's order. Raises `UnknownName` for a domain that has none."""

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmneuron_lens.corpora.image_paths import image_file
 from mmneuron_lens.corpora.parts import Part, check_split
-from mmneuron_lens.corpora.records import RecordProblems, good, identity, image_file, text
+from mmneuron_lens.corpora.records import RecordProblems, good, identity, text
 from mmneuron_lens.corpora.rows import BadRow, good_text, quote
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.streams import json_records

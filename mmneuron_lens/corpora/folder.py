@@ -3,13 +3,13 @@
     {"domain": "medical", "image": "images/001.png", "question": "Which organ is shown?", "answer": "heart"}
 
 `images` (a list) may stand in place of `image`, and `answer` may be a list of accepted answers. Optional: `id`, `kind`
-(the corpus's own type of question), `options` (texts without letters; the answer is then the letter). Paths are
-relative to the folder and stay inside it.
+(the corpus's own type of question), `options` (texts without letters; the answer is then the letter). A domain may have
+any name. Paths go down from the folder; links on the way are followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -17,24 +17,23 @@ from random import Random
 from PIL import Image
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.corpora.rows import BadRow, RowReader, quote
+from mmneuron_lens.corpora.row_reader import RowReader
+from mmneuron_lens.corpora.rows import BadRow, CorpusError, quote
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
+from mmneuron_lens.corpora.text_files import open_text
 from mmneuron_lens.wire import images
 
 QUESTIONS = "questions.jsonl"
 
 
-class CorpusError(InvalidValue):
-    """A folder is no corpus, or holds not one good row; the message says what to do."""
-
-
 @dataclass(frozen=True)
 class Problem:
-    """One row that is skipped: where it stands, what is wrong with it, what to do."""
+    """A line that is skipped: where it stands, what is wrong with it, what to do; `rows` is how many it held."""
 
     file: Path
     line: int
     says: str
+    rows: int = field(default=1, kw_only=True)
 
     def __str__(self) -> str:
         return f"{self.file}, line {self.line}: {self.says}"
@@ -48,43 +47,47 @@ class Problems:
     - rows: all that were read, good ones too.
     - lines: the line of every good row by its sample's id, so that an image which turns out to be truncated when it is
       decoded is named with its line too.
+    - notes: what is good but may not be meant, a line each.
     """
 
     file: Path
     rows: int = 0
     found: list[Problem] = field(default_factory=list[Problem])
     lines: dict[str, int] = field(default_factory=dict[str, int])
+    notes: list[str] = field(default_factory=list[str])
     named: set[int] = field(default_factory=set[int], repr=False)
 
-    def add(self, line: int, says: str) -> None:
-        """Names a row; a row that is already named keeps its first reason."""
+    def add(self, line: int, says: str, rows: int = 1) -> None:
+        """Names a line that held so many rows; one that is already named keeps its first reason."""
         if line not in self.named:
             self.named.add(line)
-            self.found.append(Problem(self.file, line, says))
+            self.found.append(Problem(self.file, line, says, rows=rows))
 
     def add_sample(self, sample: Sample, says: str) -> None:
         """Names the row that a sample came from."""
         self.add(self.lines[sample.id], says)
 
     def __len__(self) -> int:
-        return len(self.found)
+        return sum(one.rows for one in self.found)
 
     def __iter__(self) -> Iterator[Problem]:
         return iter(self.found)
 
     def __str__(self) -> str:
         counted = f"{len(self)} of {self.rows} rows skipped"
-        return "\n".join([f"{counted}:", *map(str, self.found)]) if self.found else f"{counted}."
+        listed = [f"{counted}:", *map(str, self.found)] if self.found else [f"{counted}."]
+        return "\n".join([*listed, *self.notes])
 
 
-def read_folder(folder: str | Path, domains: Sequence[str] | None = DOMAINS) -> tuple[list[Sample], Problems]:
+def read_folder(folder: str | Path, domains: Container[str] | None = None) -> tuple[list[Sample], Problems]:
     """The good rows of a corpus as samples, in file order, and what is wrong with the others.
 
-    Images are looked for, but opened only when they are used (`open_images`).
+    Images are looked for, but opened only when they are used (`open_images`). Domains may have any names; those that
+    differ in capitals or spaces alone are two, which a note says.
 
-    - domains: the names of domains that a row may have; None for any.
+    - domains: only good rows of these, if given.
 
-    Raises `CorpusError` when there is no such folder, no `questions.jsonl` in it, or not one good row.
+    Raises `CorpusError` when there is no such folder, no `questions.jsonl` in UTF-8 in it, or not one good row.
     """
     folder = Path(folder)
     file = folder / QUESTIONS
@@ -93,44 +96,47 @@ def read_folder(folder: str | Path, domains: Sequence[str] | None = DOMAINS) -> 
         raise CorpusError(f"{folder} {what}; write one JSON object a line with domain, image, question and answer.")
     problems = Problems(file)
     samples: list[Sample] = []
-    reader = RowReader(folder.resolve(), None if domains is None else tuple(domains))
-    with open(file, "rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            if not raw.strip():
+    reader = RowReader(folder.resolve())
+    with open_text(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip("\ufeff \t\r\n"):
                 continue
             problems.rows += 1
             try:
-                sample = reader.sample(raw, number)
+                sample = reader.sample(line.removeprefix("\ufeff"), number)
                 if sample.id in problems.lines:
-                    line = problems.lines[sample.id]
-                    raise BadRow(f"id {quote(sample.id)} is that of line {line} too; give each its own.")
+                    first = problems.lines[sample.id]
+                    raise BadRow(f"id {quote(sample.id)} is that of line {first} too; give each its own.")
             except BadRow as error:
-                problems.add(number, str(error))
+                problems.rows += error.rows - 1
+                problems.add(number, str(error), error.rows)
                 continue
             problems.lines[sample.id] = number
-            samples.append(sample)
+            if domains is None or sample.domain in domains:
+                samples.append(sample)
     if not samples:
         first = f" The first: {problems.found[0]}" if problems.found else ""
         raise CorpusError(f"{file} has no good row among {problems.rows}.{first}")
+    problems.notes += _nearly_alike(sample.domain for sample in samples)
     return samples, problems
 
 
 def open_images(sample: Sample, problems: Problems | None = None) -> list[Image.Image] | None:
-    """The images of a sample as RGB, decoded; None when one cannot be, which is then named in `problems`.
+    """The images of a sample as RGB, as a viewer shows them; None when one cannot be, which is named in `problems`.
 
     Without `problems` an image that cannot be decoded raises `InvalidValue` naming its file.
     """
     try:
         return [images.decode(path) for path in sample.images]
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return _unreadable(sample, problems, error)
 
 
 def image_sizes(sample: Sample, problems: Problems | None = None) -> list[tuple[int, int]] | None:
-    """Width and height of each image from its header alone; None and a problem as in `open_images`."""
+    """Width and height of each image that `open_images` gives, from headers alone; None and a problem as there."""
     try:
-        return [_size(path) for path in sample.images]
-    except InvalidValue as error:
+        return [images.size(path) for path in sample.images]
+    except ValueError as error:
         return _unreadable(sample, problems, error)
 
 
@@ -170,12 +176,16 @@ def by_domain(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     return {domain: found[domain] for domain in [*DOMAINS, *found] if domain in found}
 
 
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidValue(f"{path}: not an image that can be read ({error}).") from error
+def _nearly_alike(names: Iterable[str]) -> list[str]:
+    """A line for each group of domains whose names differ in capitals or spaces alone."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(" ".join(name.casefold().split()), []).append(name)
+    return [
+        f"domains {', '.join(map(quote, group))} differ in capitals or spaces alone, and are {len(group)} domains."
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def _unreadable(sample: Sample, problems: Problems | None, error: Exception) -> None:

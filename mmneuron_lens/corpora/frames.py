@@ -10,8 +10,8 @@ from PIL import Image
 from interventions.errors import InvalidValue
 
 Frames = Literal["fit", "strip"]
-"""`fit`: as many evenly spaced frames as there is room for. `strip`: all of them side by side as one image, as the
-paper's code does."""
+"""`fit`: as many evenly spaced frames as there is room for, or the middle one for a model of one image. `strip`: all of
+them side by side as one image, as the paper's code does."""
 
 FRAMES: tuple[Frames, ...] = ("fit", "strip")
 

@@ -2,15 +2,14 @@
 
 Rows need the columns of the published files, with the image itself in `image` (LingoQA: `images`, a list). Such are
 lmms-lab/VQAv2 and lmms-lab/DocVQA. Images are written once, under their sha256, into a folder, so samples are the same
-as those read from published files: paths.
+as those read from published files: paths. An image that a row names by a path lies in the data set's own folder.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from PIL import Image
@@ -18,10 +17,11 @@ from PIL import Image
 from interventions.errors import MissingPackage
 from mmneuron_lens.artifacts.format import write_atomically
 from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, vqav2
-from mmneuron_lens.corpora.folder import CorpusError
+from mmneuron_lens.corpora.image_paths import image_file
 from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, text
-from mmneuron_lens.corpora.rows import BadRow, quote
+from mmneuron_lens.corpora.rows import BadRow, CorpusError, good_text, quote
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
+from mmneuron_lens.wire.images import file_bytes
 
 ID_COLUMNS = {
     "common": "question_id", "remote_sensing": "id", "medical": "Figure_path", "document": "questionId",
@@ -52,15 +52,15 @@ def read_hub(
     """
     if domain not in DOMAINS:
         raise CorpusError(f"unknown domain {domain!r}; choose from {', '.join(DOMAINS)}.")
-    folder = Path(images)
+    folder, own = Path(images), Path(source)
     rows = _rows(str(source), split, config, revision)
     records = (RawRecord(Path(source), number, row) for number, row in enumerate(rows, start=1))
     if domain == "auto_driving":
-        yield from lingoqa.gathered((_with_frames(record, folder) for record in records), problems)
+        yield from lingoqa.gathered((_with_frames(record, folder, own) for record in records), problems)
         return
 
     def make(row: dict[str, Any]) -> Sample:
-        return _sample(domain, row, (_image(row.get("image"), folder),), split)
+        return _sample(domain, row, (_image(row.get("image"), folder, own),), split)
 
     if domain == "medical":
         records = (one._replace(value={"row": f"{split}-{one.number}", **one.value}) for one in records)
@@ -104,25 +104,29 @@ def _rows(source: str, split: str, config: str | None, revision: str | None) -> 
         raise CorpusError(f"data set {source!r}, split {split!r} cannot be loaded ({says}); check both.") from error
 
 
-def _with_frames(record: RawRecord, folder: Path) -> RawRecord:
+def _with_frames(record: RawRecord, folder: Path, own: Path) -> RawRecord:
     try:
         frames = record.value.get("images")
         if not isinstance(frames, list) or not frames:
             raise BadRow(f"images {quote(frames)} is no list of images; give the data set such a column.")
-        return record._replace(value=record.value | {"images": [str(_image(one, folder)) for one in frames]})
+        return record._replace(value=record.value | {"images": [str(_image(one, folder, own)) for one in frames]})
     except BadRow as error:
         return record._replace(value=record.value | {"bad": str(error)})
 
 
-def _image(value: Any, folder: Path) -> Path:
+def _image(value: Any, folder: Path, own: Path) -> Path:
     if isinstance(value, dict) and value.get("bytes"):
         return _written(value["bytes"], Path(value.get("path") or "").suffix, folder)
-    if isinstance(value, dict) and value.get("path") and Path(value["path"]).is_file():
-        return Path(value["path"])
+    if isinstance(value, dict) and value.get("path"):
+        # `datasets` gives the paths of a folder of images whole.
+        name, place = good_text("image", value["path"]), own.absolute()
+        inside = PurePath(name).is_relative_to(place)
+        return image_file(place, [str(PurePath(name).relative_to(place)) if inside else name])
     if isinstance(value, Image.Image):
-        buffer = io.BytesIO()
-        value.save(buffer, format="PNG")
-        return _written(buffer.getvalue(), ".png", folder)
+        try:
+            return _written(file_bytes(value), ".png", folder)
+        except ValueError as error:
+            raise BadRow(f"image cannot be decoded: {error}") from error
     raise BadRow(f"image {quote(value)} is no image; give the data set an image column, or read the published files.")
 
 

@@ -4,6 +4,10 @@
         question_id, segment_id, images (paths relative to the parquet's folder), question, answer
 
 `val` has 1,000 rows for 500 questions: each question stands twice, with two reference answers.
+
+A sample keeps all five frames. What a model is shown of them is decided when it is asked (`batching.frames`, in every
+stage alike): a model of LLaVA's family as many evenly spaced frames as fit beside 512 new tokens, InstructBLIP the
+middle one; or, with frames "strip", all five side by side as one image, as the paper's code does.
 """
 
 from __future__ import annotations
@@ -12,9 +16,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
+from mmneuron_lens.corpora.image_paths import image_file
 from mmneuron_lens.corpora.lookup import Lookup
 from mmneuron_lens.corpora.parts import Part, check_split
-from mmneuron_lens.corpora.records import RawRecord, RecordProblems, identity, image_file, name_of, text
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, identity, name_of, text
 from mmneuron_lens.corpora.rows import BadRow, bare, good_text, quote
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.streams import parquet_records

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from mmneuron_lens.corpora.cache import cache_folder
 from mmneuron_lens.corpora.corpus import Corpus
-from mmneuron_lens.corpora.folder import QUESTIONS, CorpusError, read_folder
+from mmneuron_lens.corpora.folder import QUESTIONS, read_folder
 from mmneuron_lens.corpora.published import PUBLISHED, PublishedCorpus, corpora_in, read_corpora
 from mmneuron_lens.corpora.records import RecordProblems
+from mmneuron_lens.corpora.rows import CorpusError
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
 
 GROUP = "mmneuron_lens.corpora"
@@ -80,7 +81,7 @@ def load_corpus(
 
 
 def _from_folder(folder: Path, only: Sequence[str] | None, name: str) -> Corpus:
-    samples, problems = read_folder(folder, None)
+    samples, problems = read_folder(folder)
     corpus = Corpus(name, tuple(samples), problems, folder.resolve())
     return corpus if only is None else corpus.only(only)
 

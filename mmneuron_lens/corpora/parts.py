@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmneuron_lens.corpora.folder import CorpusError
+from mmneuron_lens.corpora.rows import CorpusError
 
 
 @dataclass(frozen=True)

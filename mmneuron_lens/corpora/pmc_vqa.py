@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmneuron_lens.corpora.csv_records import csv_records
+from mmneuron_lens.corpora.image_paths import image_file
 from mmneuron_lens.corpora.parts import Part, check_split
-from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, image_file, text
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, text
 from mmneuron_lens.corpora.rows import BadRow, quote
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.corpora.streams import csv_records
 
 SPLITS = ("train", "test", "test_clean")
 PAGE = "https://huggingface.co/datasets/xmcmic/PMC-VQA"

@@ -6,6 +6,7 @@ itself, so its prompts name none. Nothing follows the last character of a prompt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -28,6 +29,9 @@ DRIVING_ROLE = (
 )
 """Appendix C.1's role description, which only the auto driving domain is given."""
 
+LEADING = re.compile(r"\A(?:[ \t]*(?:<image>[ \t]*)+(?:\r?\n|\Z))+")
+TRAILING = re.compile(r"(?:\r?\n[ \t]*(?:<image>[ \t]*)+)+\s*\Z")
+
 ANSWER_SHORTLY = "Answer the question using a single word or phrase."
 ANSWER_BY_LETTER = "Answer with the option's letter from the given choices directly."
 
@@ -43,16 +47,29 @@ def evaluation(model_kind: ModelKind, question: str, options: Sequence[str] = ()
     - options: texts without letters; with them the prompt is in the options form, else open-ended.
     - domain: "auto_driving" alone is given the role description, and only in the open-ended form, as in Table 5.
     """
+    body = question_body(model_kind, question, options, domain)
+    return f"{SYSTEM} USER: <image>\n{body} ASSISTANT:" if model_kind == "llava-next" else body
+
+
+def question_body(model_kind: ModelKind, question: str, options: Sequence[str] = (), domain: str = "") -> str:
+    """`evaluation` without the frame of system, image and turns: what a chat template is given as the user's text."""
     llava = _known(model_kind) == "llava-next"
     if options:
-        body = f"Question: {question}\n"
-        body += "Context: N/A\n" if llava else ""
-        body += f"Options: {option_list(options)}\n{ANSWER_BY_LETTER}"
-    else:
-        role = f"{DRIVING_ROLE}\n" if domain == "auto_driving" else ""
-        ending = f"Context: N/A\n{ANSWER_SHORTLY}" if llava else "Short Answer:"
-        body = f"{role}Question: {question}\n{ending}"
-    return f"{SYSTEM} USER: <image>\n{body} ASSISTANT:" if llava else body
+        context = "Context: N/A\n" if llava else ""
+        return f"Question: {question}\n{context}Options: {option_list(options)}\n{ANSWER_BY_LETTER}"
+    role = f"{DRIVING_ROLE}\n" if domain == "auto_driving" else ""
+    ending = f"Context: N/A\n{ANSWER_SHORTLY}" if llava else "Short Answer:"
+    return f"{role}Question: {question}\n{ending}"
+
+
+def without_image_lines(question: str) -> tuple[str, int]:
+    """A question without the lines of `<image>` before and behind it, and how many `<image>` they held.
+
+    LLaVA's conversation files write an image's place as such lines ("<image>\\nWhat is shown?"); they stand for the
+    images themselves, which a prompt places. `<image>` anywhere else is left as it is.
+    """
+    kept = TRAILING.sub("", LEADING.sub("", question))
+    return kept, question.count("<image>") - kept.count("<image>")
 
 
 def option_list(options: Sequence[str]) -> str:

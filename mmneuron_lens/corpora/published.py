@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, vqav2
-from mmneuron_lens.corpora.folder import CorpusError
 from mmneuron_lens.corpora.parts import Part
 from mmneuron_lens.corpora.records import RecordProblems
+from mmneuron_lens.corpora.rows import CorpusError
 from mmneuron_lens.corpora.sample import Sample
 
 

@@ -5,10 +5,9 @@ Nothing here holds more than one record at a time; ids are kept on disk, see `Lo
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmneuron_lens.corpora.folder import Problem, Problems
@@ -43,9 +42,11 @@ class RecordProblems(Problems):
     """The records of published corpora that are skipped: all counted, the first `KEPT` named.
 
     `file` is the folder of the corpus, or of all of them. Unlike `Problems` it keeps nothing about good records.
+    `unread` says which parts of files were not read, since a file is damaged there: nobody knows how many records.
     """
 
     count: int = 0
+    unread: list[str] = field(default_factory=list[str])
     reported: set[tuple[str, str]] = field(default_factory=set, repr=False)
 
     def add_record(self, record: RawRecord, identity: str, says: str) -> None:
@@ -70,10 +71,9 @@ class RecordProblems(Problems):
 
     def __str__(self) -> str:
         counted = f"{self.count} of {self.rows} records skipped"
-        if not self.count:
-            return f"{counted}."
         more = [f"and {self.count - len(self.found)} more"] if self.count > len(self.found) else []
-        return "\n".join([f"{counted}:", *map(str, self.found), *more])
+        listed = [f"{counted}:", *map(str, self.found), *more] if self.count else [f"{counted}."]
+        return "\n".join([*listed, *self.unread])
 
 
 def good(
@@ -128,19 +128,6 @@ def identity(record: dict[str, Any], *columns: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return whole_number(column, value)
     return good_text(column, value)
-
-
-def image_file(folder: Path, names: Sequence[str]) -> Path:
-    """The first of these paths, relative to a folder, that is a file. Raises `BadRow` naming the first if none is."""
-    for name in names:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise BadRow(f"image {quote(name)} lies outside {folder.name}; its path must be relative to the folder.")
-        # Unlike `Path.is_file`, this also holds for a name that is too long for a file.
-        if os.path.isfile(folder / path):
-            return folder / path
-    others = f" (nor {bare(', '.join(names[1:]))})" if len(names) > 1 else ""
-    raise BadRow(f"image {quote(names[0])} is missing in {folder}{others}; unpack all images, or remove the record.")
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -1,120 +1,25 @@
-"""One row of a `questions.jsonl`: checked field by field, and a sample if all is well."""
+"""What may be wrong with a row, the checks of one value, and how a message quotes it."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.corpora.sample import Sample
 
 SHOWN = 100
 """Characters of a value that a problem quotes."""
 
 
+class CorpusError(InvalidValue):
+    """A folder or file is no corpus, or holds not one good row; the message says what to do."""
+
+
 class BadRow(InvalidValue):
-    """What is wrong with one row, and the next step."""
+    """What is wrong with one row, and the next step; `rows` is how many are lost with it."""
 
-
-@dataclass
-class RowReader:
-    """Reads rows of one corpus.
-
-    - folder: holds its images; an absolute path without links.
-    - domains: the names of domains that a row may have; None for any.
-    - known: images that were found, by their names.
-    """
-
-    folder: Path
-    domains: tuple[str, ...] | None
-    known: dict[str, Path] = field(default_factory=dict)
-
-    def sample(self, raw: bytes, number: int) -> Sample:
-        """The sample of the line with this number. Raises `BadRow` naming the field, the value and the next step."""
-        row = _object(raw)
-        missing = [name for name in ("domain", "question", "answer") if name not in row]
-        missing += [] if "image" in row or "images" in row else ["image"]
-        if missing:
-            raise BadRow(f"no {', '.join(missing)} in {quote(row)}; a row needs domain, image, question and answer.")
-        if self.domains is not None and row["domain"] not in self.domains:
-            raise BadRow(f"unknown domain {quote(row['domain'])}; choose from {', '.join(self.domains)}.")
-        options = self._options(row)
-        return Sample(
-            id=_identity(row, number),
-            domain=good_text("domain", row["domain"]),
-            images=tuple(self._image(name) for name in _image_names(row)),
-            question=good_text("question", row["question"]),
-            answers=_answers(row["answer"], options),
-            options=options,
-            kind=good_text("kind", row["kind"], empty=True) if row.get("kind") is not None else "",
-        )
-
-    def _image(self, name: Any) -> Path:
-        name = good_text("image", name)
-        if name not in self.known:
-            try:
-                path = (self.folder / name).resolve()
-                inside, exists = path.is_relative_to(self.folder), path.is_file()
-            except (OSError, ValueError) as error:
-                raise BadRow(f"image {quote(name)} is no path ({error}); give one relative to the folder.") from error
-            if not inside:
-                raise BadRow(f"image {quote(name)} lies outside the corpus; copy it into {self.folder.name}.")
-            if not exists:
-                raise BadRow(f"image {quote(name)} is missing; add the file, or correct its path from the folder.")
-            self.known[name] = path
-        return self.known[name]
-
-    def _options(self, row: dict[str, Any]) -> tuple[str, ...]:
-        options = row.get("options")
-        if options is None:
-            return ()
-        good = isinstance(options, list) and all(isinstance(text, str) and text.strip() for text in options)
-        if not good or not 2 <= len(options) <= 26:
-            raise BadRow(f"options {quote(options)} are not 2 to 26 texts; list them without their letters.")
-        return tuple(good_text("option", text) for text in options)
-
-
-def _object(raw: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        shown = quote(raw.decode("utf-8", "backslashreplace").strip())
-        raise BadRow(f"not JSON ({error}): {shown}; write one object on one line, in UTF-8.") from error
-    if not isinstance(row, dict):
-        raise BadRow(f"{quote(row)} is no object; write {{...}} with domain, image, question and answer.")
-    return row
-
-
-def _image_names(row: dict[str, Any]) -> list[Any]:
-    if "image" in row and "images" in row:
-        raise BadRow(f"both image {quote(row['image'])} and images {quote(row['images'])}; keep one of the two.")
-    if "image" in row:
-        return [row["image"]]
-    if not isinstance(row["images"], list) or not row["images"]:
-        raise BadRow(f"images {quote(row['images'])} is no list of paths; give one path or more.")
-    return row["images"]
-
-
-def _identity(row: dict[str, Any], number: int) -> str:
-    given = row.get("id")
-    if given is None:
-        return f"line-{number}"
-    if isinstance(given, int) and not isinstance(given, bool):
-        return whole_number("id", given)
-    return good_text("id", given)
-
-
-def _answers(answer: Any, options: tuple[str, ...]) -> tuple[str, ...]:
-    answers = answer if isinstance(answer, list) else [answer]
-    if not answers:
-        raise BadRow("answer [] is empty; give a text, or a list of accepted ones.")
-    texts = tuple(good_text("answer", one) for one in answers)
-    letters = [chr(65 + index) for index in range(len(options))]
-    if options and any(text.strip().upper() not in letters for text in texts):
-        raise BadRow(f"answer {quote(answer)} is no letter of its options; give one of {', '.join(letters)}.")
-    return tuple(text.strip().upper() for text in texts) if options else texts
+    def __init__(self, says: str, rows: int = 1) -> None:
+        super().__init__(says)
+        self.rows = rows
 
 
 def good_text(name: str, value: Any, empty: bool = False) -> str:

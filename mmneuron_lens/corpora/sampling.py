@@ -123,7 +123,7 @@ def evaluation_list(
 
 def draw_lists(
     folder: str | Path, count: TokenCount, *, budget: int = BUDGET, questions: int = QUESTIONS, seed: int = 0
-) -> Iterator[tuple[SampleList, Problems]]:
+) -> Iterator[tuple[SampleList, RecordProblems]]:
     """All lists of a folder of corpora (see `published`), each with what was skipped: identification, then evaluation.
 
     Those of identification are balanced.

@@ -1,78 +1,56 @@
-"""Records of JSON, CSV and parquet files, one at a time: what cannot be read is named and the next one is given."""
+"""Records of JSON and parquet files, one at a time: what cannot be read is named."""
 
 from __future__ import annotations
 
-import csv
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from mmneuron_lens.corpora.folder import CorpusError
+from mmneuron_lens.corpora.json_damage import RepairedJson, json_damage
 from mmneuron_lens.corpora.records import RawRecord, RecordProblems
-from mmneuron_lens.corpora.rows import bare, quote
+from mmneuron_lens.corpora.rows import CorpusError, bare
+from mmneuron_lens.corpora.text_files import open_text
 
 CHUNK = 1024
 """Rows of a parquet file that are decoded at once."""
 
 
 def json_records(file: Path, key: str, problems: RecordProblems) -> Iterator[RawRecord]:
-    """The records of the list `key` in a JSON object, streamed; a file that is cut off keeps its whole records."""
+    """The records of the list `key` in a JSON object, streamed; of a damaged file, those before the damage.
+
+    Raises `CorpusError` for a file in another encoding than UTF-8.
+    """
     import ijson
 
-    number = 0
+    number, parser = 0, ijson
+    open_text(file).close()
     try:
         with open(file, "rb") as stream:
+            stream.seek(len(BOM_UTF8) if stream.read(len(BOM_UTF8)) == BOM_UTF8 else 0)
             try:
                 for number, value in enumerate(ijson.items(stream, f"{key}.item", use_float=True), start=1):
                     yield RawRecord(file, number, value)
             except (ijson.JSONError, UnicodeDecodeError) as error:
-                # The quick parser cannot go on behind half a character written as an escape, or a number that does
-                # not fit into 64 bits. The slow one gives them to the reader of the column, which names them.
-                if isinstance(error, ijson.JSONError) and "overflow" not in str(error):
+                # The quick parser cannot go on behind a byte that is not UTF-8, half a character written as an escape,
+                # or a number that does not fit into 64 bits. The slow one gives them to the reader of the column,
+                # which names them.
+                if isinstance(error, ijson.JSONError) and not any(one in str(error) for one in ("overflow", "UTF8")):
                     raise
-                stream.seek(0)
-                slow = ijson.get_backend("python").items(stream, f"{key}.item", use_float=True)
-                for value in islice(slow, number, None):
-                    number += 1
-                    yield RawRecord(file, number, value)
+                parser = ijson.get_backend("python")
+                with RepairedJson(file) as repaired:
+                    for value in islice(parser.items(repaired, f"{key}.item", use_float=True), number, None):
+                        number += 1
+                        yield RawRecord(file, number, value)
     except (ijson.JSONError, ValueError, RecursionError) as error:
-        says = bare(" ".join(str(error).split()))
-        problems.add_record(
-            RawRecord(file, number + 1, None), "", f"no complete JSON ({says}); download the file again."
-        )
+        says, place = bare(" ".join(str(error).split())), json_damage(file, parser)
+        problems.unread.append(f"{file} is not read from record {number + 1} on: it is damaged at {place}.")
+        says = f"no complete JSON ({says}) at {place}; download the file again."
+        problems.add_record(RawRecord(file, number + 1, None), "", says)
         return
     if number == 0:
         says = f"no list {key!r} with records in this file; it must be an object with that list."
         problems.add_record(RawRecord(file, 0, None), "", says)
-
-
-def csv_records(file: Path, problems: RecordProblems) -> Iterator[RawRecord]:
-    """The rows of a CSV file with a header, streamed; a row with too many or too few cells is named and skipped."""
-    # Bytes that are not UTF-8 become half characters, which the reader of a cell names.
-    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        rows = csv.reader(stream)
-        header = next(rows, [])
-        number = 0
-        while True:
-            number += 1
-            try:
-                cells = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                problems.rows += 1
-                problems.add_record(
-                    RawRecord(file, number, None), "", f"no CSV row ({error}); download the file again."
-                )
-                continue
-            if not cells:
-                number -= 1
-            elif len(cells) != len(header):
-                problems.rows += 1
-                says = f"{len(cells)} cells where the header names {len(header)}: {quote(cells)}; mend its quotes."
-                problems.add_record(RawRecord(file, number, None), "", says)
-            else:
-                yield RawRecord(file, number, dict(zip(header, cells, strict=True)))
 
 
 def parquet_records(file: Path) -> Iterator[RawRecord]:

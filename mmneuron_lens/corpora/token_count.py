@@ -55,7 +55,8 @@ class TokenCount:
 
     def __call__(self, sample: Sample, sizes: list[Size]) -> int:
         """Positions of a sample, given width and height of each of its images in pixels."""
-        prompt = prompts.identification("llava-next", sample.question)
+        question, _ = prompts.without_image_lines(sample.question)
+        prompt = prompts.identification("llava-next", question)
         words = len(self.tokenizer(prompt.replace("<image>", "", 1))["input_ids"])
         if len(sizes) > 1 and self.frames == "strip":
             sizes = [strip_size(sizes)]

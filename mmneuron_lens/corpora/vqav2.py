@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmneuron_lens.corpora.image_paths import image_file
 from mmneuron_lens.corpora.lookup import Lookup
 from mmneuron_lens.corpora.parts import Part, check_split
-from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, identity, image_file, name_of, text
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, identity, name_of, text
 from mmneuron_lens.corpora.rows import BadRow, bare, good_text, quote
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.streams import json_records

@@ -11,7 +11,7 @@ from mmneuron_lens.artifacts.answers import Answer
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.short_repr import short_repr
 from mmneuron_lens.artifacts.table_html import table_html
-from mmneuron_lens.evaluation.accuracy import Scoring, against_random, cross_scores, exact_match, scores
+from mmneuron_lens.evaluation.accuracy import Scoring, against_random, cross_scores, is_right, scored_by, scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +26,13 @@ class Ablation:
 
     @property
     def scoring(self) -> Scoring:
-        """How answers are scored: by official scores, or by exact match."""
-        return exact_match if self.official is None else self.official.values
+        """How answers are scored: by official scores, or by `is_right`."""
+        return is_right if self.official is None else self.official.values
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The name of the score by domain."""
+        return scored_by(self.answers) if self.official is None else self.official.metrics
 
     def to_frame(self) -> pl.DataFrame:
         """A row per module, condition and domain: model, module, condition, domain, accuracy, difference, low, high,

@@ -9,10 +9,12 @@ import numpy
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import DOMAIN, NONE, RANDOM, Answer, AnswerKey
+from mmneuron_lens.metrics.chosen_option import letters_of, parse
 from mmneuron_lens.metrics.intervals import mean_interval
+from mmneuron_lens.metrics.normal_form import normal_form
 
-Match = Callable[[str, Sequence[str]], bool]
-"""Whether an answer is right, given the accepted ones."""
+Match = Callable[[Answer], bool]
+"""Whether an answer is right."""
 
 Right = dict[tuple[str, str, str, str], dict[str, float]]
 """By (module, condition, domain of the neurons, domain of the questions): each question's score in [0, 1], by id."""
@@ -21,12 +23,33 @@ Scoring = Match | Mapping[AnswerKey, float]
 """How answers are scored: by a function, or by scores in [0, 1] (official ones); an answer without one is left out."""
 
 
-def exact_match(answer: str, accepted: Sequence[str]) -> bool:
-    """Equal to an accepted answer after lower-casing and stripping white space."""
-    return answer.strip().lower() in {one.strip().lower() for one in accepted}
+OPTION = "accuracy of the option that the answer names, by letter or text"
+OPEN = "accuracy, equal to an accepted answer but for case, punctuation, articles and white space"
 
 
-def scores(answers: Sequence[Answer], match: Scoring = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+def is_right(one: Answer) -> bool:
+    """Whether the option that it names is accepted (`chosen_option.parse`; a guess is not), where the question has
+    options; elsewhere whether it equals an accepted answer in `normal_form`. An option is accepted by letter or text.
+    """
+    if one.options:
+        named, letters = parse(one.answer, one.options), letters_of(one.options)
+        accepted = {text if text in letters else parse(text, one.options).letter for text in one.answers}
+        return named.is_parsed and named.letter in accepted
+    return normal_form(one.answer) in {normal_form(accepted) for accepted in one.answers}
+
+
+def scored_by(answers: Sequence[Answer]) -> dict[str, str]:
+    """How `is_right` scores the answers to each domain's questions, in words."""
+    found: dict[str, set[str]] = {}
+    for one in answers:
+        found.setdefault(one.domain, set()).add(OPTION if one.options else OPEN)
+    return {
+        domain: "; without options: ".join(name for name in (OPTION, OPEN) if name in used)
+        for domain, used in found.items()
+    }
+
+
+def scores(answers: Sequence[Answer], match: Scoring = is_right, seed: int = 0) -> list[dict[str, Any]]:
     """The ablation table: model, module, condition, domain, accuracy, difference, low, high, questions.
 
     Accuracy is in per cent; difference, low and high are accuracy(condition) - accuracy("none") in percentage points
@@ -42,7 +65,7 @@ def scores(answers: Sequence[Answer], match: Scoring = exact_match, seed: int = 
     return rows
 
 
-def against_random(answers: Sequence[Answer], match: Scoring = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+def against_random(answers: Sequence[Answer], match: Scoring = is_right, seed: int = 0) -> list[dict[str, Any]]:
     """How much more the domain's neurons cost than random ones.
 
     Columns: model, module, domain, difference, low, high, questions. The difference is accuracy("domain") minus the
@@ -69,7 +92,7 @@ def against_random(answers: Sequence[Answer], match: Scoring = exact_match, seed
     return rows
 
 
-def cross_scores(answers: Sequence[Answer], match: Scoring = exact_match, seed: int = 0) -> list[dict[str, Any]]:
+def cross_scores(answers: Sequence[Answer], match: Scoring = is_right, seed: int = 0) -> list[dict[str, Any]]:
     """Neurons of one domain off, questions of another: as `scores`, with a column neurons_of; own domains included."""
     rows: list[dict[str, Any]] = []
     for model, right in _by_model(answers, match):
@@ -80,7 +103,7 @@ def cross_scores(answers: Sequence[Answer], match: Scoring = exact_match, seed: 
     return rows
 
 
-def right_by_condition(answers: Sequence[Answer], match: Scoring = exact_match) -> Right:
+def right_by_condition(answers: Sequence[Answer], match: Scoring = is_right) -> Right:
     """The score of each answer of one model; `ValueError` for answers of several models."""
     found = _by_model(answers, match)
     if len(found) != 1:
@@ -92,7 +115,7 @@ def _by_model(answers: Sequence[Answer], match: Scoring) -> list[tuple[str, Righ
     found: dict[str, Right] = {}
     for one in answers:
         key = one.module, one.condition, one.neurons_of, one.domain
-        score = match(one.answer, one.answers) if callable(match) else match.get(one.key)
+        score = match(one) if callable(match) else match.get(one.key)
         if score is not None:
             found.setdefault(one.model, {}).setdefault(key, {})[one.id] = float(score)
     return list(found.items())

@@ -47,7 +47,7 @@ def claims(evidence: Sequence[Evidence], resamples: int = RESAMPLES, seed: int =
         "4b": lambda one, _: middle_fall(one, resamples, seed),
         "4c": lambda one, _: final_rise(one, resamples, seed),
         "5": lambda one, _: image_confidence(one, resamples, seed),
-        "6": lambda one, _: much_and_little(one),
+        "6": lambda one, _: much_and_little(one, resamples, seed),
         "7": ranking_agreement,
         "8": lambda one, _: silent_in_vision(one, resamples, seed),
     }

@@ -1,6 +1,7 @@
 """Findings: a statement of the paper as a number with its interval, and the rule that decides whether it holds.
 
-"holds" and "does not hold" mean that the whole interval is on one side; between them it is "not decided".
+"holds" and "does not hold" mean that the number and its whole interval are on one side; between them it is "not
+decided". "cannot fail here" is said of a statement that the procedure makes true whatever the data.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.deviations import Deviations
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.evaluation.accuracy import Scoring, exact_match
+from mmneuron_lens.evaluation.accuracy import Scoring, is_right
 
-Verdict = Literal["holds", "does not hold", "not decided", "not run"]
+Verdict = Literal["holds", "does not hold", "not decided", "cannot fail here", "not run"]
 
 RESAMPLES = 200
 LEVELS = (2.5, 97.5)
@@ -62,7 +63,7 @@ class Evidence:
     counts: Sequence[Counts] = ()
     entropies: Sequence[Entropies] = ()
     answers: Sequence[Answer] = ()
-    scoring: Scoring = exact_match
+    scoring: Scoring = is_right
     deviations: Sequence[Deviations] = ()
 
     @property
@@ -84,16 +85,17 @@ def interval_of(values: Sequence[float]) -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
-def verdict_of(low: float | None, high: float | None, holds: Callable[[float], bool], exact: bool = False) -> Verdict:
-    """Whether both ends of an interval agree.
+def few(filled: Sequence[int]) -> bool:
+    """Whether some domain has too few buckets of images, or questions, to be resampled: fewer than two."""
+    return min(filled, default=0) < 2
 
-    - holds: whether the claim would hold for one value.
-    - exact: for a whole number that must be 2; every value between the ends must be.
+
+def verdict_of(value: float, low: float | None, high: float | None, holds: Callable[[float], bool]) -> Verdict:
+    """Whether a number and both ends of its interval agree; without an interval nothing is decided.
+
+    - holds: whether the claim would hold for one value; true on one side of a bound, false on the other.
     """
     if low is None or high is None:
         return "not decided"
-    if exact and low != high:
-        return "not decided" if holds(low) or holds(high) or low < 2 < high else "does not hold"
-    if holds(low) and holds(high):
-        return "holds"
-    return "not decided" if holds(low) or holds(high) else "does not hold"
+    said = {holds(one) for one in (value, low, high)}
+    return "not decided" if len(said) == 2 else "holds" if True in said else "does not hold"

@@ -7,18 +7,25 @@ Questions are answered by generation under conditions: nothing off ("none"), the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypedDict
 
+from interventions import Graph
 from mmneuron_lens.artifacts.answers import ALL, Answer
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.batches import sized, steps_of
+from mmneuron_lens.batching.chat import PromptForm
+from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
+from mmneuron_lens.batching.frames import asked_as
+from mmneuron_lens.batching.left_out import LeftOut, attributed, raise_none_left
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.content import sample_digest
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.conditions import Condition, Match, Off, conditions_of
 from mmneuron_lens.lens import Lens
@@ -82,6 +89,8 @@ def ablate(
     rows: AnswerRows | None = None,
     batch_size: int = 32,
     prompt: Prompt = "evaluation",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     selection_id: str = "",
     problems: Problems | None = None,
     progress: Progress = quietly,
@@ -91,39 +100,60 @@ def ablate(
 
     - modules, random_draws, seed, match, off, cross, controls: see `conditions_of`.
     - rows: answers that are there already are not generated again.
+    - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
     - selection_id: the `content_hash` of the saved selection, kept with every answer.
-    - problems: where a sample whose image cannot be read is named.
+    - problems: where a sample is named that cannot be decoded, encoded or run; it has no answer under any condition.
     - generation: settings of `generate`, over greedy decoding of at most 16 new tokens.
     """
     rows = MemoryRows() if rows is None else rows
     settings = generation_settings(generation)
     answers: list[Answer] = []
-    for domain, samples in samples_by_domain.items():
+    for domain, given in samples_by_domain.items():
+        put = {one.id: asked_as(lens, [one], prompt, frames, prompt_form, settings["max_new_tokens"]) for one in given}
+        samples = [put[one.id][0][0] for one in given]
         conditions = conditions_of(
             selection, domain, modules=modules, random_draws=random_draws, seed=seed, match=match, off=off,
             controls=controls, cross=cross,
         )  # fmt: skip
+        room, left = settings["max_new_tokens"], LeftOut(problems)
+        put = {
+            one.id: asked_as(lens, [one], prompt, frames, prompt_form, room)
+            for one in askable(lens, samples, prompt, problems)
+        }
+        found = sized([one for shown, _ in put.values() for one in shown], problems)
+        questions = {
+            (id(condition), one.sample.id): AskedQuestion(
+                lens, selection.model, selection_id, one.sample, condition, prompt, put[one.sample.id][1], settings
+            )
+            for condition in conditions
+            for one in found
+        }
+        steps = steps_of(found, batch_size, buckets=False)
+        groups = [steps[start : start + TOGETHER] for start in range(0, len(steps), TOGETHER)]
+        how: dict[str, Any] = {"frames": frames, "prompt_form": prompt_form, "new_tokens": room}
+        asking = _Asking(lens, partial(encode, lens, prompt=prompt, problems=left, **how), settings)
+        for group in progress(groups, f"answering {domain} under {len(conditions)} conditions"):
+            for condition in conditions:
+                todo = [
+                    one
+                    for step in group
+                    for one in step.samples
+                    if not left.holds(one) and not rows.get(questions[id(condition), one.id].digest)
+                ]
+                say = partial(asking.answers, condition.graph, [step.samples for step in group])
+                pairs, _ = attributed(todo, say, left, lambda sample: sample)
+                if pairs:
+                    rows.add([questions[id(condition), one.id].answered(text) for one, text in pairs])
+        if samples and all(left.holds(one.sample) for one in found):
+            raise_none_left(samples, left.reason(found[0].sample), left.cause)
         asked = [
-            AskedQuestion(lens, selection.model, selection_id, sample, condition, prompt, settings)
+            questions[id(condition), sample.id]
             for condition in conditions
             for sample in samples
+            if (id(condition), sample.id) in questions and not left.holds(sample)
         ]
-        by_place = {(id(one.condition), one.sample.id): one for one in asked}
-        steps = steps_of(sized(samples, problems), batch_size, buckets=False)
-        groups = [steps[start : start + TOGETHER] for start in range(0, len(steps), TOGETHER)]
-        for group in progress(groups, f"answering {domain} under {len(conditions)} conditions"):
-            encoded, batches, read = None, [], []
-            for condition in conditions:
-                questions = [[by_place[id(condition), one.id] for one in step.samples] for step in group]
-                todo = [[one.sample for one in some if not rows.get(one.digest)] for some in questions]
-                if todo != encoded:
-                    encoded, (batches, read) = todo, _encoded(lens, todo, prompt, problems)
-                if batches:
-                    out = lens.generate(condition.graph, batches, **settings)
-                    said = zip(read, out.text, strict=True)
-                    rows.add([by_place[id(condition), one.id].answered(text) for one, text in said])
-        found = [rows.get(one.digest) for one in asked]
-        answers += [question.answered(one.answer) for question, one in zip(asked, found, strict=True) if one]
+        known = [rows.get(one.digest) for one in asked]
+        answers += [question.answered(one.answer) for question, one in zip(asked, known, strict=True) if one]
     return answers
 
 
@@ -132,10 +162,11 @@ class AskedQuestion:
 
     def __init__(
         self, lens: Lens, model: str, selection: str, sample: Sample, condition: Condition, prompt: Prompt,
-        settings: Mapping[str, Any],
+        put: Mapping[str, Any], settings: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.model, self.selection, self.sample, self.condition = model, selection, sample, condition
         facts = [lens.model.facts(), condition.digest, sample_digest(sample), prompt, dict(settings)]
+        facts += [dict(put)] if put else []
         self.digest = hashlib.sha256(dumps(facts).encode()).hexdigest()
 
     def answered(self, text: str) -> Answer:
@@ -152,11 +183,32 @@ class AskedQuestion:
             answer=text,
             selection=self.selection,
             digest=self.digest,
+            options=self.sample.options,
         )
 
 
-def _encoded(
-    lens: Lens, group: Iterable[Sequence[Sample]], prompt: Prompt, problems: Problems | None
-) -> tuple[list[Batch], list[Sample]]:
-    pairs = [encode(lens, samples, prompt, problems) for samples in group]
-    return [batch for batch, _ in pairs if batch is not None], [sample for _, kept in pairs for sample in kept]
+Encode = Callable[[Sequence[Sample]], tuple[Batch | None, list[Sample]]]
+"""Samples to a batch, and those of them that could be encoded."""
+
+
+class _Asking:
+    """Asks groups of batches; those of the last group are held encoded, since every condition answers them."""
+
+    def __init__(self, lens: Lens, encode: Encode, settings: Mapping[str, Any]) -> None:
+        self.lens, self.encode, self.settings = lens, encode, dict(settings)
+        self.held: list[tuple[Batch | None, list[Sample]]] = []
+
+    def answers(
+        self, graph: Graph, group: Sequence[Sequence[Sample]], asked: Sequence[Sample]
+    ) -> list[tuple[Sample, str]]:
+        """The answers, under a graph, to those samples of a group that are asked and can be encoded.
+
+        The samples of each batch stay together.
+        """
+        ids = {one.id for one in asked}
+        todo = [some for batch in group if (some := [one for one in batch if one.id in ids])]
+        if todo != [kept for _, kept in self.held]:
+            self.held = [self.encode(some) for some in todo]
+        batches = [batch for batch, _ in self.held if batch is not None]
+        texts = self.lens.generate(graph, batches, **self.settings).text if batches else []
+        return list(zip([one for _, kept in self.held for one in kept], texts, strict=True))

@@ -10,28 +10,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions import Graph, keep, last_hidden_state
-from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import ALL, NONE, RANDOM
 from mmneuron_lens.artifacts.deviations import BY_LAYER, MEASURES, Deviations
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.batches import Step, one_domain, parted, sized, steps_of
+from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of
+from mmneuron_lens.batching.chat import PromptForm
+from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
+from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, by_group, concatenate, gather
+from mmneuron_lens.batching.left_out import LeftOut
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.conditions import Condition, Off, conditions_of, modules_of
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.finite import refuse_not_finite
 
 
 def frobenius_ratio(
@@ -70,6 +76,8 @@ def deviate(
     off: Off | None = None,
     batch_size: int = 32,
     prompt: Prompt = "evaluation",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     selection_id: str = "",
     keeper: Keeper | None = None,
     problems: Problems | None = None,
@@ -78,30 +86,37 @@ def deviate(
     """The deviations of one domain's questions: one forward a batch and condition; one batch is held at a time.
 
     - off: how neurons are switched, zero unless given.
+    - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
     - keeper: where the batches that are done are kept; memory unless given.
 
-    Raises `InvalidValue` for samples of several domains or none that can be read, and as `conditions_of` does.
+    Raises `InvalidValue` for samples of several domains or none that can be read, `NotFinite` for hidden states that
+    are infinite or NaN, or all zero, and as `conditions_of` does.
     """
     domain = one_domain(samples, "deviations")
-    conditions = deviation_conditions(selection, domain, random_draws, seed, off)
+    conditions, left = deviation_conditions(selection, domain, random_draws, seed, off), LeftOut(problems)
+    asked, put = asked_as(lens, askable(lens, samples, prompt, problems), prompt, frames, prompt_form)
 
     def run(step: Step, opened: Opener) -> Piece:
-        batch, kept = encode(lens, step.samples, prompt, problems, opened)
-        seen, left = parted(step.samples, kept)
+        batch, kept = encode(lens, step.samples, prompt, left, opened, frames, prompt_form)
         if batch is None:
-            return Piece(step.group, {}, seen, left)
+            return Piece(step.group, {})
         undisturbed = _states(lens, batch, Graph())
         rows = [_compared(undisturbed, _states(lens, batch, one.graph), batch) for one in conditions]
-        return Piece(step.group, {name: torch.stack([row[name] for row in rows]) for name in MEASURES}, seen, left)
+        for site, measure in (
+            ("llm.residual", "before norm"),
+            ("llm.norm", "after norm"),
+            ("llm.norm", "last position"),
+        ):
+            refuse_not_finite(site, torch.stack([row[measure] for row in rows]), lens.dtype, layered=False)
+        return Piece(step.group, {name: torch.stack([row[name] for row in rows]) for name in MEASURES}, ids_of(kept))
 
-    steps = steps_of(sized(samples, problems), batch_size, buckets=False)
+    steps = steps_of(sized(asked, problems), batch_size, buckets=False)
     title = f"deviation of {domain} under {len(conditions)} conditions"
-    held = gather(steps, run, concatenate, keeper=keeper or Memory(), title=title, progress=progress)
-    total = by_group(held, concatenate).get(0)
-    if total is None or not total.tensors:
-        raise InvalidValue(f"no sample of {domain} could be read; see the problems of its rows.")
+    held = gather(steps, run, concatenate, keeper=keeper or Memory(), left=left, title=title, progress=progress)
+    total = by_group(held, concatenate)[0]
     order = sorted(range(len(total.seen)), key=total.seen.__getitem__)
-    facts = {"prompt": prompt, "batch size": batch_size, "random draws": random_draws, "seed": seed}
+    facts: dict[str, Any] = {"prompt": prompt, "batch size": batch_size, "random draws": random_draws, "seed": seed}
+    facts |= put
     return Deviations(
         model=selection.model,
         domain=domain,

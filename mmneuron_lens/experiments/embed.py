@@ -14,15 +14,19 @@ from interventions import keep
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.format import provenance
-from mmneuron_lens.batching.batches import Step, parted, sized, steps_of
+from mmneuron_lens.batching.batches import Step, ids_of, sized, steps_of
+from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, concatenate, gather
+from mmneuron_lens.batching.left_out import LeftOut
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.finite import refuse_not_finite
 from mmneuron_lens.wire.layout import tiles_per_image
 
 
@@ -31,30 +35,39 @@ def embed_images(
     samples_by_domain: Mapping[str, Sequence[Sample]],
     *,
     batch_size: int = 32,
+    frames: Frames = "fit",
     keeper: Keeper | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
 ) -> Embeddings:
     """The pooled embedding of every image, each once however many questions it has.
 
-    Of LLaVA-NeXT's tiles the overview, which is the whole image; of several images to a question, the first. Raises
-    `InvalidValue` when no image could be read.
+    Of LLaVA-NeXT's tiles the overview, which is the whole image; of several images to a question the first, or with
+    frames "strip" all of them side by side. Raises `InvalidValue` when no image could be read, `NotFinite` for an
+    embedding that is infinite or NaN.
     """
+    left = LeftOut(problems)
     steps: list[Step] = []
     for number, samples in enumerate(samples_by_domain.values()):
-        once = {sample.images[0]: replace(sample, images=sample.images[:1]) for sample in reversed(samples)}
+        asked = askable(lens, samples, "identification", problems)
+        shown = asked if frames == "strip" else [replace(sample, images=sample.images[:1]) for sample in asked]
+        # The embedding does not depend on the question; the shortest is the one that surely fits.
+        once = {one.images: one for one in sorted(shown, key=lambda one: len(one.question), reverse=True)}
         made = steps_of(sized(once.values(), problems), batch_size, buckets=False)
         steps += [Step(number, step.samples) for step in made]
 
     def run(step: Step, opened: Opener) -> Piece:
-        batch, kept = encode(lens, step.samples, "identification", problems, opened)
-        seen, left = parted(step.samples, kept)
+        batch, kept = encode(lens, step.samples, "identification", left, opened, frames)
         if batch is None:
-            return Piece(step.group, {}, seen, left)
+            return Piece(step.group, {})
         (pooled,) = lens.run(keep.at("vision.pooled"), batch)["keep", "vision.pooled"]
-        return Piece(step.group, {"vectors": pooled[_overviews(batch)].float().cpu().T.contiguous()}, seen, left)
+        vectors = pooled[_overviews(batch)].float().cpu()
+        refuse_not_finite("vision.pooled", vectors, lens.dtype, layered=False)
+        return Piece(step.group, {"vectors": vectors.T.contiguous()}, ids_of(kept))
 
-    held = gather(steps, run, concatenate, keeper=keeper or Memory(), title="embedding images", progress=progress)
+    held = gather(
+        steps, run, concatenate, keeper=keeper or Memory(), left=left, title="embedding images", progress=progress
+    )
     whole: dict[str, Tensor] = {}
     domains: list[str] = []
     for one in held:
@@ -65,6 +78,9 @@ def embed_images(
         raise InvalidValue("no image could be read; see the problems of the rows.")
     found = whole["vectors"].T.contiguous()
     facts = {"site": "vision.pooled", "batch size": batch_size, "images": len(found)}
+    facts |= (
+        {"frames": frames} if any(len(one.images) > 1 for some in samples_by_domain.values() for one in some) else {}
+    )
     return Embeddings(lens.name, found, tuple(domains), facts, provenance(**lens.model.facts()))
 
 

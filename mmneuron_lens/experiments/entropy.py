@@ -14,19 +14,24 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions import batch_field, lens_entropy, reads
-from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import BUCKETS
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import provenance
-from mmneuron_lens.batching.batches import Step, one_domain, parted, sized, steps_of
+from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of
+from mmneuron_lens.batching.chat import PromptForm
+from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
+from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.gather import Keeper, Memory, Piece, add, by_group, gather
+from mmneuron_lens.batching.left_out import LeftOut
 from mmneuron_lens.batching.prefetch import Opener
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.runtime.finite import refuse_not_finite
 
 READ_AT = ("llm.embedding", "llm.residual")
 """Layer 0 and the layers after it."""
@@ -51,7 +56,7 @@ def top_one(
     best = torch.cat([row.float().log_softmax(-1).amax(-1).exp() for row in rows]).double()
     counted = (weight[..., None] * kind).flatten(0, -2)
     return {
-        "sum": (best[:, None] * counted).sum(0),
+        "sum": (best[:, None] * counted).masked_fill(counted == 0, 0).sum(0),
         "below": ((best < below)[:, None] * counted).sum(0),
         "tokens": counted.sum(0),
     }
@@ -63,44 +68,53 @@ def read_entropy(
     *,
     batch_size: int = 32,
     prompt: Prompt = "identification",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     keeper: Keeper | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
 ) -> Entropies:
     """The entropies of one domain's questions: one forward a batch.
 
+    - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
     - keeper: where the batches that are done are kept; memory unless given.
 
-    Raises `InvalidValue` for samples of several domains or none.
+    Raises `InvalidValue` for samples of several domains or none, `NotFinite` for hidden states that are infinite or
+    NaN.
     """
     domain = one_domain(samples, "entropies")
-    graph = lens_entropy.at(READ_AT) | top_one
+    graph, left = lens_entropy.at(READ_AT) | top_one, LeftOut(problems)
+    asked, put = asked_as(lens, askable(lens, samples, prompt, problems), prompt, frames, prompt_form)
 
     def run(step: Step, opened: Opener) -> Piece:
-        batch, kept = encode(lens, step.samples, prompt, problems, opened)
-        seen, left = parted(step.samples, kept)
+        batch, kept = encode(lens, step.samples, prompt, left, opened, frames, prompt_form)
         if batch is None:
-            return Piece(step.group, {}, seen, left)
+            return Piece(step.group, {})
         out = lens.run(graph, batch)
         found = {name: value[: len(KINDS)].double().cpu() for name, value in out["top_one", "llm.logits"].items()}
         means = torch.cat([out["lens_entropy", READ_AT[0]][None], out["lens_entropy", READ_AT[1]]])
-        # A mean times its weight is the sum again; a kind without tokens has none.
-        entropy = (means[:, : len(KINDS)].cpu() * found["tokens"]).nan_to_num(0.0)
-        return Piece(step.group, {**found, "entropy": entropy}, seen, left)
+        # A mean times its weight is the sum again; a kind without tokens has none, and its mean is 0 / 0.
+        absent = found["tokens"] == 0
+        entropy = (means[:, : len(KINDS)].cpu() * found["tokens"]).masked_fill(absent, 0)
+        refuse_not_finite(READ_AT[0], entropy[:1], lens.dtype, layered=False)
+        refuse_not_finite(READ_AT[1], entropy[1:], lens.dtype, layered=True)
+        refuse_not_finite("llm.logits", found["sum"], lens.dtype, layered=False)
+        return Piece(step.group, {**found, "entropy": entropy}, ids_of(kept))
 
-    steps = steps_of(sized(samples, problems), batch_size)
+    steps = steps_of(sized(asked, problems), batch_size)
     held = gather(
-        steps, run, add, keeper=keeper or Memory(), title=f"entropy of {domain}", progress=progress
+        steps, run, add, keeper=keeper or Memory(), left=left, title=f"entropy of {domain}", progress=progress
     )  # fmt: skip
     buckets = {group: piece.tensors for group, piece in by_group(held, add).items() if piece.tensors}
-    if not buckets:
-        raise InvalidValue(f"no sample of {domain} could be read; see the problems of its rows.")
     some = next(iter(buckets.values()))
-    total = {name: torch.zeros(BUCKETS, *value.shape, dtype=torch.float64) for name, value in some.items()}
+    total = {
+        name: torch.zeros(BUCKETS, *value.shape, dtype=torch.float64, device="cpu") for name, value in some.items()
+    }
     for group, values in buckets.items():
         for name, value in values.items():
             total[name][group] = value
-    facts = {"prompt": prompt, "batch size": batch_size, "below": CONFIDENT, "unit": "nats"}
+    facts: dict[str, Any] = {"prompt": prompt, "batch size": batch_size, "below": CONFIDENT, "unit": "nats"}
+    facts |= put
     return Entropies(
         model=lens.name,
         domain=domain,

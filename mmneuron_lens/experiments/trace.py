@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy
 import torch
@@ -10,16 +11,21 @@ from PIL import Image
 from torch import Tensor
 
 from interventions import logit_lens
-from interventions.errors import OutOfRange
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.positions import Position, place_of, positions_of
+from mmneuron_lens.batching.chat import PromptForm
+from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode, shown
+from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.prompting import Prompt, prompt_of
 from mmneuron_lens.corpora.folder import open_images
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.entropy import READ_AT
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.finite import refuse_not_finite
 from mmneuron_lens.runtime.patches import boxes_of
 
 SHOWN_PIXELS = 384
@@ -31,45 +37,51 @@ def trace_sample(
     sample: Sample,
     *,
     prompt: Prompt = "evaluation",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     top_k: int = 5,
-    positions: Sequence[int] | None = None,
+    positions: Sequence[Position] | Literal["paper"] | None = None,
 ) -> LensTrace:
-    """What every position of a question decodes to at every layer, or only `positions` (columns of the prompt).
+    """What every position of a question decodes to at every layer, or only `positions`.
 
-    Negative positions count from the end. Raises `ValueError` for an image that cannot be read, `IndexError` for a
-    position that the prompt does not have.
+    - positions: columns of the prompt or names, see `artifacts.positions.place_of`; "paper": those that the paper shows
+      of the question's domain.
+
+    Raises `InvalidValue` for an image or a text that the model cannot read or what is no position, `OutOfRange` for a
+    position that the prompt does not have, `NotFinite` for hidden states that are infinite or NaN.
     """
-    batch, _ = encode(lens, [sample], prompt)
+    (asked,), put = asked_as(lens, askable(lens, [sample], prompt), prompt, frames, prompt_form)
+    batch, _ = encode(lens, [asked], prompt, frames=frames, prompt_form=prompt_form)
     assert batch is not None
-    length = batch.inputs["input_ids"].shape[1]
-    chosen = list(range(length)) if positions is None else list(positions)
-    wrong = [place for place in chosen if not -length <= place < length]
-    if wrong:
-        raise OutOfRange(f"positions {wrong} are not in this prompt of {length} tokens.")
-    chosen = sorted({place % length for place in chosen})
+    named = positions_of(sample.domain) if positions == "paper" else positions
+    kinds = batch.kind[0]
+    chosen = sorted({place_of(one, kinds) for one in (range(len(kinds)) if named is None else named)})
     out = lens.run(logit_lens.at(READ_AT, positions=chosen).bind(top_k=top_k), batch)
     embedded, layers = (out["logit_lens", site][0] for site in READ_AT)
+    refuse_not_finite(READ_AT[0], embedded["entropy"], lens.dtype, layered=False)
+    refuse_not_finite(READ_AT[1], layers["entropy"], lens.dtype, layered=True)
     read = {name: torch.cat([embedded[name][None], layers[name]])[:, 0].cpu() for name in embedded}
     words = {
         token: _word(lens, int(token)) for token in sorted({str(one) for one in read["tokens"].flatten().tolist()})
     }
+    seen = shown(lens, asked, open_images(asked) or [], frames)[0] if asked.images else []
     return LensTrace(
         model=lens.name,
         domain=sample.domain,
         id=sample.id,
         question=sample.question,
-        prompt=prompt_of(lens, sample, prompt),
+        prompt=prompt_of(lens, asked, prompt, len(seen), prompt_form),
         expected=sample.answers,
         layers=("embedding", *map(str, range(1, len(read["tokens"])))),
         labels=tuple(_labels(lens, batch)[place] for place in chosen),
-        kinds=tuple(batch.kind[0][place] for place in chosen),
+        kinds=tuple(kinds[place] for place in chosen),
         tokens=read["tokens"],
         probabilities=read["probabilities"].float(),
         entropy=read["entropy"].float(),
         boxes=boxes_of(batch)[chosen],
-        pictures=tuple(_small(picture) for picture in _seen(lens, sample)),
+        pictures=tuple(_small(picture) for picture in seen),
         words=words,
-        parameters={"prompt": prompt, "top k": top_k, "positions": "all" if positions is None else chosen},
+        parameters={"prompt": prompt, "top k": top_k, "positions": "all" if positions is None else chosen, **put},
         provenance=provenance(**lens.model.facts()),
     )
 
@@ -90,12 +102,6 @@ def _labels(lens: Lens, batch: Batch) -> list[str]:
         name if kind == "image" else _word(lens, token)
         for name, kind, token in zip(batch.tokens[0], batch.kind[0], ids, strict=True)
     ]
-
-
-def _seen(lens: Lens, sample: Sample) -> list[Image.Image]:
-    """The images that the model is given."""
-    decoded = open_images(sample) or []
-    return shown(lens, sample, decoded)[0] if decoded else []
 
 
 def _small(picture: Image.Image) -> Tensor:

@@ -1,66 +1,23 @@
 """PMC-VQA: accuracy of the option's letter, and how many answers named none.
 
-`mode="letter"` parses what a chat model says. `mode="official"` is the benchmark's own script for its own model
-(MedVInT_TD `test.py`): the last character is compared with each choice's text by `difflib`, and so is the label.
+`mode="letter"`, the default, is ours: the option that a chat model's answer names (`chosen_option.parse`), as wherever
+a question has options; an answer that names none counts as the most similar option, and the share of such is reported.
+`mode="official"` is the benchmark's own script for its own model (MedVInT_TD `test.py`): the last character is compared
+with each choice's text by `difflib`, and so is the label.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
 
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.metrics.chosen_option import letters_of, parse
 from mmneuron_lens.metrics.measured import Measured, Metric, Pairs, choose, no_reference
 
 Mode = Literal["letter", "official"]
 MODES: tuple[Mode, ...] = ("letter", "official")
-
-How = Literal["letter", "option text", "similar text", "nothing"]
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """The letter an answer comes to (None: it resembles no option at all), and how it was found."""
-
-    letter: str | None
-    how: How
-
-    @property
-    def is_parsed(self) -> bool:
-        """Whether the answer names an option, by letter or text; the most similar option is only a guess."""
-        return self.how in ("letter", "option text")
-
-
-def letters_of(options: Sequence[str]) -> str:
-    """ "ABCD" for four options."""
-    return "".join(chr(65 + index) for index in range(len(options)))
-
-
-def parse(answer: str, options: Sequence[str]) -> Parsed:
-    """The option an answer means; the first of these that finds one decides.
-
-    1. the first standalone capital letter of an option ("BBQ: B" is B; the A of "Answer" stands for nothing);
-    2. a letter of either case that starts the answer and is followed by `:`, `.`, `)` or nothing ("b)");
-    3. the whole answer is one option's text, or holds the text of exactly one, case aside;
-    4. the option with the highest `difflib` ratio above 0, the first of equals: counted as not parsed.
-    """
-    letters = letters_of(options)
-    if found := re.search(rf"\b([{letters}])\b", answer):
-        return Parsed(found[1], "letter")
-    if found := re.match(rf"\s*([{letters}])(?:[:.)]|\s*$)", answer, re.IGNORECASE):
-        return Parsed(found[1].upper(), "letter")
-    text = answer.strip().lower()
-    texts = [option.strip().lower() for option in options]
-    if text in texts:
-        return Parsed(letters[texts.index(text)], "option text")
-    held = [index for index, option in enumerate(texts) if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text)]
-    if len(held) == 1:
-        return Parsed(letters[held[0]], "option text")
-    index = _most_similar(texts, text)
-    return Parsed(None, "nothing") if index is None else Parsed(letters[index], "similar text")
 
 
 def official_correct(answer: str, options: Sequence[str], label: str) -> bool:

@@ -60,7 +60,7 @@ class Scores:
     def save(self, path: str | Path) -> None:
         """Writes an artifact of kind "scores"."""
         metadata = asdict(self)
-        scores = torch.tensor(metadata.pop("scores"), dtype=torch.float64)
+        scores = torch.tensor(metadata.pop("scores"), dtype=torch.float64, device="cpu")
         write_artifact(path, "scores", {"scores": scores}, metadata)
 
     @classmethod

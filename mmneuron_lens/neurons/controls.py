@@ -1,12 +1,13 @@
 """What the number of selected neurons proves: a null of permuted domain labels, and agreement between two halves.
 
 The rule takes the lowest 1 % whatever the data, so its count alone says nothing. Both controls redo the procedure on
-the buckets of the counts: no second pass over the corpora.
+the buckets of the counts: no second pass over the corpora. What they cannot tell is how much the neurons differ between
+domains; see `neurons.effects`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,24 +36,17 @@ def false_discovery_rate(
 
     Raises `ValueError` when `selection` was not made from these counts.
     """
-    by_domain = {one.domain: one for one in counts}
-    if by_domain.keys() != set(selection.domains) or any(one.model != selection.model for one in counts):
-        raise InvalidValue(
-            f"counts are of {sorted(by_domain)}, the selection of {sorted(selection.domains)}; give its counts."
-        )
-    ordered = [by_domain[domain] for domain in selection.domains]
+    ordered = in_order_of(counts, selection)
     null = {}
     for site, mask in selection.masks.items():
         active, tokens, labels = filled_cells(ordered, site, selection.parameters["kinds"][site])
         shape = (*selection.entropy[site].shape, len(ordered))
-        if not torch.equal(probability_of_cells(active, tokens, labels, shape), selection.probability[site]):
-            raise InvalidValue(f"the selection at {site} was not made from these counts; select again from them.")
         chosen = mask.any(dim=-1)
         cutoff = float(selection.entropy[site][chosen].max()) if bool(chosen.any()) else -1.0
         generator = torch.Generator().manual_seed(seed)
         draws = []
         for _ in progress(list(range(permutations))):
-            shuffled = labels[torch.randperm(len(labels), generator=generator)]
+            shuffled = labels[torch.randperm(len(labels), generator=generator, device="cpu")]
             draws.append(_under(probability_of_cells(active, tokens, shuffled, shape), cutoff, selection.parameters))
         null[site] = tuple(draws)
     facts = {**selection.provenance, "parameters": selection.parameters, "permutations": permutations, "seed": seed}
@@ -85,7 +79,7 @@ def halves_overlap(
         generator = torch.Generator().manual_seed(seed)
         sizes = []
         for _ in range(splits):
-            first = _half(labels, selection.domains, site, generator)
+            first = half_of(labels, selection.domains, site, generator)
             chosen = []
             for half in (first, ~first):
                 probability = probability_of_cells(active[half], tokens[half], labels[half], shape)
@@ -94,6 +88,21 @@ def halves_overlap(
         shared[site], either[site] = tuple(size[0] for size in sizes), tuple(size[1] for size in sizes)
     facts = {**selection.provenance, "parameters": selection.parameters, "splits": splits, "seed": seed}
     return HalvesOverlap(selection.model, shared, either, facts)
+
+
+def in_order_of(counts: Sequence[Counts], selection: Selection) -> list[Counts]:
+    """The counts that a selection was made from, in the order of its domains; raises `InvalidValue` for others."""
+    by_domain = {one.domain: one for one in counts}
+    if by_domain.keys() != set(selection.domains) or any(one.model != selection.model for one in counts):
+        raise InvalidValue(
+            f"counts are of {sorted(by_domain)}, the selection of {sorted(selection.domains)}; give its counts."
+        )
+    ordered = [by_domain[domain] for domain in selection.domains]
+    for site, mask in selection.masks.items():
+        cells = filled_cells(ordered, site, selection.parameters["kinds"][site])
+        if not torch.equal(probability_of_cells(*cells, tuple(mask.shape)), selection.probability[site]):
+            raise InvalidValue(f"the selection at {site} was not made from these counts; select again from them.")
+    return ordered
 
 
 def filled_cells(
@@ -106,7 +115,7 @@ def filled_cells(
         filled = sizes > 0
         active.append(cells[filled].flatten(1).double())
         tokens.append(sizes[filled].double())
-        labels.append(torch.full((int(filled.sum()),), number))
+        labels.append(torch.full((int(filled.sum()),), number, device="cpu"))
     return torch.cat(active), torch.cat(tokens), torch.cat(labels)
 
 
@@ -122,13 +131,15 @@ def _under(probability: Tensor, cutoff: float, parameters: dict[str, Any]) -> in
     return int((survives & (module.entropy <= cutoff + TIE)).sum())
 
 
-def _half(labels: Tensor, domains: tuple[str, ...], site: str, generator: torch.Generator) -> Bool[Tensor, " cell"]:
-    first = torch.zeros(len(labels), dtype=torch.bool)
+def half_of(labels: Tensor, domains: tuple[str, ...], site: str, generator: torch.Generator) -> Bool[Tensor, " cell"]:
+    """The cells of a random half of every domain's buckets. Raises `InvalidValue` for a domain with fewer than two."""
+    first = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     for number, domain in enumerate(domains):
         cells = (labels == number).nonzero().squeeze(1)
         if len(cells) < 2:
             raise InvalidValue(
                 f"{domain} has tokens in {len(cells)} bucket at {site}; two halves need two, count more images."
             )
-        first[cells[torch.randperm(len(cells), generator=generator)[: len(cells) // 2]]] = True
+        order = torch.randperm(len(cells), generator=generator, device="cpu")
+        first[cells[order[: len(cells) // 2]]] = True
     return first

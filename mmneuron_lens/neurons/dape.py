@@ -17,7 +17,7 @@ def activation_probability(
     `tokens` is a number, or a tensor that broadcasts against `active`. Raises `ValueError` when there are no tokens:
     a probability over nothing is undefined, not zero.
     """
-    total = torch.as_tensor(tokens)
+    total = torch.as_tensor(tokens, device=active.device)
     if bool((total <= 0).any()):
         raise InvalidValue(
             f"activation probability over {int(total.min())} tokens is undefined; count some tokens first."

@@ -68,7 +68,7 @@ def select_module(
     survivors = above.any(dim=-1).flatten().nonzero().squeeze(1)
     requested = round(fraction * entropy.numel())
     chosen = survivors[lowest_first(entropy.flatten()[survivors])[:requested]]
-    mask = torch.zeros(entropy.numel(), dtype=torch.bool)
+    mask = torch.zeros(entropy.numel(), dtype=torch.bool, device=entropy.device)
     mask[chosen] = True
     return ModuleSelection(above & mask.view_as(entropy)[..., None], entropy, threshold, requested, len(chosen))
 
@@ -105,7 +105,7 @@ def select(
     if unknown:
         raise InvalidValue(f"kinds name no counted site {sorted(unknown)}; choose from {', '.join(counts[0].active)}.")
     kinds = {site: (kinds or {}).get(site, counts[0].kinds[site]) for site in in_order(counts[0].active)}
-    tokens = {site: torch.tensor([one.total(site, kinds[site])[1] for one in counts]) for site in kinds}
+    tokens = {site: torch.tensor([one.total(site, kinds[site])[1] for one in counts], device="cpu") for site in kinds}
     probability = {site: domain_probability(counts, site, kinds[site]) for site in kinds}
     found = {site: select_module(probability[site], fraction, percentile) for site in kinds}
     shared = {name: value for name, value in counts[0].provenance.items() if name not in CORPUS_FIELDS}
@@ -156,7 +156,7 @@ def random_like(
     groups = (1, layers * neurons) if match == "module" else (layers, neurons)
     free = ~selection_mask.any(dim=-1).view(groups)
     wanted = selection_mask.reshape(*groups, domains).sum(1)
-    drawn = torch.zeros(domains, *groups, dtype=torch.bool)
+    drawn = torch.zeros(domains, *groups, dtype=torch.bool, device="cpu")
     for domain in range(domains):
         for group in range(groups[0]):
             pool, count = free[group].nonzero().squeeze(1), int(wanted[group, domain])
@@ -165,5 +165,6 @@ def random_like(
                 raise InvalidValue(
                     f"{count} random neurons wanted in {place}, {len(pool)} are free; select a smaller fraction."
                 )
-            drawn[domain, group, pool[torch.randperm(len(pool), generator=generator)[:count]]] = True
+            order = torch.randperm(len(pool), generator=generator, device="cpu")
+            drawn[domain, group, pool[order[:count]]] = True
     return drawn.view(domains, layers, neurons).permute(1, 2, 0).contiguous()

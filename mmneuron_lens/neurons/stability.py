@@ -36,8 +36,9 @@ class Stability:
         made: list[dict[str, Any]] = []
         for site in in_order(self.rows):
             for buckets, tokens, draws in self.rows[site]:
-                values = torch.tensor(draws, dtype=torch.float64)
-                low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+                values = torch.tensor(draws, dtype=torch.float64, device="cpu")
+                shares = torch.tensor([0.025, 0.975], dtype=torch.float64, device="cpu")
+                low, high = torch.quantile(values, shares).tolist()
                 place = {"model": self.model, "module": module_of(site), "site": site}
                 sizes = {"buckets": buckets, "tokens": round(tokens)}
                 made.append({**place, **sizes, "jaccard": float(values.mean()), "low": low, "high": high})
@@ -94,7 +95,7 @@ def _parts(labels: Tensor, size: int, generator: torch.Generator) -> tuple[Tenso
     first, second = [], []
     for number in labels.unique():
         cells = (labels == number).nonzero().squeeze(1)
-        drawn = cells[torch.randperm(len(cells), generator=generator)]
+        drawn = cells[torch.randperm(len(cells), generator=generator, device="cpu")]
         first.append(drawn[:size])
         second.append(drawn[size : 2 * size])
     return torch.cat(first), torch.cat(second)

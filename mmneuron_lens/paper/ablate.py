@@ -8,8 +8,10 @@ from typing import Any
 from mmneuron_lens.artifacts.answers import Answers
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.corpus import Corpus
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runs.answer import answer_stage, off_stage, score_stage
 from mmneuron_lens.runs.folder import RunError, file_of
@@ -24,6 +26,8 @@ def ablate_run(
     off: str = "zero",
     factor: float = 0.0,
     batch_size: int = 32,
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     generation: Mapping[str, Any] | None = None,
     progress: Progress = quietly,
     **settings: Any,
@@ -32,6 +36,7 @@ def ablate_run(
 
     - store: the run's folder.
     - off, factor: how neurons are switched; for "mean", the means are those over the corpus.
+    - frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
     - generation: settings of `generate`.
     - settings: modules, random_draws, seed, match, cross of `experiments.ablate`.
 
@@ -46,7 +51,12 @@ def ablate_run(
     if not asked:
         there, selected = ", ".join(corpus.by_domain()), ", ".join(selection.domains)
         raise RunError(f"{corpus.name} has questions of {there}, and the selection is of {selected}; ask of those.")
+    if left := [domain for domain in corpus.by_domain() if domain not in asked]:
+        store.say(
+            f"{', '.join(left)}: not among the selection's domains ({', '.join(selection.domains)}), so not asked"
+        )
     shared: dict[str, Any] = {"batch_size": batch_size, "problems": corpus.problems, "progress": progress}
+    shared |= {"frames": frames, "prompt_form": prompt_form}
     switched = off_stage(lens, off, factor, asked, store, **shared)
     answers = answer_stage(
         lens, selection, asked, store, selection_id=content_hash(file), off=switched, **shared, **settings,

@@ -14,11 +14,12 @@ from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
 from mmneuron_lens.evaluation.deviation import deviation_rows
 from mmneuron_lens.paper import paper_numbers
-from mmneuron_lens.paper.model_run import ModelRun, domains_of, sources_of, stacked
+from mmneuron_lens.paper.model_run import ModelRun, domains_of, known_of, notes_on, sources_of, stacked
 from mmneuron_lens.report import tables
 from mmneuron_lens.report.ablation_figures import ablation_figure, deviation_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.unreachable import marked, of_neurons_off
 
 
 def between(row: Mapping[str, Any]) -> str:
@@ -39,28 +40,51 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
     domains = domains_of(asked)
     frame = stacked(tables.ablation(scores(run.answers, run.scoring)) for run in asked)
     main = frame.filter(pl.col("condition").is_in([NONE, DOMAIN])).drop("condition")
-    accuracy = tables.wide(main, "accuracy", domains).rename({"module": "neurons off in"})
+    accuracy = tables.wide(main, "accuracy", domains)
     differences = (
         main.filter(pl.col("module") != "None").with_columns(SHOWN).select("model", "module", "domain", "shown")
     )
     rows = [row for run in asked for row in against_random(run.answers, run.scoring)]
     against = pl.DataFrame(rows, infer_schema_length=None)
     count = max(frame["questions"].to_list())
-    metrics = asked[0].official.metrics if asked[0].official else {}
-    how = "; ".join(f"{domain_name(domain)}: {name}" for domain, name in metrics.items())
+    scored = pl.DataFrame(
+        {"model": run.model, "domain": domain_name(domain), "scored by": name}
+        for run in asked
+        for domain, name in run.metrics.items()
+    )
+    page = scored.drop("model").unique(maintain_order=True)
+    shared = page["domain"].is_unique().all()
     text = (
-        f"Scores: {how or 'top-1 accuracy, equal to an accepted answer but for case and space'}.",
         f"Each domain’s questions (at most {count}) were answered with that domain’s neurons off, in one module or in "
         "all. An interval that crosses zero is compatible with no effect.",
     )
+    differences = tables.wide(differences, "shown", domains)
+    notes, known, off = notes_on(asked, of_neurons_off), known_of(asked), {"module": "neurons off in"}
     grids = [
-        Grid("ablation_accuracy", "Accuracy in per cent.", accuracy, decimals=1),
+        Grid(
+            "ablation_accuracy",
+            "Accuracy in per cent.",
+            marked(accuracy, known).rename(off),
+            decimals=1,
+            long=accuracy.rename(off),
+            notes=notes,
+        ),
         Grid(
             "ablation_difference",
             "Difference to no ablation in percentage points, with its 95 % interval paired by question.",
-            tables.wide(differences, "shown", domains).rename({"module": "neurons off in"}),
+            marked(differences, known).rename(off),
+            long=differences.rename(off),
+            notes=notes,
         ),
-        Grid("ablation", "Every condition, with random draws", frame, folded=True),
+        Grid("ablation_scores", "How the answers are scored.", page if shared else scored, long=scored),
+        Grid(
+            "ablation",
+            "Every condition, with random draws",
+            marked(frame, known),
+            folded=True,
+            long=frame,
+            notes=notes,
+        ),
     ]
     if len(against):
         shown = against.with_columns(SHOWN)
@@ -68,18 +92,20 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
             "The domain’s neurons against as many random ones: difference of accuracy in percentage points, paired by "
             "question; below zero with its whole interval where the domain’s own neurons matter more than chance."
         )
-        grids.insert(2, Grid("ablation_against_random", caption, tables.wide(shown, "shown", domains), long=against))
+        wide = marked(tables.wide(shown, "shown", domains), known)
+        grids.insert(2, Grid("ablation_against_random", caption, wide, long=against, notes=notes))
     for run in asked:
-        known = paper_numbers.accuracy(run.model)
-        if known is not None:
-            wide = tables.wide(known, "accuracy", domains).rename({"module": "neurons off in"})
+        printed = paper_numbers.accuracy(run.model)
+        if printed is not None:
+            wide = tables.wide(printed, "accuracy", domains).rename({"module": "neurons off in"})
             name = f"ablation_printed_{file_name(run.model)}"
             grids.append(Grid(name, f"As the paper prints it, {paper_numbers.MODELS[run.model]}.", wide, decimals=1))
     pictures = tuple(
         Picture(
             f"table_2_ablation_{file_name(run.model)}",
             f"{run.model}: change of accuracy in percentage points with its interval. Filled: the domain’s neurons "
-            "off. Hollow: random draws of as many neurons, in all modules at once.",
+            "off. Hollow: random draws of as many neurons, in all modules at once. "
+            f"{of_neurons_off(run.selection)}".strip(),
             partial(ablation_figure, tables.ablation(scores(run.answers, run.scoring))),
         )
         for run in asked
@@ -106,7 +132,9 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
     sections = [named.filter(pl.col("condition") == DOMAIN)]
     sections.append(named.filter((pl.col("condition") != DOMAIN) & pl.col("module").str.ends_with(f", {ALL}")))
     shown = tables.wide(stacked(sections).drop("condition"), "deviation", domains)
-    shown = stacked(shown.filter(pl.col("model") == run.model) for run in asked).rename({"module": "neurons off in"})
+    known = known_of(asked)
+    shown = marked(stacked(shown.filter(pl.col("model") == run.model) for run in asked), known)
+    shown = shown.rename({"module": "neurons off in"})
     caption = (
         "Deviation in per cent: the Frobenius norm of the change of the last hidden state, after the final norm, over "
         "that of the state itself, over all positions of the evaluation prompt; mean over questions. Random neurons "
@@ -116,22 +144,23 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
         pl.DataFrame(some, infer_schema_length=None).with_columns(pl.lit(measure).alias("measure"))
         for measure, some in rows.items()
     )
+    notes = notes_on(asked, of_neurons_off)
+    measures = "Every condition and measure, with intervals over questions"
     grids = [
-        Grid("deviation", caption, shown, decimals=2, long=frame),
-        Grid(
-            "deviation_measures", "Every condition and measure, with intervals over questions", everything, folded=True
-        ),
+        Grid("deviation", caption, shown, decimals=2, long=frame, notes=notes),
+        Grid("deviation_measures", measures, marked(everything, known), folded=True, long=everything, notes=notes),
     ]
     for run in asked:
-        known = paper_numbers.deviation(run.model)
-        if known is not None:
-            wide = tables.wide(known, "deviation", domains).rename({"module": "neurons off in"})
+        printed = paper_numbers.deviation(run.model)
+        if printed is not None:
+            wide = tables.wide(printed, "deviation", domains).rename({"module": "neurons off in"})
             name = f"deviation_printed_{file_name(run.model)}"
             grids.append(Grid(name, f"As the paper prints it, {paper_numbers.MODELS[run.model]}.", wide, decimals=2))
     pictures = tuple(
         Picture(
             f"table_3_deviation_{file_name(run.model)}",
-            f"{run.model}: the numbers of the table as points, with the random draws of every module.",
+            f"{run.model}: the numbers of the table as points, with the random draws of every module. "
+            f"{of_neurons_off(run.selection)}".strip(),
             partial(deviation_figure, frame.filter(pl.col("model") == run.model)),
         )
         for run in asked
@@ -158,15 +187,13 @@ def cross_matrix(runs: Sequence[ModelRun]) -> Section:
     whole = frame.filter(pl.col("module") == ALL)
     shown = whole.with_columns(
         SHOWN,
-        pl.col("neurons_of").replace({domain: domain_name(domain) for domain in domains_of(runs)}),
+        pl.col("neurons_of").replace(tables.domain_names(domains_of(runs))),
     )
-    table = shown.pivot("domain", index=["model", "neurons_of"], values="shown", maintain_order=True)
-    order = [domain for domain in domains_of(runs) if domain in table.columns]
-    table = table.select("model", "neurons_of", *order).rename({domain: domain_name(domain) for domain in order})
+    table = tables.wide(shown.select("model", "neurons_of", "domain", "shown"), "shown", domains_of(runs))
     caption = (
         "Not in the paper. Rows: whose neurons are off, in all modules. Columns: whose questions are asked. Difference "
         "of accuracy to no ablation in percentage points, with its 95 % interval."
     )
-    grid = Grid("cross", caption, table, long=frame)
     asked = [run for run in runs if run.answers]
+    grid = Grid("cross", caption, table, long=frame, notes=notes_on(asked, of_neurons_off))
     return Section(title, (), (grid,), sources=sources_of(asked, "answers", "official scores"), name="Cross matrix")

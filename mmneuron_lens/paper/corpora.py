@@ -5,37 +5,74 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import polars as pl
+from torch import Tensor
 
 from mmneuron_lens.experiments.embed import component_rows
+from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
 from mmneuron_lens.report.embedding_figure import embedding_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.unreachable import marked, notes_of, of_counts
 
 LLM = "llm.mlp.act"
 
+DEFINITIONS = {
+    "common": "Photographs of daily life: people, things, places.",
+    "remote_sensing": "The ground as sensors far above it record it, those of satellites for one.",
+    "medical": "What diagnosis looks at: slices of CT, X-ray pictures and others made to see into the body.",
+    "document": "Pages to be read: records, charts, pictures made of text.",
+    "auto_driving": "The road as a camera on a vehicle sees it.",
+}
+"""What belongs to each domain, after Table 4."""
+
 
 def table_4(runs: Sequence[ModelRun]) -> Section:
-    """Questions and tokens of each domain."""
-    rows = []
+    """What each domain is, with an image of it, the questions and tokens of this run, and the paper's sizes."""
+    rows, tokens, examples = [], [], []
     for counts in runs[0].counts:
-        own = {run.model: some for run in runs for some in run.counts if some.domain == counts.domain}
-        tokens = {f"LLM tokens, {model}": int(one.tokens[LLM].sum()) for model, one in own.items() if LLM in one.tokens}
         corpus = counts.provenance.get("corpus")
         name = corpus.get("name") if isinstance(corpus, dict) else corpus
         answered = len({one.id for one in runs[0].answers if one.domain == counts.domain})
-        row = {"domain": domain_name(counts.domain), "corpus": name, "identifying questions": counts.samples}
-        rows.append({**row, "answered questions": answered, **tokens})
+        row = {"domain": domain_name(counts.domain), "definition": DEFINITIONS.get(counts.domain), "corpus": name}
+        row |= {"identifying questions": counts.samples, "answered questions": answered}
+        rows.append({**row, **paper_numbers.corpus(counts.domain)})
+        examples.append(_example(runs, counts.domain))
     if not rows:
         return Section("Domains and corpora", missing="no neurons were counted.", name="Table 4")
-    frame = pl.DataFrame(rows, infer_schema_length=None)
-    caption = "Questions asked in each domain, and the tokens they come to in each model."
-    everything = stacked(one.to_frame() for run in runs for one in run.counts)
-    grids = (
-        Grid("corpora", caption, frame),
-        Grid("tokens", "The tokens counted at every site, by kind", everything, folded=True),
+    for run in runs:
+        own = {domain_name(one.domain): int(one.tokens[LLM].sum()) for one in run.counts if LLM in one.tokens}
+        tokens.append({"model": run.model, **own})
+    seen = any(picture is not None for picture in examples)
+    caption = "What belongs to each domain; the questions asked here; and the corpora and their samples in the paper."
+    caption += " Each image is of a question that was read layer by layer." if seen else ""
+    sums = (
+        "LLM tokens that the identifying questions come to. The paper names about 20 million a domain in LLaVA-NeXT, "
+        "which its numbers of samples do not give."
     )
-    return Section("Domains and corpora", (), grids, sources=sources_of(runs, "counts"), name="Table 4")
+    everything = stacked(one.to_frame() for run in runs for one in run.counts)
+    known = {run.model: run.counts[0].reachability for run in runs if run.counts}
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    grids = (
+        Grid("corpora", caption, frame, examples=tuple(examples) if seen else ()),
+        Grid("corpora_tokens", sums, pl.DataFrame(tokens, infer_schema_length=None)),
+        Grid(
+            "tokens",
+            "The tokens counted at every site, by kind",
+            marked(everything, known),
+            folded=True,
+            long=everything,
+            notes=notes_of({model: of_counts(one) for model, one in known.items()}),
+        ),
+    )
+    sources = (*sources_of(runs, "counts"), *(sources_of(runs, "traces") if seen else ()))
+    return Section("Domains and corpora", (), grids, sources=sources, name="Table 4")
+
+
+def _example(runs: Sequence[ModelRun], domain: str) -> Tensor | None:
+    """An image of the domain that a run kept; the first of several."""
+    traces = (trace for run in runs for trace in run.traces if trace.domain == domain and trace.pictures)
+    return next((trace.pictures[0] for trace in traces), None)
 
 
 def figure_2(runs: Sequence[ModelRun]) -> Section:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 import polars as pl
 import torch
 from markupsafe import Markup
 
+from interventions.errors import OutOfRange
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.positions import place_of, positions_of
 from mmneuron_lens.experiments.entropy import entropy_rows
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, domains_of, sources_of, stacked
+from mmneuron_lens.report import tables
 from mmneuron_lens.report.heat import heat_of, heat_table
 from mmneuron_lens.report.hover import hover
 from mmneuron_lens.report.layer_figures import entropy_figure
@@ -20,8 +24,22 @@ from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
 
 
-def figure_6(runs: Sequence[ModelRun]) -> Section:
+@dataclass(frozen=True)
+class Cases:
+    """What a case of the logit lens shows.
+
+    - at: positions, see `artifacts.positions.place_of`; "paper" stands for those that the paper shows of a domain. None
+      for the second image token and the last text token.
+    - even: only layers 2, 4, ..., as the paper.
+    """
+
+    at: tuple[str, ...] = ()
+    even: bool = False
+
+
+def figure_6(runs: Sequence[ModelRun], cases: Cases | None = None) -> Section:
     """One case a model: what the logit lens decodes at every layer, still and to be pointed at."""
+    cases = cases or Cases()
     title = "What the layers say: the logit lens"
     chosen = [(run, trace) for run in runs if (trace := _first_case(run)) is not None]
     if not chosen:
@@ -38,7 +56,7 @@ def figure_6(runs: Sequence[ModelRun]) -> Section:
         for run, trace in chosen
         for part in (
             Markup("<h3>{}</h3>").format(run.model),
-            _case(trace),
+            _case(trace, cases),
             hover(trace.document(), trace.pictures, f"lens of {run.model}"),
         )
     ]
@@ -46,8 +64,9 @@ def figure_6(runs: Sequence[ModelRun]) -> Section:
     return Section(title, text, after=tuple(after), sources=sources, name="Figure 6")
 
 
-def figures_10_to_13(runs: Sequence[ModelRun]) -> Section:
+def figures_10_to_13(runs: Sequence[ModelRun], cases: Cases | None = None) -> Section:
     """The cases of the other domains."""
+    cases = cases or Cases()
     title = "More cases of the logit lens, other domains"
     others = [(run, trace) for run in runs for trace in run.traces if trace is not _first_case(run)]
     if not others:
@@ -55,7 +74,7 @@ def figures_10_to_13(runs: Sequence[ModelRun]) -> Section:
     after: list[Markup] = []
     for run in runs:
         inner = Markup("").join(
-            _case(trace) + hover(trace.document(), trace.pictures, f"lens of {run.model}, {trace.domain}")
+            _case(trace, cases) + hover(trace.document(), trace.pictures, f"lens of {run.model}, {trace.domain}")
             for owner, trace in others
             if owner is run
         )
@@ -69,20 +88,38 @@ def _first_case(run: ModelRun) -> LensTrace | None:
     return next((trace for trace in run.traces if trace.domain == "remote_sensing"), next(iter(run.traces), None))
 
 
-def _case(trace: LensTrace) -> Markup:
-    """One question: what its second image token and its last text token decode to at every layer."""
-    image = trace.position("image", 1 if trace.kinds.count("image") > 1 else 0)
+def _case(trace: LensTrace, cases: Cases) -> Markup:
+    """One question: what some of its tokens decode to at every layer."""
+    asked = [one for name in cases.at for one in (positions_of(trace.domain) if name == "paper" else (name,))]
+    tables, absent = [], []
+    for position in asked or _first_and_last(trace):
+        try:
+            tables.append(_heat(trace, position, cases.even))
+        except OutOfRange as error:
+            absent.append(f"Not shown: {error}")
     last = trace.last("text")
-    parts = (
-        heat_table(heat_of(trace, image), f"{trace.labels[image]}: next token expected {trace.best(image)!r}"),
-        heat_table(heat_of(trace, last), f"last text token: right answer {' / '.join(trace.expected)!r}"),
-    )
     question = f"<b>{escape(domain_name(trace.domain))}</b> {escape(trace.question)} Answer: "
     question += f"{escape(' / '.join(trace.expected))}; the model’s most likely next token: {escape(trace.best(last))}."
-    pair = "".join(
-        f'<div class="scroll" tabindex="0" role="region" aria-label="heatmap">{part}</div>' for part in parts
-    )
-    return Markup(f'<div class="case"><p>{question}</p><div class="pair">{pair}</div></div>')
+    said = "".join(f'<p class="note">{escape(one)}</p>' for one in absent)
+    row = "".join(f'<div class="scroll" tabindex="0" role="region" aria-label="heatmap">{one}</div>' for one in tables)
+    return Markup(f'<div class="case"><p>{question}</p>{said}<div class="pair">{row}</div></div>')
+
+
+def _first_and_last(trace: LensTrace) -> tuple[str, str]:
+    return ("image 2" if trace.kinds.count("image") > 1 else "image 1"), "text -1"
+
+
+def _heat(trace: LensTrace, position: str, even: bool) -> str:
+    """One position as a heatmap: the right answer is what the last text token should give, elsewhere the last layer's
+    most likely token is expected."""
+    place = place_of(position, trace.kinds)
+    expected = f"next token expected {trace.best(place)!r}"
+    if place == trace.last("text"):
+        expected = f"right answer {' / '.join(trace.expected)!r}"
+    name = trace.labels[place] if trace.kinds[place] == "image" else f"token {trace.labels[place]!r}"
+    told = "" if position == "image 2" else f" ({position})"
+    name = "last text token" if position == "text -1" else f"{name}{told}"
+    return heat_table(heat_of(trace, place, even), f"{name}: {expected}")
 
 
 def figure_7(runs: Sequence[ModelRun]) -> Section:
@@ -97,8 +134,7 @@ def figure_7(runs: Sequence[ModelRun]) -> Section:
         "tokens), on the identification prompts. Solid: text tokens. Dashed: image tokens. Layer 0 is the embedding."
     )
     picture = Picture("figure_7_entropy", caption, lambda theme: entropy_figure(frame, theme))
-    wide = frame.drop("tokens").pivot("domain", index=["model", "kind", "layer"], values="entropy", maintain_order=True)
-    wide = wide.rename({domain: domain_name(domain) for domain in domains_of(read)})
+    wide = tables.wide(frame.drop("tokens"), "entropy", domains_of(read))
     grid = Grid("entropy", "The numbers behind the figure", wide, folded=True, decimals=3, long=frame)
     sources = sources_of(read, "entropies")
     return Section(title, (), (grid,), (picture,), sources=sources, name="Figure 7")

@@ -15,22 +15,26 @@ from mmneuron_lens.artifacts.answers import Answer, Answers
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.deviations import Deviations
+from mmneuron_lens.artifacts.effect_sizes import EffectSizes
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.official_scores import OfficialScores
+from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.evaluation.accuracy import Scoring, exact_match
+from mmneuron_lens.evaluation.accuracy import Scoring, is_right, scored_by
 from mmneuron_lens.evaluation.findings import Evidence
 from mmneuron_lens.report.sections import Source
+from mmneuron_lens.report.unreachable import notes_of
 
 KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "selection": ("selection/{}.safetensors", Selection.load),
     "wider": ("selection_wider/{}.safetensors", Selection.load),
     "false discovery": ("controls/{}/false_discovery.safetensors", FalseDiscovery.load),
     "halves overlap": ("controls/{}/halves_overlap.safetensors", HalvesOverlap.load),
+    "effect sizes": ("controls/{}/effect_sizes.safetensors", EffectSizes.load),
     "embeddings": ("embeddings/{}.safetensors", Embeddings.load),
     "answers": ("answers/{}.jsonl", Answers.load),
     "official scores": ("official_scores/{}.jsonl", OfficialScores.load),
@@ -77,6 +81,10 @@ class ModelRun:
         return self._one("halves overlap")
 
     @property
+    def effects(self) -> EffectSizes | None:
+        return self._one("effect sizes")
+
+    @property
     def embeddings(self) -> Embeddings | None:
         return self._one("embeddings")
 
@@ -86,7 +94,12 @@ class ModelRun:
 
     @property
     def scoring(self) -> Scoring:
-        return exact_match if self.official is None else self.official.values
+        return is_right if self.official is None else self.official.values
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The name of the answers' score by domain."""
+        return scored_by(self.answers) if self.official is None else self.official.metrics
 
     @property
     def answers(self) -> list[Answer]:
@@ -186,6 +199,16 @@ def _place(domain: str, order: Sequence[str]) -> int:
 def sources_of(runs: Sequence[ModelRun], *kinds: str, domain: str | None = None) -> tuple[Source, ...]:
     """The artifacts of these kinds of every model."""
     return tuple(source for run in runs for source in run.sources(*kinds, domain=domain))
+
+
+def known_of(runs: Sequence[ModelRun]) -> dict[str, Reachability]:
+    """By model, which layers can reach the logits."""
+    return {run.model: run.selection.reachability for run in runs}
+
+
+def notes_on(runs: Sequence[ModelRun], said: Callable[[Selection], str]) -> tuple[str, ...]:
+    """Notes below a table: what is said of the selection of each model."""
+    return notes_of({run.model: said(run.selection) for run in runs})
 
 
 def domains_of(runs: Sequence[ModelRun]) -> list[str]:

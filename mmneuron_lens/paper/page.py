@@ -11,10 +11,11 @@ from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.evaluation.claims import claims
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.ablation import cross_matrix, table_2, table_3
+from mmneuron_lens.paper.control_section import controls
 from mmneuron_lens.paper.corpora import figure_2, table_4
-from mmneuron_lens.paper.layers import figure_6, figure_7, figures_10_to_13, table_9
+from mmneuron_lens.paper.layers import Cases, figure_6, figure_7, figures_10_to_13, table_9
 from mmneuron_lens.paper.model_run import ModelRun
-from mmneuron_lens.paper.selected import controls, figure_5, figure_9, table_1, table_6, tables_of_13b
+from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6, tables_of_13b
 from mmneuron_lens.report.page import Page, write
 from mmneuron_lens.report.sections import Section
 from mmneuron_lens.runs.folder import RunError
@@ -28,15 +29,17 @@ def is_paper(out: str | Path) -> bool:
     return (Path(out) / PAPER).is_file()
 
 
-def publish_paper(out: str | Path) -> Path:
+def publish_paper(out: str | Path, cases: Cases | None = None) -> Path:
     """Writes `index.html`, `tables/` (CSV and LaTeX) and `figures/` of a run; returns the page's path.
+
+    - cases: what Figures 6 and 10 to 13 show; as the run's plan says unless given.
 
     Raises `RunError` for a folder without a run.
     """
-    return write(paper_of(out), out)
+    return write(paper_of(out, cases), out)
 
 
-def paper_of(out: str | Path) -> Page:
+def paper_of(out: str | Path, cases: Cases | None = None) -> Page:
     """Everything the page shows, from a run's folder."""
     out = Path(out)
     if not is_paper(out):
@@ -46,9 +49,10 @@ def paper_of(out: str | Path) -> Page:
     evidence = [run.evidence for run in runs]
     plan = described["plan"]
     names = " and ".join(run.model for run in runs)
+    cases = cases or Cases(tuple(plan["lens_at"]), plan["even_layers"])
     sections = (
-        figure_2(runs), figure_5(runs), table_1(runs), table_2(runs), table_3(runs), figure_6(runs),
-        figure_7(runs), table_4(runs), figure_9(runs), figures_10_to_13(runs), table_6(runs),
+        figure_2(runs), figure_5(runs), table_1(runs), table_2(runs), table_3(runs), figure_6(runs, cases),
+        figure_7(runs), table_4(runs), figure_9(runs), figures_10_to_13(runs, cases), table_6(runs),
         *tables_of_13b(runs), table_9(runs), controls(runs), cross_matrix(runs),
     )  # fmt: skip
     return Page(
@@ -71,14 +75,19 @@ def said_of_run(runs: Sequence[ModelRun], described: dict[str, Any]) -> tuple[st
     questions = len({(one.domain, one.id) for one in runs[0].answers})
     off = {"zero": "held at zero", "mean": "held at their mean", "scale": f"multiplied by {plan['factor']:g}"}
     corpus = "a corpus drawn by a program" if described["drawn"] else described["corpus"]
+    shared = described.get("shared", 0)
+    apart = f"{shared:,} questions that are answered are about images that identify neurons too: the splits share them."
+    if not shared:
+        apart = "No image is in both the questions that identify neurons and those that are answered."
     return (
         f"{asked:,} image-question pairs of {corpus} went through each model to count how often every neuron is "
         f"active, and the {100 * plan['fraction']:g} % of each module with the lowest entropy over domains were "
-        "selected. No image is in both the questions that identify neurons and those that are answered.",
+        f"selected. {apart}",
         f"{questions:,} other questions were answered with neurons {off[plan['off']]}, by beam search with "
         f"{generation.get('num_beams', 1)} beams, length penalty {generation.get('length_penalty', 1.0):g} and at most "
         f"{generation.get('max_new_tokens')} new tokens, at every position and step. The paper’s temperature of 0.9 "
         "acts only when sampling, which beam search does not do.",
+        *described.get("notes", ()),
     )
 
 

@@ -17,6 +17,7 @@ from mmneuron_lens.paper.page import PAPER, publish_paper
 from mmneuron_lens.runs.folder import RunError
 from mmneuron_lens.runs.pipeline import run_model
 from mmneuron_lens.runs.plan import Plan
+from mmneuron_lens.runs.problems import say_problems
 from mmneuron_lens.runs.questions import Questions, corpus_questions, folder_questions, published_questions
 from mmneuron_lens.runs.store import Store
 
@@ -48,12 +49,20 @@ def paper(
     if questions is None:
         images = (plan.identification_images or 0) + (plan.evaluation_images or 0)
         questions = corpus_questions(drawn_corpus(store, images), plan, drawn=True)
+    for note in questions.notes:
+        store.say(note)
     named = []
-    for model in models:
-        lens = Lens(model, **(settings or {}))
-        run_model(lens, questions, plan, store, again=again, progress=progress)
-        named.append(lens.name)
+    try:
+        for model in models:
+            lens = Lens(model, **(settings or {}))
+            run_model(lens, questions, plan, store, again=again, progress=progress)
+            named.append(lens.name)
+    finally:
+        # Published corpora have named what they skipped in `problems.txt` when their lists were drawn.
+        name = "problems_when_asked.txt" if questions.corpora else "problems.txt"
+        say_problems(questions.problems, store.folder, store.say, name)
     described = {"corpus": questions.name, "drawn": questions.drawn, "plan": asdict(plan), "models": named}
+    described |= {"notes": list(questions.notes), "shared": questions.shared}
     write_atomically(store.folder / PAPER, json.dumps(described, indent=1, sort_keys=True) + "\n")
     store.say("drawing figures and writing the page")
     return publish_paper(store.folder)

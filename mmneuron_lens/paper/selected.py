@@ -10,10 +10,11 @@ import polars as pl
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.paper import paper_numbers
-from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
+from mmneuron_lens.paper.model_run import ModelRun, known_of, notes_on, sources_of, stacked
 from mmneuron_lens.report import tables
 from mmneuron_lens.report.layer_figures import layer_figure, silent_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
+from mmneuron_lens.report.unreachable import marked, notes_of, of_counts, of_selection
 
 LARGEST_PAPER_MODEL = "llava-hf/llava-v1.6-vicuna-13b-hf"
 
@@ -22,7 +23,9 @@ def table_1(runs: Sequence[ModelRun]) -> Section:
     """Neurons of each module by domain, at the run’s own fraction."""
     grids = _neurons([run.selection for run in runs], "neurons_per_domain")
     summary = stacked(tables.selection_summary(run.selection) for run in runs)
-    grids.append(Grid("selection", "What the rule came to at each site", summary, folded=True))
+    notes = notes_on(runs, of_selection)
+    summary = marked(summary, known_of(runs))
+    grids.append(Grid("selection", "What the rule came to at each site", summary, folded=True, notes=notes))
     rule = runs[0].selection.parameters
     text = (
         "A neuron’s activation probability in a domain is the share of tokens on which its activation is above zero. "
@@ -60,14 +63,16 @@ def _neurons(selections: Sequence[Selection], name: str) -> list[Grid]:
             branches = by_site.filter(pl.col("module") == module)
             if branches["site"].n_unique() > 1:
                 rows.append(branches.drop("module").rename({"site": "module"}))
-        frames.append(tables.wide(stacked(rows), "neurons", selection.domains))
+        wide = tables.wide(stacked(rows), "neurons", selection.domains)
+        frames.append(marked(wide, {selection.model: selection.reachability}))
         known = paper_numbers.neurons(selection.model, selection.parameters["fraction"])
         if known is not None:
             own = known.with_columns(pl.lit(selection.model).alias("model"))
             paper.append(tables.wide(own, "neurons", selection.domains))
     fraction = _fraction(selections[0])
     caption = f"Number of neurons in each domain, lowest {fraction} of the entropy. The most in each module is bold."
-    grids = [Grid(name, caption, stacked(frames), most=True, long=stacked(long))]
+    notes = notes_of({one.model: of_selection(one) for one in selections})
+    grids = [Grid(name, caption, stacked(frames), most=True, long=stacked(long), notes=notes)]
     if paper:
         grids.append(Grid(f"{name}_printed", "The same as the paper prints it.", stacked(paper), most=True))
     return grids
@@ -84,7 +89,7 @@ def figure_5(runs: Sequence[ModelRun]) -> Section:
         Picture(
             f"figure_5_layers_{file_name(run.model)}",
             f"{run.model}: domain-specific neurons of each domain over layers, layer 0 nearest to the input. Each "
-            "panel has a vertical scale of its own.",
+            f"panel has a vertical scale of its own. {of_selection(run.selection)}".strip(),
             partial(layer_figure, frame),
         )
         for run, frame in zip(runs, frames, strict=True)
@@ -92,7 +97,10 @@ def figure_5(runs: Sequence[ModelRun]) -> Section:
     wide = stacked(
         tables.wide(frame, "neurons", run.selection.domains) for run, frame in zip(runs, frames, strict=True)
     )
-    grid = Grid("layer_distribution", "The numbers behind the figure", wide, folded=True, long=stacked(frames))
+    notes = notes_on(runs, of_selection)
+    shown = marked(wide, known_of(runs))
+    caption = "The numbers behind the figure"
+    grid = Grid("layer_distribution", caption, shown, folded=True, long=stacked(frames), notes=notes)
     title, sources = "Domain-specific neurons by layer", sources_of(runs, "selection")
     return Section(title, (), (grid,), pictures, sources=sources, name="Figure 5")
 
@@ -110,13 +118,17 @@ def figure_9(runs: Sequence[ModelRun]) -> Section:
     pictures = tuple(
         Picture(
             f"figure_9_silent_{file_name(run.model)}",
-            f"{run.model}: share of each vision layer’s neurons that were active on no token of any domain.",
+            f"{run.model}: share of each vision layer’s neurons that were active on no token of any domain. "
+            f"{of_counts(run.counts[0].reachability, ('vision.mlp.act',))}".strip(),
             partial(silent_figure, frame.filter(pl.col("site") == "vision.mlp.act")),
         )
         for run, frame in zip(counted, frames, strict=True)
         if "vision.mlp.act" in frame["site"]
     )
-    grid = Grid("silent", "The numbers, at every site", stacked(frames), folded=True)
+    known = {run.model: run.counts[0].reachability for run in counted}
+    notes, everything = notes_of({model: of_counts(one) for model, one in known.items()}), stacked(frames)
+    caption = "The numbers, at every site"
+    grid = Grid("silent", caption, marked(everything, known), folded=True, long=everything, notes=notes)
     text = (f"Neurons of all modules that were active on no token at all: {said}.",)
     sources = sources_of(counted, "counts")
     return Section("Silent neurons", text, (grid,), pictures, sources=sources, name="Figure 9")
@@ -137,31 +149,3 @@ def tables_of_13b(runs: Sequence[ModelRun]) -> tuple[Section, ...]:
         )
         for number, title in titles.items()
     )
-
-
-def controls(runs: Sequence[ModelRun]) -> Section:
-    """False discovery rate and overlap of halves, by module."""
-    title = "Is the selection more than chance?"
-    # Files of controls may be older than a selection that could have none.
-    pairs = [(run.discovery, run.overlap) for run in runs if not run.uncontrolled]
-    found = [(discovery, overlap) for discovery, overlap in pairs if discovery is not None and overlap is not None]
-    if not found:
-        reasons = dict.fromkeys(run.uncontrolled for run in runs if run.uncontrolled)
-        return Section(
-            title, missing="; ".join(reasons) or "the corpus is too small for the controls.", name="Controls"
-        )
-    draws = len(next(iter(found[0][0].null.values())))
-    splits = len(next(iter(found[0][1].shared.values())))
-    fraction = runs[0].selection.parameters["fraction"]
-    text = (
-        f"False discovery rate (fdr): domain labels shuffled over images {draws} times, the procedure repeated, and "
-        "the neurons that chance puts under the same entropy divided by those selected: near 0, domains explain the "
-        "selection; near 1, chance does.",
-        f"Overlap: the data split into two halves {splits} times, neurons selected in each, and the shared ones "
-        "divided by those in either (Jaccard). 1 is full agreement; two random selections of this size would reach "
-        f"{fraction / (2 - fraction):.3f}.",
-    )
-    frame = stacked(tables.control(discovery, overlap) for discovery, overlap in found)
-    grid = Grid("control", "Not in the paper. By module.", frame)
-    sources = sources_of(runs, "false discovery", "halves overlap")
-    return Section(title, text, (grid,), sources=sources, name="Controls")

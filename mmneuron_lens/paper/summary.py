@@ -8,10 +8,11 @@ from pathlib import Path
 
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.paper.ablation import table_2
+from mmneuron_lens.paper.control_section import controls
 from mmneuron_lens.paper.corpora import table_4
 from mmneuron_lens.paper.model_run import ModelRun, domains_of
 from mmneuron_lens.paper.page import is_paper
-from mmneuron_lens.paper.selected import controls, figure_5, figure_9, table_1, table_6
+from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6
 from mmneuron_lens.report.page import INDEX, Page, figures_folder, tables_folder, write
 from mmneuron_lens.report.tables import domain_name
 from mmneuron_lens.runs.folder import RunError, selected_models

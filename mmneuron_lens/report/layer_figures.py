@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from mmneuron_lens.artifacts.selection import module_of
 from mmneuron_lens.report.figures import Theme, look, panels, themed
 from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.unreachable import hatch_handle, hatched
 
 DASHES: dict[str, Literal["--", "-"]] = {"image": "--", "text": "-"}
 """As in the paper: image tokens dashed, text tokens solid."""
@@ -21,16 +22,21 @@ DASHES: dict[str, Literal["--", "-"]] = {"image": "--", "text": "-"}
 def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     """Figure 5 from `layer_distribution`: neurons of each domain over layers, a panel a module.
 
-    Sites of one module are summed layer by layer. A module of a single layer shows one point a domain.
+    Sites of one module are summed layer by layer. A module of a single layer shows one point a domain. A layer that
+    cannot reach the logits, at one of the module's sites or more, is hatched.
     """
-    with themed(theme):
+    with themed(theme) as ink:
         modules = frame["module"].unique(maintain_order=True).to_list()
         domains = frame["domain"].unique(maintain_order=True).to_list()
         legend = [Line2D([], [], label=domain_name(domain), linewidth=1.6, **look(domain)) for domain in domains]
+        unreachable = frame.filter(pl.col("reaches_logits").eq(False))
+        legend += [hatch_handle(ink)] if len(unreachable) else []
         figure, axes = panels(modules, 2.15, legend)
         for panel, module in zip(axes, modules, strict=True):
+            dead = unreachable.filter(pl.col("module") == module)["layer"].unique().sort().to_list()
             here = frame.filter(pl.col("module") == module).group_by("domain", "layer").agg(pl.col("neurons").sum())
             layers, most = here["layer"].n_unique(), max(here["neurons"].to_list())
+            hatched(panel, dead, ink, over=len(domains) if layers == 1 else 1)
             panel.grid(axis="y", linewidth=0.8)
             for number, domain in enumerate(domains):
                 line = here.filter(pl.col("domain") == domain).sort("layer")
@@ -50,12 +56,17 @@ def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
 
 
 def silent_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
-    """Figure 9 from `silent`: the share of silent and of activated neurons in each layer, a panel a site."""
+    """Figure 9 from `silent`: the share of silent and of activated neurons in each layer, a panel a site.
+
+    A layer that cannot reach the logits is hatched.
+    """
     with themed(theme) as ink:
         sites = frame["site"].unique(maintain_order=True).to_list()
         titles = [f"{module_of(site)} ({site})" for site in sites]
         colours = {"silent": ink.text, "activated": ink.grid}
         legend = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
+        unreachable = frame.filter(pl.col("reaches_logits").eq(False))
+        legend += [hatch_handle(ink)] if len(unreachable) else []
         figure, axes = panels(titles, 1.65, legend)
         for panel, site in zip(axes, sites, strict=True):
             here = frame.filter(pl.col("site") == site)
@@ -63,6 +74,7 @@ def silent_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
             share = (here["silent"] / here["neurons"]).to_list()
             panel.bar(layers, share, width=0.8, color=colours["silent"])
             panel.bar(layers, [1 - part for part in share], width=0.8, bottom=share, color=colours["activated"])
+            hatched(panel, unreachable.filter(pl.col("site") == site)["layer"].to_list(), ink)
             panel.set_ylim(0, 1)
             spare = max(0.6, 3 - len(layers) / 2)
             panel.set_xlim(-spare, len(layers) - 1 + spare)

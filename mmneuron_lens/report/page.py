@@ -16,6 +16,7 @@ from interventions.files import write_atomically
 from mmneuron_lens.evaluation.findings import Claim
 from mmneuron_lens.report import figures, latex, tables
 from mmneuron_lens.report.claims_table import claims_table, measured
+from mmneuron_lens.report.hover import data_uri
 from mmneuron_lens.report.sections import Grid, Picture, Section, Source
 
 INDEX = "index"
@@ -86,7 +87,9 @@ def write(page: Page, folder: str | Path, name: str = INDEX) -> Path:
         caption = f"{section.name}. {grid.caption}" if section.name else grid.caption
         file = tables_folder(index) / grid.name
         write_atomically(file.with_name(f"{grid.name}.csv"), tables.csv(grid.file))
-        write_atomically(file.with_name(f"{grid.name}.tex"), latex.latex(grid.frame, caption, grid.decimals))
+        write_atomically(
+            file.with_name(f"{grid.name}.tex"), latex.latex(grid.frame, caption, grid.decimals, grid.notes)
+        )
     for one, images in pictures.items():
         write_atomically(figures_folder(index) / f"{one}.png", images.light)
     if page.claims:
@@ -127,6 +130,7 @@ def _environment() -> Environment:
         "heading": tables.heading,
         "largest": _largest,
         "breakable": _breakable,
+        "data_uri": data_uri,
         "measured": measured,
         "uri": _uri,
         "style": Markup((folder / "style.css").read_text(encoding="utf-8")),

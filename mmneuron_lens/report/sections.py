@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
 import polars as pl
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from mmneuron_lens.report.figures import Theme
 
@@ -36,6 +38,8 @@ class Grid:
     - most: whether the largest number of each row is bold.
     - decimals: of every fraction; if None those of its column, see `tables.shown`.
     - long: what the CSV holds, if not `frame`.
+    - examples: a picture a row, uint8 [height, width, 3] or None, which the page alone shows, behind the first column.
+    - notes: what stands below it, on the page and in LaTeX.
     """
 
     name: str
@@ -45,6 +49,8 @@ class Grid:
     most: bool = False
     decimals: int | None = None
     long: pl.DataFrame | None = None
+    examples: tuple[Tensor | None, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def file(self) -> pl.DataFrame:
@@ -94,6 +100,12 @@ class Section:
     sources: tuple[Source, ...] = ()
     missing: str = ""
     name: str = ""
+
+    def new_notes(self, grid: Grid) -> tuple[str, ...]:
+        """The notes of a table that no table before it on the page has; folded tables come last there."""
+        shown = takewhile(lambda one: one is not grid, sorted(self.grids, key=lambda one: one.folded))
+        before = {note for one in shown for note in one.notes}
+        return tuple(note for note in grid.notes if note not in before)
 
     @property
     def label(self) -> str:

@@ -11,7 +11,8 @@ import polars as pl
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
-from mmneuron_lens.artifacts.selection import Selection, in_order, module_of, sites_of
+from mmneuron_lens.artifacts.effect_sizes import EffectSizes
+from mmneuron_lens.artifacts.selection import Selection, groups_of, in_order, module_of
 from mmneuron_lens.neurons.silent import silent_neurons
 
 DOMAIN_NAMES = {
@@ -43,10 +44,22 @@ def domain_name(domain: str) -> str:
     return DOMAIN_NAMES.get(domain, domain)
 
 
-def neurons_per_domain(selection: Selection, by: Literal["module", "site"] = "module") -> pl.DataFrame:
-    """Table 1 (at 5 %: Table 6): model, module, domain, neurons. With `by="site"`, a row per site and column `site`.
+def domain_names(domains: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """How each of these domains is written where no two may look alike; "(domain)" follows a name that is taken."""
+    names: dict[str, str] = {}
+    for domain in domains:
+        name = domain_name(domain)
+        while name in {*taken, *names.values()}:
+            name += " (domain)"
+        names[domain] = name
+    return names
 
-    A neuron that belongs to several domains is counted in each.
+
+def neurons_per_domain(selection: Selection, by: Literal["module", "site"] = "module") -> pl.DataFrame:
+    """Table 1 (at 5 %: Table 6): model, module, domain, neurons, reachable. With `by="site"`, also a column `site`.
+
+    A neuron that belongs to several domains is counted in each. reachable: how many of them can reach the logits, null
+    where that is not known.
     """
     groups = dict.fromkeys(map(module_of, selection.masks) if by == "module" else selection.masks)
     rows = []
@@ -54,13 +67,16 @@ def neurons_per_domain(selection: Selection, by: Literal["module", "site"] = "mo
         for domain in selection.domains:
             count = sum(int(mask.sum()) for mask in selection.neurons(domain, group).values())
             place = {"module": group} if by == "module" else {"module": module_of(group), "site": group}
-            rows.append({"model": selection.model, **place, "domain": domain, "neurons": count})
-    return pl.DataFrame(rows)
+            row = {"model": selection.model, **place, "domain": domain, "neurons": count}
+            rows.append({**row, "reachable": selection.reachable(group, domain)})
+    return pl.DataFrame(rows, schema_overrides={"reachable": pl.Int64})
 
 
 def selection_summary(selection: Selection) -> pl.DataFrame:
-    """What the rule came to at each site: model, module, site, neurons, requested, selected, shortfall, threshold."""
-    return pl.DataFrame(
+    """What the rule came to at each site: model, module, site, neurons, requested, selected, reachable (of the selected
+    neurons; null where that is not known), shortfall, threshold.
+    """
+    rows = [
         {
             "model": selection.model,
             "module": module_of(site),
@@ -68,54 +84,59 @@ def selection_summary(selection: Selection) -> pl.DataFrame:
             "neurons": selection.entropy[site].numel(),
             "requested": selection.requested[site],
             "selected": selection.selected(site),
+            "reachable": selection.reachable(site),
             "shortfall": selection.shortfall(site),
             "threshold": selection.threshold[site],
         }
         for site in selection.masks
-    )
+    ]
+    return pl.DataFrame(rows, schema_overrides={"reachable": pl.Int64})
 
 
 def layer_distribution(selection: Selection) -> pl.DataFrame:
-    """Figure 5: model, module, site, layer (from 0), domain, neurons."""
-    return pl.DataFrame(
+    """Figure 5: model, module, site, layer (from 0), reaches_logits (null where that is not known), domain, neurons."""
+    rows = [
         {
             "model": selection.model,
             "module": module_of(site),
             "site": site,
             "layer": layer,
+            "reaches_logits": selection.reachability.reaches(site, layer),
             "domain": domain,
             "neurons": int(selection.masks[site][layer, :, number].sum()),
         }
         for site in selection.masks
         for layer in range(len(selection.masks[site]))
         for number, domain in enumerate(selection.domains)
-    )
+    ]
+    return pl.DataFrame(rows, schema_overrides={"reaches_logits": pl.Boolean})
 
 
 def silent(counts: list[Counts]) -> pl.DataFrame:
-    """Figure 9, at every site: model, site, layer (from 0), silent, neurons (all of the layer)."""
-    rows = []
+    """Figure 9, at every site: model, site, layer (from 0), reaches_logits (null where that is not known), silent,
+    neurons (all of the layer).
+    """
+    rows, known = [], counts[0].reachability
     for site in in_order(counts[0].active):
         mask = silent_neurons(counts, site)
         for layer, count in enumerate(mask.sum(1).tolist()):
-            rows.append(
-                {"model": counts[0].model, "site": site, "layer": layer, "silent": count, "neurons": mask.shape[1]}
-            )
-    return pl.DataFrame(rows)
+            place = {"model": counts[0].model, "site": site, "layer": layer}
+            reaches = {"reaches_logits": known.reaches(site, layer)}
+            rows.append({**place, **reaches, "silent": count, "neurons": mask.shape[1]})
+    return pl.DataFrame(rows, schema_overrides={"reaches_logits": pl.Boolean})
 
 
-def control(discovery: FalseDiscovery, overlap: HalvesOverlap) -> pl.DataFrame:
-    """The controls: model, module, fdr, null_mean, selected, overlap_mean, overlap_min, overlap_max.
+def control(discovery: FalseDiscovery, overlap: HalvesOverlap, selection: Selection | None = None) -> pl.DataFrame:
+    """The controls: model, module, fdr, null_mean, selected, reachable, overlap_mean, overlap_min, overlap_max.
+
+    - selection: the one they are of; reachable, how many of the selected neurons can reach the logits, is null without.
 
     A row per module of the paper, one more per site where a module has several, and "All". NaN where nothing was
     selected.
     """
     rows = []
-    groups: dict[str, str | None] = {}
-    for module in dict.fromkeys(map(module_of, in_order(discovery.selected))):
-        sites = sites_of(discovery.selected, module)
-        groups |= {module: module} | ({site: site for site in sites} if len(sites) > 1 else {})
-    for name, chosen in (groups | {"All": None}).items():
+    for name in groups_of(discovery.selected):
+        chosen = None if name == "All" else name
         values = overlap.jaccard(chosen)
         undefined = any(map(math.isnan, values))
         rows.append(
@@ -125,12 +146,32 @@ def control(discovery: FalseDiscovery, overlap: HalvesOverlap) -> pl.DataFrame:
                 "fdr": discovery.rate(chosen),
                 "null_mean": discovery.null_mean(chosen),
                 "selected": discovery.count(chosen),
+                "reachable": None if selection is None else selection.reachable(chosen),
                 "overlap_mean": overlap.mean(chosen),
                 "overlap_min": math.nan if undefined else min(values),
                 "overlap_max": math.nan if undefined else max(values),
             }
         )
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, schema_overrides={"reachable": pl.Int64})
+
+
+def effect(effects: EffectSizes) -> pl.DataFrame:
+    """The effect sizes: model, module, memberships, reachable; log_odds, held_out and difference, each also with _low
+    and _high; above: the share of memberships whose whole interval is above the minimum.
+
+    A row per module of the paper, one more per site where a module has several, and "All". Medians; null where there
+    is nothing to measure, or too little for an interval.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, one in effects.effects.items():
+        row = {"model": effects.model, "module": name, "memberships": one["memberships"]}
+        rows.append({**row, "reachable": effects.reachable(name)})
+        for column in ("log_odds", "held_out", "difference"):
+            value = one[column]
+            rows[-1] |= {column: value["value"], f"{column}_low": value["low"], f"{column}_high": value["high"]}
+        rows[-1]["above"] = one["above"]
+    numbers = (name for name in rows[0] if name not in ("model", "module", "memberships", "reachable"))
+    return pl.DataFrame(rows, schema_overrides={"reachable": pl.Int64} | dict.fromkeys(numbers, pl.Float64))
 
 
 def ablation(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
@@ -148,11 +189,18 @@ def ablation(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=ABLATION)
 
 
+ROWS = ("model", "module", "site", "kind", "neurons_of", "layer", "reaches_logits", "condition")
+"""Columns that say what a row of a wide table is about."""
+
+
 def wide(frame: pl.DataFrame, value: str, domains: Iterable[str]) -> pl.DataFrame:
-    """The frame with a column per domain, in this order, holding `value`, as the paper prints its tables."""
-    index = [name for name in frame.columns if name in ("model", "module", "site", "layer", "condition")]
-    table = frame.pivot("domain", index=index, values=value, maintain_order=True)
-    return table.select(*index, *domains).rename({domain: domain_name(domain) for domain in domains})
+    """The frame with a column per domain it has, in this order, holding `value`, as the paper prints its tables."""
+    index = [name for name in frame.columns if name in ROWS]
+    columns = pl.format("domain {}", pl.col("domain"))
+    table = frame.with_columns(columns).pivot("domain", index=index, values=value, maintain_order=True)
+    there = set(frame["domain"])
+    names = domain_names((domain for domain in domains if domain in there), index)
+    return table.select(*index, *(pl.col(f"domain {domain}").alias(name) for domain, name in names.items()))
 
 
 def csv(frame: pl.DataFrame) -> str:
@@ -165,10 +213,15 @@ DECIMALS = {"accuracy": 1, "difference": 1, "low": 1, "high": 1, "null_mean": 1}
 
 
 def shown(value: Any, column: str = "", decimals: int | None = None) -> str:
-    """A cell as people read it: 12,345; 0.012; −1.4; a dash for nothing. Decimals follow the column unless given."""
+    """A cell as people read it: 12,345; 0.012; −1.4; yes; a dash for nothing.
+
+    Decimals follow the column unless given.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
         return str(value)
     places = DECIMALS.get(column, 3) if decimals is None else decimals
     text = f"{value:,}" if isinstance(value, int) else f"{value:,.{places}f}"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import polars as pl
+from rich.markup import escape
 from rich.table import Table
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
 from mmneuron_lens.report.page import tables_folder
 from mmneuron_lens.report.tables import domain_name, heading, shown, wide
+from mmneuron_lens.report.unreachable import MARK
 
 TITLES = {
     "neurons_per_domain": "Domain-specific neurons",
     "neurons_per_domain_wider": "Domain-specific neurons, larger fraction",
     "control": "Controls",
+    "effect": "Effect sizes",
 }
 """The tables that a terminal shows, besides accuracies; the others are long and lie beside them as CSV."""
 
@@ -25,30 +28,59 @@ def terminal_tables(page: str | Path) -> Iterator[Table]:
 
     - page: the path of the page, as `page.write` returns it.
     """
-    frames = {file.stem: pl.read_csv(file) for file in sorted(tables_folder(Path(page)).glob("*.csv"))}
+    files = sorted(tables_folder(Path(page)).glob("*.csv"))
+    # A domain may be called 2024, and stays a name.
+    frames = {file.stem: pl.read_csv(file, schema_overrides={"domain": pl.String}) for file in files}
     models = frames["neurons_per_domain"]["model"].unique(maintain_order=True) if "neurons_per_domain" in frames else ()
     for model in models:
         own = {name: frame.filter(pl.col("model") == model) for name, frame in frames.items() if "model" in frame}
         for name, title in TITLES.items():
             if name in own and len(own[name]):
                 frame = own[name]
+                unreachable = unreachable_modules(frame)
                 if "neurons" in frame and "domain" in frame:
                     frame = wide(frame, "neurons", frame["domain"].unique(maintain_order=True))
-                yield terminal_table(frame, title)
+                frame = frame.with_columns(
+                    pl.when(pl.col("module").is_in(list(unreachable)))
+                    .then(pl.col("module") + f" {MARK}")
+                    .otherwise(pl.col("module"))
+                )
+                yield terminal_table(frame, title, _footnote(unreachable))
         if "ablation" in own and "ablation_against_random" in own:
             yield from _accuracies(model, own["ablation"], own["ablation_against_random"])
 
 
-def terminal_table(frame: pl.DataFrame, title: str) -> Table:
-    """The frame for `rich`: numbers to the right, written as `tables.shown`; a model that all rows share goes above."""
+def unreachable_modules(frame: pl.DataFrame) -> dict[str, int]:
+    """By module (or branch), how many of the neurons in a frame cannot reach the logits, where any cannot.
+
+    - frame: with columns module and reachable, and one that holds the number that these are of.
+    """
+    number = next((name for name in ("neurons", "selected", "memberships") if name in frame), None)
+    if number is None or "reachable" not in frame:
+        return {}
+    lost = frame.with_columns((pl.col(number) - pl.col("reachable").cast(pl.Int64)).alias("lost"))
+    sums = lost.group_by("module", maintain_order=True).agg(pl.col("lost").sum()).filter(pl.col("lost") > 0)
+    return dict(sums.iter_rows())
+
+
+def _footnote(unreachable: Mapping[str, int]) -> str:
+    counted = ", ".join(f"{module}: {number:,}" for module, number in unreachable.items())
+    return f"{MARK} in layers that cannot reach the logits: {counted}" if counted else ""
+
+
+def terminal_table(frame: pl.DataFrame, title: str, footnote: str = "") -> Table:
+    """The frame for `rich`: numbers to the right, written as `tables.shown`; a model that all rows share goes above.
+
+    - footnote: below it.
+    """
     if "model" in frame.columns and frame["model"].n_unique() == 1:
         title = f"{title}, {frame['model'][0]}"
         frame = frame.drop("model")
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption=footnote or None, caption_justify="left")
     for name, kind in frame.schema.items():
-        table.add_column(heading(name), justify="right" if kind.is_numeric() else "left")
+        table.add_column(escape(heading(name)), justify="right" if kind.is_numeric() else "left")
     for row in frame.iter_rows(named=True):
-        table.add_row(*(shown(value, name) for name, value in row.items()))
+        table.add_row(*(escape(shown(value, name)) for name, value in row.items()))
     return table
 
 
@@ -70,5 +102,5 @@ def _accuracies(model: str, ablation: pl.DataFrame, against: pl.DataFrame) -> It
             ]
             cells = [shown(value, decimals=1) for value in (*accuracies, row["difference"])]
             interval = f"{shown(row['low'], 'low')} to {shown(row['high'], 'high')}"
-            table.add_row(domain_name(row["domain"]), *cells, interval, shown(row["questions"]))
+            table.add_row(escape(domain_name(row["domain"])), *cells, interval, shown(row["questions"]))
         yield table

@@ -11,9 +11,13 @@ from mmneuron_lens.artifacts.answers import Answers
 from mmneuron_lens.artifacts.means import Means
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.batching.chat import PromptForm
+from mmneuron_lens.batching.frames import told_by_domain
 from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.content import content_digest
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.evaluation.official_scores import score_answers
 from mmneuron_lens.experiments.ablate import ablate, generation_settings
@@ -27,8 +31,8 @@ from mmneuron_lens.runs.rows import rows_of
 from mmneuron_lens.runs.store import Store
 from mmneuron_lens.wire.describe import weights_of
 
-ASKED = ("modules", "random_draws", "seed", "match", "cross", "controls", "prompt")
-"""Settings of `ablate` that say which questions are asked under which conditions; others are of `generate`."""
+CONDITIONS = ("modules", "random_draws", "seed", "match", "cross", "controls")
+"""Settings of `ablate` that say under which conditions questions are asked; others are of `generate`."""
 
 
 def answer_stage(
@@ -40,6 +44,9 @@ def answer_stage(
     selection_id: str = "",
     off: Off | None = None,
     batch_size: int = 32,
+    prompt: Prompt = "evaluation",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     problems: Problems | None = None,
     progress: Progress = quietly,
     **settings: Any,
@@ -48,28 +55,36 @@ def answer_stage(
     again.
 
     - selection_id: the `content_hash` of the saved selection.
+    - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
     - settings: those of `ablate`.
     """
-    asked = {name: settings[name] for name in ASKED if name in settings}
-    generation = {name: value for name, value in settings.items() if name not in ASKED}
+    conditions = {name: settings[name] for name in CONDITIONS if name in settings}
+    generation = generation_settings({name: value for name, value in settings.items() if name not in CONDITIONS})
+    put: dict[str, Any] = {"prompt": prompt, "frames": frames, "prompt_form": prompt_form}
     facts = {
         **lens.model.facts(),
         **selection_facts(selection, selection_id),
         "questions": {domain: content_digest(samples) for domain, samples in samples_by_domain.items()},
         "off": (off or Off()).described,
-        "conditions": asked,
-        "generation": generation_settings(generation),
+        "conditions": conditions,
+        "prompt": prompt,
+        **told_by_domain(lens, samples_by_domain, **put, new_tokens=generation["max_new_tokens"]),
+        "generation": generation,
     }
     key = key_of("answers", selection.model, facts=facts, suffix=".jsonl")
 
     def make(keeper: Any) -> Answers:
         found = ablate(
             lens, selection, samples_by_domain, off=off, rows=rows_of(keeper), batch_size=batch_size,
-            selection_id=selection_id, problems=problems, progress=progress, **settings,
+            selection_id=selection_id, problems=problems, progress=progress, **put, **settings,
         )  # fmt: skip
         return Answers(tuple(found), facts)
 
-    return store.get_or_make(key, make, Answers, what=f"{lens.name}: answering with neurons off")
+    answers = store.get_or_make(key, make, Answers, what=f"{lens.name}: answering with neurons off")
+    answered = {one.domain for one in answers}
+    if unanswered := [domain for domain in samples_by_domain if domain not in answered]:
+        store.say(f"{lens.name}: no question of {', '.join(unanswered)} could be asked; see the problems of its rows.")
+    return answers
 
 
 def score_stage(
@@ -113,15 +128,20 @@ def off_stage(
     store: Store,
     *,
     batch_size: int = 32,
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     problems: Problems | None = None,
     progress: Progress = quietly,
 ) -> Off:
-    """How neurons are switched off; for "mean", with the means over these questions."""
+    """How neurons are switched off; for "mean", with the means over these questions, asked as they are answered."""
     if how != "mean":
         return Off(how, factor)  # pyright: ignore[reportArgumentType]
-    shared: dict[str, Any] = {"batch_size": batch_size, "problems": problems, "progress": progress}
+    put: dict[str, Any] = {"prompt": "evaluation", "frames": frames, "prompt_form": prompt_form}
+    shared: dict[str, Any] = {"batch_size": batch_size, "problems": problems, "progress": progress, **put}
     questions = {domain: content_digest(samples) for domain, samples in samples_by_domain.items()}
-    key = key_of("means", lens.name, facts={**lens.model.facts(), "questions": questions, "batch size": batch_size})
+    facts = {**lens.model.facts(), "questions": questions, "batch size": batch_size}
+    facts |= told_by_domain(lens, samples_by_domain, **put)
+    key = key_of("means", lens.name, facts=facts)
     means = store.get_or_make(
         key,
         lambda keeper: mean_activations(lens, samples_by_domain, keeper=keeper, **shared),

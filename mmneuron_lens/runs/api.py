@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.positions import Position
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.batching.frames import all_that_fit
+from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.corpus import Corpus
@@ -18,7 +20,6 @@ from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.evaluation.ablation import Ablation
 from mmneuron_lens.evaluation.deviation import DeviationTable
-from mmneuron_lens.experiments.ablate import generation_settings
 from mmneuron_lens.experiments.conditions import Match, Off
 from mmneuron_lens.experiments.entropy import read_entropy as read_domain
 from mmneuron_lens.experiments.trace import trace_sample
@@ -43,6 +44,7 @@ def identify(
     batch_size: int = 32,
     prompt: Prompt = "identification",
     frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     exact: bool = False,
     workers: int = 0,
     out: str | Path | None = None,
@@ -55,7 +57,7 @@ def identify(
     - fraction, percentile, kinds: the rule (section 3.2): the share of each module's neurons, the threshold on
       probabilities, and per site the kinds of token that count.
     - permutations, seed: of the false discovery rate.
-    - batch_size, prompt, frames, exact: how questions are asked; see `experiments.count.plan_count`.
+    - batch_size, prompt, frames, prompt_form, exact: how questions are asked; see `experiments.count.plan_count`.
     - workers: processes that decode images ahead.
     - out: a run's folder, in which a call that was stopped goes on, as `mmneuron count` and `select` do; nothing is
       kept without it. replace: what lies there and was made otherwise is made again.
@@ -64,10 +66,14 @@ def identify(
     Returns `.counts`, `.selection`, `.wider` (at 5 %) and `.controls`. Raises `InvalidValue` for fewer than two
     domains, `StoreConflict` for a folder that holds something else.
     """
-    store = Store(out, replace=replace)
+    store, domains = Store(out, replace=replace), _by_domain(corpus)
+    if len(domains) < 2:
+        raise InvalidValue(
+            f"{corpus.name} has one domain, {', '.join(domains)}; neurons are specific to one of several."
+        )
     counts = count_stage(
-        lens, corpus.by_domain(), store, corpus=corpus.name, batch_size=batch_size, prompt=prompt, frames=frames,
-        exact=exact, workers=workers, jobs=jobs, problems=corpus.problems, progress=progress,
+        lens, domains, store, corpus=corpus.name, batch_size=batch_size, prompt=prompt, frames=frames,
+        prompt_form=prompt_form, exact=exact, workers=workers, jobs=jobs, problems=corpus.problems, progress=progress,
     )  # fmt: skip
     made = {domain: one for domain, one in counts.items() if one is not None}
     cited = {} if out is None else {name: content_hash(file_of(out, "counts", lens.name, name)) for name in made}
@@ -90,6 +96,8 @@ def ablate(
     cross: bool = False,
     batch_size: int = 32,
     prompt: Prompt = "evaluation",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     out: str | Path | None = None,
     replace: bool = False,
     progress: Progress = quietly,
@@ -101,17 +109,19 @@ def ablate(
     - random_draws, seed, match: draws of random neurons, never a selected one, as many in each module or layer.
     - off: how they are switched; held at zero unless given.
     - cross: ask each domain's questions with the neurons of every other domain off, too.
+    - prompt, frames, prompt_form: how questions are asked: in the frame of the paper or of the checkpoint's own chat
+      template ("paper", "chat"; "auto" is "chat" where the language model is not the paper's); of several images with
+      as many as fit, or all as one ("fit", "strip").
     - out, replace: as of `identify`.
     - generation: settings of `generate`, over greedy decoding of at most 16 new tokens.
 
-    Raises `UnknownName` for a domain that the selection does not have.
+    Raises `UnknownName` for a domain that the selection does not have, `InvalidValue` for a corpus without questions.
     """
-    new_tokens = generation_settings(generation)["max_new_tokens"]
-    store, asked = Store(out, replace=replace), all_that_fit(lens, corpus.by_domain(), prompt, new_tokens)
+    store, asked = Store(out, replace=replace), _by_domain(corpus)
     answers = answer_stage(
         lens, selection, asked, store, selection_id=_saved(out, selection), modules=modules, random_draws=random_draws,
-        seed=seed, match=match, off=off, cross=cross, batch_size=batch_size, prompt=prompt, problems=corpus.problems,
-        progress=progress, **generation,
+        seed=seed, match=match, off=off, cross=cross, batch_size=batch_size, prompt=prompt, frames=frames,
+        prompt_form=prompt_form, problems=corpus.problems, progress=progress, **generation,
     )  # fmt: skip
     if not corpus.official:
         return Ablation(answers)
@@ -131,6 +141,8 @@ def deviate(
     seed: int = 0,
     off: Off | None = None,
     batch_size: int = 32,
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     out: str | Path | None = None,
     replace: bool = False,
     progress: Progress = quietly,
@@ -139,11 +151,12 @@ def deviate(
 
     - random_draws, seed: draws of as many random neurons.
     - off: how they are switched; held at zero unless given.
+    - frames, prompt_form: as of `ablate`.
     - out, replace: as of `identify`.
     """
     found = deviate_stage(
-        lens, selection, all_that_fit(lens, corpus.by_domain(), "evaluation"), Store(out, replace=replace),
-        selection_id=_saved(out, selection), random_draws=random_draws, seed=seed, off=off, batch_size=batch_size,
+        lens, selection, _by_domain(corpus), Store(out, replace=replace), selection_id=_saved(out, selection),
+        random_draws=random_draws, seed=seed, off=off, batch_size=batch_size, frames=frames, prompt_form=prompt_form,
         problems=corpus.problems, progress=progress,
     )  # fmt: skip
     return DeviationTable(found)
@@ -154,17 +167,23 @@ def read_layers(
     sample: Sample,
     *,
     prompt: Prompt = "evaluation",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     top_k: int = 5,
-    positions: Sequence[int] | None = None,
+    positions: Sequence[Position] | Literal["paper"] | None = None,
 ) -> LensTrace:
     """What every position of a question decodes to at every layer, by the logit lens (Figure 6).
 
+    - prompt, frames, prompt_form: as of `ablate`.
     - top_k: tokens at each position and layer.
-    - positions: columns of the prompt, negative ones from its end; all of them unless given.
+    - positions: columns of the prompt, negative ones from its end, or names: "last", "image 8" (the eighth image
+      token), "text -5" (the fifth text token from the end); "paper": those of the question's domain in the paper's
+      Figures 6 and 10 to 13, which show `trace.rows(place, even=True)`. All of them unless given.
 
     Raises `InvalidValue` for an image that cannot be read, `OutOfRange` for a position that the prompt does not have.
     """
-    return trace_sample(lens, sample, prompt=prompt, top_k=top_k, positions=positions)
+    put: dict[str, Any] = {"prompt": prompt, "frames": frames, "prompt_form": prompt_form}
+    return trace_sample(lens, sample, top_k=top_k, positions=positions, **put)
 
 
 def read_entropy(
@@ -173,12 +192,23 @@ def read_entropy(
     *,
     batch_size: int = 32,
     prompt: Prompt = "identification",
+    frames: Frames = "fit",
+    prompt_form: PromptForm = "auto",
     progress: Progress = quietly,
 ) -> dict[str, Entropies]:
-    """The entropy of the next-token distribution by layer and kind of token (Figure 7), by domain, in nats."""
-    shared: dict[str, Any] = {"batch_size": batch_size, "prompt": prompt, "problems": corpus.problems}
-    asked = all_that_fit(lens, corpus.by_domain(), prompt)
-    return {domain: read_domain(lens, samples, progress=progress, **shared) for domain, samples in asked.items()}
+    """The entropy of the next-token distribution by layer and kind of token (Figure 7), by domain, in nats.
+
+    - prompt, frames, prompt_form: as of `ablate`.
+    """
+    put: dict[str, Any] = {"prompt": prompt, "frames": frames, "prompt_form": prompt_form}
+    shared: dict[str, Any] = {"batch_size": batch_size, "problems": corpus.problems, "progress": progress, **put}
+    return {domain: read_domain(lens, samples, **shared) for domain, samples in _by_domain(corpus).items()}
+
+
+def _by_domain(corpus: Corpus) -> dict[str, list[Sample]]:
+    if not corpus:
+        raise InvalidValue(f"corpus {corpus.name} has no question here; give one with some.")
+    return corpus.by_domain()
 
 
 def _saved(out: str | Path | None, selection: Selection) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmneuron_lens.artifacts.counts import LEFT_OUT, Counts
+from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Shard, missing
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.remote import Jobs
@@ -67,7 +67,7 @@ def count_stage(
             what=title,
             wait=shard != WHOLE,
         )
-        name_again(plan, counts.provenance[LEFT_OUT], problems)
+        name_again(plan, counts, problems)
     return made
 
 

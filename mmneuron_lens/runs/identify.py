@@ -12,10 +12,12 @@ from torch import Tensor
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.effect_sizes import EffectSizes
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
+from mmneuron_lens.neurons.effects import effect_sizes
 from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.neurons.silent import silent_neurons
 from mmneuron_lens.runs.folder import counts_files, key_of
@@ -28,10 +30,15 @@ WIDER = 0.05
 
 @dataclass(frozen=True)
 class Controls:
-    """What the number of selected neurons proves; both are None, and `missing` says why, for too small a corpus."""
+    """What the selection proves; all are None, and `missing` says why, for too small a corpus.
+
+    - discovery: whether chance explains the number of neurons. overlap: whether other data give the same ones.
+    - effects: how much more often they are active in their domain.
+    """
 
     discovery: FalseDiscovery | None = None
     overlap: HalvesOverlap | None = None
+    effects: EffectSizes | None = None
     missing: str = ""
 
 
@@ -93,7 +100,12 @@ def find(
             lambda _: false_discovery_rate(counts, selection, permutations, seed, lambda draws: progress(draws, name)),
             FalseDiscovery,
         )
-        controls = Controls(discovery, overlap)
+        effects = store.get_or_make(
+            key_of("controls", model, "effect_sizes", facts=chance),
+            lambda _: effect_sizes(counts, selection, seed=seed),
+            EffectSizes,
+        )
+        controls = Controls(discovery, overlap, effects)
     except InvalidValue as error:
         if isinstance(error, StoreConflict):
             raise

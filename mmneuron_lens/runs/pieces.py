@@ -30,12 +30,14 @@ class KeptPiece(Artifact):
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         piece = self.held.piece
         own = {"first": self.held.first, "last": self.held.last, "shard": self.shard, "group": piece.group}
-        return piece.tensors, {**own, "seen": piece.seen, "left": piece.left, "facts": dict(piece.facts)}
+        reasons = {"reasons": dict(piece.reasons)} if piece.reasons else {}
+        return piece.tensors, {**own, "seen": piece.seen, "left": piece.left, "facts": dict(piece.facts), **reasons}
 
     @classmethod
     def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> KeptPiece:
         first, last, group = metadata["first"], metadata["last"], metadata["group"]
-        piece = Piece(group, tensors, tuple(metadata["seen"]), tuple(metadata["left"]), metadata["facts"])
+        seen, left = tuple(metadata["seen"]), tuple(metadata["left"])
+        piece = Piece(group, tensors, seen, left, metadata["facts"], reasons=metadata.get("reasons", {}))
         if not 0 <= first < last:
             raise InvalidValue(f"a piece of steps {first} to {last} holds none.")
         return cls(Held(first, last, piece), metadata["shard"])

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from interventions.errors import InvalidValue
+from interventions.sites import unknown
+from mmneuron_lens.artifacts.positions import check_position
+from mmneuron_lens.batching.chat import PROMPT_FORMS, PromptForm
+from mmneuron_lens.corpora.frames import FRAMES, Frames
 from mmneuron_lens.experiments.ablate import PAPER_GENERATION
 from mmneuron_lens.experiments.conditions import Off
 
@@ -15,7 +20,10 @@ class Plan:
 
     Images and questions are per domain and per image. Deviation, entropy, embeddings and traces take the first of what
     identification and evaluation take. `random_draws` are of deviations, `ablation_draws` of answers with neurons off
-    in all modules at once, which is also where the neurons of other domains are tried.
+    in all modules at once, which is also where the neurons of other domains are tried. `frames` and `prompt_form` are
+    those of every stage, see `batching.encoding.encode`. Figures 6 and 10 to 13 show the questions of the ids
+    `lens_questions`, or the first ones, at the positions `lens_at` (`artifacts.positions.place_of`, or "paper"), in all
+    layers or the even ones.
     """
 
     identification_images: int | None = 300
@@ -26,6 +34,9 @@ class Plan:
     entropy_images: int | None = 100
     embedding_images: int | None = 100
     traces: int = 1
+    lens_questions: tuple[str, ...] = ()
+    lens_at: tuple[str, ...] = ()
+    even_layers: bool = False
     random_draws: int = 5
     ablation_draws: int = 3
     permutations: int = 20
@@ -36,16 +47,18 @@ class Plan:
     off: str = "zero"
     factor: float = 0.0
     batch_size: int = 32
+    frames: Frames = "fit"
+    prompt_form: PromptForm = "auto"
     budget: int = 20_000_000
     questions: int = 500
     judge: str | None = None
     generation: dict[str, Any] = field(default_factory=lambda: dict(PAPER_GENERATION))
 
-    @property
-    def new_tokens(self) -> int:
-        """Tokens that an answer may have."""
-        return int(self.generation.get("max_new_tokens", 512))
-
     def __post_init__(self) -> None:
         # Raises for an unknown way before anything runs.
         Off(self.off, self.factor, means={})  # pyright: ignore[reportArgumentType]
+        for position in self.lens_at:
+            check_position(position)
+        for name, value, choices in (("frames", self.frames, FRAMES), ("prompt form", self.prompt_form, PROMPT_FORMS)):
+            if value not in choices:
+                raise InvalidValue(unknown(name, value, choices))

@@ -9,9 +9,12 @@ from pathlib import Path
 from interventions.files import write_atomically
 from mmneuron_lens.batching.frames import token_count
 from mmneuron_lens.corpora.corpus import Corpus
-from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.division import divide
+from mmneuron_lens.corpora.folder import Problems, some_of
 from mmneuron_lens.corpora.load import load_corpus
 from mmneuron_lens.corpora.published import read_corpora
+from mmneuron_lens.corpora.records import RecordProblems
+from mmneuron_lens.corpora.rows import CorpusError
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runs.plan import Plan
@@ -26,6 +29,8 @@ class Questions:
     - name: of the corpus, or of the folder of corpora.
     - drawn: whether a program drew the images.
     - corpora: by domain, those that have an official score.
+    - notes: how the questions were chosen otherwise than the plan says, a line each.
+    - shared: so many of those that are answered are about images that identify neurons too.
     """
 
     name: str
@@ -34,15 +39,36 @@ class Questions:
     problems: Problems
     drawn: bool = False
     corpora: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    shared: int = 0
 
 
 def corpus_questions(corpus: Corpus, plan: Plan, name: str | None = None, drawn: bool = False) -> Questions:
-    """The questions of a corpus: the first images of each domain identify, those after them evaluate."""
-    skip = plan.identification_images or 0
-    first = corpus.some(plan.identification_images, plan.identification_questions, seed=plan.seed)
-    rest = corpus.some(plan.evaluation_images, plan.evaluation_questions, skip, seed=plan.seed)
-    asked = first.by_domain(), rest.by_domain()
-    return Questions(name or corpus.name, *asked, corpus.problems, drawn, corpus.official)
+    """The questions of a corpus: the first images of each domain identify, those after them evaluate.
+
+    Where a domain has fewer images than both want, they share what there is, which a note says. No image is in both,
+    in whatever domain and under whatever name. Raises `CorpusError` for fewer than two domains, or a domain whose
+    images cannot be shared.
+    """
+    domains = corpus.by_domain()
+    if len(domains) < 2:
+        raise CorpusError(
+            f"{corpus.name} has one domain, {', '.join(domains)}; neurons are specific to one of two or more: add "
+            "questions of another domain."
+        )
+    try:
+        shared = divide(domains, plan.identification_images, plan.evaluation_images)
+    except CorpusError as error:
+        raise CorpusError(f"{corpus.name}, {error}") from error
+    first, then = (
+        {domain: some_of(samples, None, questions, seed=plan.seed) for domain, samples in part.items()}
+        for part, questions in (
+            (shared.first, plan.identification_questions),
+            (shared.then, plan.evaluation_questions),
+        )
+    )
+    notes = (*corpus.problems.notes, *shared.notes)
+    return Questions(name or corpus.name, first, then, corpus.problems, drawn, corpus.official, notes)
 
 
 def folder_questions(folder: str | Path, plan: Plan, name: str | None = None, drawn: bool = False) -> Questions:
@@ -71,6 +97,11 @@ def published_questions(folder: str | Path, out: str | Path, models: Sequence[st
         if found:
             write_atomically(Path(out) / "problems.txt", "\n".join(map(str, found)) + "\n")
             say(f"{sum(map(len, found))} records are skipped and named in {Path(out) / 'problems.txt'}")
-    identification, evaluation = listed_samples(folder, out, token_count(lens), plan)
+            for part in (part for some in found for part in some.unread):
+                say(part)
+    identification, evaluation, notes = listed_samples(folder, out, token_count(lens, plan.frames), plan)
     name = Path(folder).resolve().name
-    return Questions(name, identification, evaluation, Problems(Path(folder)), corpora=NAMES)
+    used = {image for samples in identification.values() for sample in samples for image in sample.images}
+    shared = sum(not used.isdisjoint(sample.images) for samples in evaluation.values() for sample in samples)
+    problems = RecordProblems(Path(folder))
+    return Questions(name, identification, evaluation, problems, corpora=NAMES, notes=tuple(notes), shared=shared)

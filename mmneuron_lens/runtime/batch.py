@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from interventions.errors import InvalidValue
+from interventions.errors import InvalidType, InvalidValue
 from interventions.sites import GROUP_KINDS
 from mmneuron_lens.wire import layout
 from mmneuron_lens.wire.images import file_bytes
@@ -87,10 +87,15 @@ class Batch:
     def with_fields(self, **fields: Tensor) -> Batch:
         """Add your own fields along the language model's axes `[rows, tokens, ...]`, for `batch_field(name)`.
 
-        Raises `ValueError` when the leading axes differ.
+        Raises `InvalidValue` when the leading axes differ, or for `weight` and `kind`, which are the batch's own;
+        `InvalidType` for what is no tensor.
         """
         shape = tuple(self.inputs["input_ids"].shape)
         for name, tensor in fields.items():
+            if not isinstance(cast(object, tensor), Tensor):
+                raise InvalidType(f"Field {name!r} is a tensor {list(shape)}, not {type(tensor).__name__}.")
+            if name in ("weight", "kind"):
+                raise InvalidValue(f"Field {name!r} is the batch's own; give yours another name, and bind that.")
             if tuple(tensor.shape[:2]) != shape:
                 raise InvalidValue(
                     f"Field {name!r} starts with {list(tensor.shape[:2])}; this batch has {list(shape)}."

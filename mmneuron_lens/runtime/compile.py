@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
-from beartype import beartype
-from jaxtyping import Shaped, jaxtyped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from interventions import Graph, Intervention
-from interventions.errors import InvalidValue, OutOfRange, UnknownName
-from interventions.sites import GROUP_KINDS, SITES, named_sites
+from interventions.errors import InvalidValue, UnknownName
+from interventions.sites import GROUP_KINDS, SITES
 from mmneuron_lens.architectures import Architecture, Place
+from mmneuron_lens.runtime.acting import acting_sites, layers_at, refuse_narrowing
+from mmneuron_lens.runtime.typed import typed_function
 from mmneuron_lens.wire.types import Act, Key, Over, SitePlan
 
 
@@ -25,14 +24,13 @@ def compile_graph(
     typed: check each function's jaxtyping annotations at every call (local runs). Raises before anything runs:
     `TypeError` for an unbound argument, `KeyError` for a site, module or kind of position that this
     architecture does not have, `IndexError` for a layer, `ValueError` for a per-layer tensor of the wrong
-    length, a write to a place that cannot be written, or attention weights without eager attention.
+    length, a write to a place that cannot be written, attention weights without eager attention, or layers, positions
+    or steps that a site does not have.
     """
     graph.check_bound()
     plans: dict[str, SitePlan] = {}
     for intervention in graph:
-        for site in named_sites(intervention.sites, architecture.sites):
-            if not all(binding.acts_at(site) for binding in intervention.bindings.values()):
-                continue
+        for site in acting_sites(intervention, architecture):
             place = architecture.place(site)
             _refuse(intervention, site, place, attention)
             plan = plans.setdefault(site, _plan(site, place))
@@ -46,17 +44,8 @@ def results_over(graph: Graph, architecture: Architecture) -> dict[Key, Over]:
         (intervention.name, site): intervention.over
         for intervention in graph
         if intervention.over is not None
-        for site in named_sites(intervention.sites, architecture.sites)
+        for site in acting_sites(intervention, architecture)
     }
-
-
-@functools.lru_cache(maxsize=1024)
-def typed_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its annotations checked at every call; axis names are shared between arguments."""
-    if function.__name__ == "<lambda>":
-        # Has no annotations, and a name that a checked signature cannot be written with.
-        return function
-    return jaxtyped(typechecker=beartype)(function)
 
 
 class _Arguments:
@@ -98,6 +87,11 @@ class _Arguments:
         return place.path
 
 
+def is_stepped(site: str) -> bool:
+    """Whether a site is reached at every step of a generation, as the language model is, or once, as what is before."""
+    return site.startswith("llm.")
+
+
 def _plan(site: str, place: Place) -> SitePlan:
     group = SITES[site].group
     return {
@@ -106,18 +100,14 @@ def _plan(site: str, place: Place) -> SitePlan:
         "port": place.port,
         "group": group,
         "kinds": GROUP_KINDS.get(group or "", ()),
-        # The language model runs at every step of a generation; everything before it runs once.
-        "stepped": site.startswith("llm."),
+        "stepped": is_stepped(site),
         "acts": [],
     }
 
 
 def _act(intervention: Intervention, site: str, place: Place, architecture: Architecture, typed: bool) -> Act:
     arguments = _Arguments(intervention, site, architecture)
-    positions, kinds = intervention.positions, GROUP_KINDS.get(SITES[site].group or "", ())
-    if isinstance(positions, str) and positions not in kinds:
-        choices = ", ".join(kinds) or "none"
-        raise UnknownName(f"{intervention.name}: {site} has no {positions!r} positions. Choices: {choices}.")
+    refuse_narrowing(intervention, site, is_stepped(site), architecture.axes(site))
     return {
         "name": intervention.name,
         "key": (intervention.name, site),
@@ -128,20 +118,11 @@ def _act(intervention: Intervention, site: str, place: Place, architecture: Arch
         "per_layer": arguments.layered,
         "fields": arguments.fields,
         "modules": arguments.paths,
-        "layers": _layers(intervention, site, place),
-        "positions": positions,
+        "layers": layers_at(intervention, site, place),
+        "positions": intervention.positions,
         "steps": intervention.steps or ("all" if intervention.mode == "writes" else "prompt"),
         "all_beams": intervention.all_beams,
     }
-
-
-def _layers(intervention: Intervention, site: str, place: Place) -> frozenset[int] | None:
-    if intervention.layers is None or place.layers is None:
-        return None
-    for layer in intervention.layers:
-        if not -place.layers <= layer < place.layers:
-            raise OutOfRange(f"{intervention.name}: {site} has layers 0 to {place.layers - 1}, not {layer}.")
-    return frozenset(layer % place.layers for layer in intervention.layers)
 
 
 def _refuse(intervention: Intervention, site: str, place: Place, attention: str) -> None:

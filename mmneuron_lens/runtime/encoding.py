@@ -6,15 +6,21 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.limits import positions_of, refuse_beyond
 from mmneuron_lens.wire import images, layout
 from mmneuron_lens.wire.encode import encode as encode_inputs
-from mmneuron_lens.wire.pack import pack
+from mmneuron_lens.wire.pack import pack, why_apart
 from mmneuron_lens.wire.share import share
+from mmneuron_lens.wire.types import Facts, Inputs
+
+MASKED = ("eager", "sdpa")
+"""Attention implementations that take the mask of a packed row as it is."""
 
 
 def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] | str) -> Batch:
@@ -24,8 +30,8 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
       an array
     - texts: prompts; where images stand in the text (LLaVA), one without `<image>` gets one per image before it
 
-    Raises `InvalidValue` for an image that cannot be read, a count that does not match, or a text without an image
-    where the architecture needs one.
+    Raises `InvalidValue` for an image that cannot be read, a count that does not match, a text without an image where
+    the architecture needs one, and as `limits.refuse_beyond` does.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     per_text = _per_text(images_of, len(texts))
@@ -36,10 +42,15 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
         texts = [with_placeholders(text, len(some), token) for text, some in zip(texts, pictures, strict=True)]
     else:
         _refuse_several(model, pictures)
-    inputs = encode_inputs(model.processor, pictures, texts)
+    # Wherever new tensors go by default, these are made here and sent to the model with the batch.
+    with torch.device("cpu"):
+        inputs = encode_inputs(model.processor, pictures, texts)
+        fields = layout.lay_out(inputs, facts)
+    refuse_beyond(model, inputs, names_of("texts", len(texts)))
+    _refuse_rescaled(inputs, facts)
     return Batch(
         inputs=inputs,
-        fields=layout.lay_out(inputs, facts),
+        fields=fields,
         images=tuple(len(some) for some in pictures),
         prompt_length=inputs["input_ids"].shape[1],
         facts=facts,
@@ -48,12 +59,19 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
     )
 
 
-def can_pack(model: Model) -> bool:
-    """Whether questions can share a row: images come before the question and do not depend on it, as in LLaVA.
+def why_not_packed(model: Model, longest: int = 0) -> str:
+    """Why questions whose prompts have at most so many positions do not share a row exactly; empty where they do.
 
-    Elsewhere (InstructBLIP, BLIP-2) `packed` still shares the vision tower's pass.
+    They share one where images come before the question and do not depend on it, as in LLaVA, where attention is
+    plainly causal over one position a token, and where no window is shorter than a prompt. Elsewhere (InstructBLIP,
+    BLIP-2) `packed` still shares the vision tower's pass.
     """
-    return bool(model.architecture.facts["images_in_text"])
+    facts = model.architecture.facts
+    if not facts["images_in_text"]:
+        return "each question has image positions of its own"
+    if model.attention not in MASKED:
+        return f"{model.attention} attention takes no mask of a packed row; load the model with sdpa or eager"
+    return why_apart(facts, longest)
 
 
 def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *, cut: bool = False) -> Batch:
@@ -68,25 +86,37 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
     that several prompts share carries their number as its weight, so a graph that counts with weights counts what it
     would count one prompt at a time, but for float rounding at zero. Not for generation.
 
-    Raises `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one.
+    Raises `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one,
+    where several prompts in a row would not compute what each computes alone, and as `limits.refuse_beyond` does.
     """
     if not all(some and prompts for some, prompts in rows):
         raise InvalidValue("Every packed row needs at least one image and one prompt.")
     pictures = [_decoded(some) for some, _ in rows]
     processor, facts = model.processor, model.architecture.facts
-    if can_pack(model):
+    if facts["images_in_text"]:
+        several = any(len(prompts) > 1 for _, prompts in rows)
+        if several and (why := why_not_packed(model)):
+            raise InvalidValue(f"Prompts cannot share a row: {why}; encode them, lens.encode(images, texts).")
         texts = [
             [with_placeholders(prompt, len(some), processor.image_token) for prompt in prompts]
             for some, (_, prompts) in zip(pictures, rows, strict=True)
         ]
         additive = model.dtype if model.attention == "eager" else None
-        inputs, fields, sharing = pack(processor, pictures, texts, facts, additive, cut)
+        try:
+            with torch.device("cpu"):
+                inputs, fields, sharing = pack(processor, pictures, texts, facts, additive, cut, positions_of(model))
+        except ValueError as error:
+            raise InvalidValue(str(error)) from error
         held = tuple(len(some) for some in pictures)
+        refuse_beyond(model, inputs, names_of("rows", len(rows)))
     else:
         _refuse_several(model, pictures)
         texts = [list(prompts) for _, prompts in rows]
-        inputs, fields, sharing = share(processor, pictures, texts, facts)
+        with torch.device("cpu"):
+            inputs, fields, sharing = share(processor, pictures, texts, facts)
+        refuse_beyond(model, inputs, names_of("prompts", inputs["input_ids"].shape[0]))
         held = (1,) * inputs["input_ids"].shape[0]
+    _refuse_rescaled(inputs, facts)
     return Batch(
         inputs=inputs,
         fields=fields,
@@ -97,6 +127,11 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
         given=(tuple(tuple(some) for some, _ in rows), tuple(map(tuple, texts))),
         sharing=sharing,
     )
+
+
+def names_of(what: str, count: int) -> list[str]:
+    """What an error about one of so many begins with: its place among them, or nothing."""
+    return [f"{what}[{place}]: " if count > 1 else "" for place in range(count)]
 
 
 def with_placeholders(text: str, count: int, token: str) -> str:
@@ -123,6 +158,17 @@ def _refuse_several(model: Model, pictures: Sequence[Sequence[Any]]) -> None:
     if any(len(some) != 1 for some in pictures):
         counts = [len(some) for some in pictures]
         raise InvalidValue(f"{model.architecture.name} takes exactly one image per text; these have {counts}.")
+
+
+def _refuse_rescaled(inputs: Inputs, facts: Facts) -> None:
+    """Rows share a batch where each would have the same position embedding alone."""
+    limit = facts["sharable"]["rescaled"] if "sharable" in facts else None
+    rows, longest = inputs["position_ids"].shape[0], int(inputs["position_ids"].max()) + 1
+    if limit is not None and rows > 1 and longest > limit:
+        raise InvalidValue(
+            f"The position embedding of these {rows} rows depends on the longest, of {longest} positions, "
+            f"beyond the model's original context of {limit}; encode each row by itself."
+        )
 
 
 def _per_text(images_of: Sequence[Any] | None, count: int) -> list[list[Any]]:

@@ -33,7 +33,8 @@ def boxes_of(batch: Batch, row: int = 0) -> Float[Tensor, "token 5"]:
             assert len(boxes) == sum(lengths[before : place + 1])
     found = iter(boxes)
     kinds = batch.kind[row]
-    return torch.tensor([next(found, NOWHERE) if kind == "image" else NOWHERE for kind in kinds], dtype=torch.float32)
+    rows = [next(found, NOWHERE) if kind == "image" else NOWHERE for kind in kinds]
+    return torch.tensor(rows, dtype=torch.float32, device="cpu")
 
 
 def _of_image(batch: Batch, place: int) -> list[tuple[float, float, float, float] | None]:

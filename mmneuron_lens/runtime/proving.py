@@ -1,4 +1,4 @@
-"""Proving: each site read against a plain hook, changed, and its effect on the logits seen."""
+"""Proving: each site read against a plain hook, changed, its effect on the logits seen; then every shortcut."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from interventions import Graph, keep, writes
 from mmneuron_lens.architectures import Place
 from mmneuron_lens.model import Model
+from mmneuron_lens.runtime.agreement import prove_shortcuts
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.caching import reached
 from mmneuron_lens.runtime.encoding import encode
@@ -37,19 +38,22 @@ def disturb(value: Tensor) -> Tensor:
     if value.dtype == torch.bool:
         offset = value.shape[-1] - value.shape[-2]
         return value & torch.ones_like(value).tril(offset).triu(offset)
-    noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+    drawn = torch.randn(value.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    noise = drawn.to(value)
     return value + noise * (1 + value.abs().mean())
 
 
 def prove(model: Model, batch: Batch | None = None) -> list[Proof]:
-    """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot.
+    """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot. Then prove
+    every shortcut, as `prove_shortcuts` says.
 
-    batch: what to run on; `example` if left out. Raises `AssertionError` naming the first site that fails.
+    batch: what to run on; `example` if left out. Raises `AssertionError` naming the first site or shortcut that fails.
     """
     batch = (batch if batch is not None else example(model)).to(model.device)
     before = _logits(model, batch)
     proofs = [_prove(model, site, batch, before) for site in model.sites if reached(model, site, batch)]
     assert torch.equal(before, _logits(model, batch)), "the model's logits changed after the runs"
+    prove_shortcuts(model, batch)
     return proofs
 
 

@@ -8,15 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 from interventions import Graph
-from interventions.errors import InvalidType, MMNeuronError
+from interventions.errors import MMNeuronError
 from mmneuron_lens.model import Model
+from mmneuron_lens.runtime.arguments import paired
 from mmneuron_lens.runtime.backend import backend_of
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
+from mmneuron_lens.runtime.finite import guarded, refuse_unsound
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.returned import checked_returned, checked_served
-from mmneuron_lens.runtime.run import checked_generation, job_of, needs_source, refuse_packed, refuse_parts, result_of
-from mmneuron_lens.runtime.serving import refuse_unserved
+from mmneuron_lens.runtime.run import checked_generation, job_of, needs_source, refuse_unfit, result_of
+from mmneuron_lens.runtime.serving import is_servers_trouble, refuse_unserved
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.runtime.shipping import bare
 from mmneuron_lens.runtime.transport import WHOSE, RemoteFailed, next_step
@@ -24,6 +26,10 @@ from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.describe import describe
 from mmneuron_lens.wire.job import run_job
 from mmneuron_lens.wire.types import FoldedJob, PairedItem, Served, SitePlan
+
+
+class RemoteRaised(RemoteFailed):
+    """The job's own code raised on the server, for instance on what it was given."""
 
 
 def run_remote(
@@ -48,21 +54,18 @@ def run_remote(
     the user's line when the job fails there.
     """
     batches, sources = list(batches), None if sources is None else list(sources)
-    checked = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
-    if needs_source(checked) and sources is None:
-        raise InvalidType("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
     settings = checked_generation(model, generation or {})
+    graph = guarded(graph) if settings else graph
+    checked = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
     overs = results_over(graph, model.architecture)
     job: FoldedJob = {**job_of(model, settings, logits), "overs": overs}
-    for batch in batches:
-        if settings:
-            refuse_packed(batch)
+    pairs = list(paired(batches, sources, needs_source(checked)))
+    for batch, source in pairs:
+        refuse_unfit(model, checked, batch, source, job)
         check_plans(checked, batch, model.architecture, model.module, model.dtype)
-        refuse_parts(checked, batch, job)
     plans, entry = travelling(graph, model)
     items: list[PairedItem] = [
-        {**batch.travelling(), "source": sources[index].travelling() if sources and needs_source(plans) else None}
-        for index, batch in enumerate(batches)
+        {**batch.travelling(), "source": None if source is None else source.travelling()} for batch, source in pairs
     ]
     held, backend = model.nnsight, ready_backend(model, remote)
     with in_one_line(backend), held.session(backend=backend):
@@ -71,6 +74,7 @@ def run_remote(
         # A server may have sent nothing under this name.
         returned = checked_returned(backend.found.get("returned"), overs, len(batches), backend.host)
     values = fold.finish(returned["values"], overs)
+    values = refuse_unsound(values, model.dtype) if settings and values else values
     return result_of(model, values, returned["answers"], returned["logits"], job["pad"])
 
 
@@ -110,7 +114,9 @@ def in_one_line(backend: Any) -> Iterator[None]:
     except RemoteError as error:
         said = " ".join(str(error).split())
         whole = getattr(error, "traceback", str(error))
-        raise RemoteFailed(said if said.startswith(host) else f"{host}: {said}", whole) from error
+        raised = "Traceback" in whole and not is_servers_trouble(whole)
+        kind = RemoteRaised if raised else RemoteFailed
+        raise kind(said if said.startswith(host) else f"{host}: {said}", whole) from error
     except httpx.HTTPStatusError as error:
         raise RemoteFailed(f"{host} answers {error}; {next_step(error.response.status_code)}.", repr(error)) from error
     except ValidationError as error:

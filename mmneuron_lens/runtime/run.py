@@ -12,10 +12,16 @@ from interventions import Graph
 from interventions.errors import InvalidType, InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.model import Model
+from mmneuron_lens.runtime.arguments import paired, refuse_strange, refuse_unlike, refuse_weightless
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.checked import check_once
 from mmneuron_lens.runtime.compile import SitePlan, compile_graph, results_over
+from mmneuron_lens.runtime.failing import briefly
+from mmneuron_lens.runtime.finite import guarded, refuse_unsound
+from mmneuron_lens.runtime.proved import Check
+from mmneuron_lens.runtime.reach import refuse_unreached
 from mmneuron_lens.runtime.result import Result
+from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.parts import refuse_whole
 from mmneuron_lens.wire.trace import run_batch
@@ -44,8 +50,30 @@ def generate(
     *,
     generation: Mapping[str, Any],
 ) -> Result:
-    """A generation per batch; as `run`. generation: settings of transformers' `generate`."""
+    """A generation per batch; as `run`. generation: settings of transformers' `generate`.
+
+    Raises `NotFinite` where a hidden state is infinite or NaN, since the answer would say nothing.
+    """
     return _run(model, graph, batches, sources, logits, checked_generation(model, generation))
+
+
+def check(model: Model, graph: Graph, batch: Batch, generation: Mapping[str, Any]) -> Check:
+    """What `run`, or `generate` with these settings, sees before the model runs. Raises what does not fit."""
+    plans = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
+    refuse_unfit(model, plans, batch, None, job_of(model, checked_generation(model, generation), False))
+    return check_plans(plans, batch, model.architecture, model.module, model.dtype)
+
+
+def refuse_unfit(model: Model, plans: list[SitePlan], batch: Batch, source: Batch | None, job: Job) -> None:
+    """Raise what is wrong with a graph on this batch beside its shapes; takes next to no time."""
+    refuse_strange(model, batch)
+    if job["generation"]:
+        refuse_packed(batch)
+    refuse_unreached(plans, batch, model.architecture, job)
+    refuse_parts(plans, batch, job)
+    if source is not None:
+        refuse_strange(model, source)
+        refuse_unlike(plans, batch, source, model)
 
 
 def _run(
@@ -56,45 +84,52 @@ def _run(
     logits: bool,
     generation: dict[str, Any],
 ) -> Result:
-    if model.device.type == "meta":
-        raise InvalidValue(
-            f"{model.name} has no weights here; run it on a server, remote=True or a URL, or load it with Lens(...)."
-        )
+    refuse_weightless(model)
+    graph = guarded(graph) if generation else graph
     plans = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
     overs = results_over(graph, model.architecture)
-    rewires = needs_source(plans)
-    if rewires and sources is None:
-        raise InvalidType("This graph rewires: give the paired batches, lens.run(graph, batches, sources=[...]).")
     job = job_of(model, generation, logits)
     total: dict[tuple[str, str], Any] = {}
     answers: list[Tensor] = []
     kept: list[Tensor] = []
-    paired = zip(batches, sources, strict=True) if sources is not None else ((batch, None) for batch in batches)
-    for batch, source in paired:
-        if generation:
-            refuse_packed(batch)
+    for batch, source in paired(batches, sources, needs_source(plans)):
         batch = batch.to(model.device)
+        refuse_unfit(model, plans, batch, source, job)
         check_once(graph, plans, model, batch)
-        refuse_parts(plans, batch, job)
-        beside = source.to(model.device).plain() if rewires and source is not None else None
-        results, answered, logits_of = run_batch(model.nnsight, plans, batch.plain(), beside, job)
+        beside = None if source is None else source.to(model.device).plain()
+        try:
+            results, answered, logits_of = run_batch(model.nnsight, plans, batch.plain(), beside, job)
+        except Exception as error:
+            told = briefly(error, plans)
+            if told is None:
+                raise
+            raise told from error.__cause__
         total = fold.merge(total, fold.stack(results, overs), overs)
         answers += [] if answered is None else list(answered.cpu())
         kept += [] if logits_of is None else [logits_of.cpu()]
-    return result_of(model, fold.finish(total, overs), answers, kept, job["pad"])
+    values = fold.finish(total, overs)
+    values = refuse_unsound(values, model.dtype) if generation and total else values
+    return result_of(model, values, answers, kept, job["pad"])
 
 
 def checked_generation(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a generation. Raises `InvalidValue` for `max_new_tokens` below 1, `InvalidType` for one that
-    transformers does not know.
+    """Settings of a generation. Raises `InvalidValue` for a number of tokens or beams below 1, `InvalidType` for one
+    that is no whole number, or a setting that transformers does not know.
     """
     known = {*vars(model.module.generation_config), *inspect.signature(model.module.generate).parameters}
     for name in settings:
         if name not in known:
             near = unknown("setting of generation", name, sorted(known)).partition(" Choices: ")[0]
             raise InvalidType(f"{near} Those of transformers' GenerationConfig are known.")
-    if settings.get("max_new_tokens", 1) < 1:
-        raise InvalidValue(f"max_new_tokens is {settings['max_new_tokens']}; an answer has at least 1 token.")
+    for name, least in (
+        ("max_new_tokens", "an answer has at least 1 token"),
+        ("num_beams", "there is at least 1 beam"),
+    ):
+        number = settings.get(name, 1)
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise InvalidType(f"{name} is a whole number, not {number!r}.")
+        if number < 1:
+            raise InvalidValue(f"{name} is {number}; {least}.")
     return dict(settings)
 
 
@@ -130,6 +165,7 @@ def job_of(model: Model, generation: Mapping[str, Any], logits: bool) -> Job:
         "end": tokenizer.eos_token_id,
         # What a packed batch's mask is made of.
         "additive": model.dtype if model.attention == "eager" else None,
+        "missing": model.missing,
     }
 
 

@@ -24,6 +24,19 @@ SHOULD_MATCH = ("transformers", "torch")
 TRAVELLING = str(Path(mmneuron_lens.wire.__file__).parent)
 
 VERSION = re.compile(r"[0-9]+\.[0-9]+(\.[0-9]+)?([.+a-z0-9]{0,40})?")
+OURS_TO_RETRY = ("botocore", "boto3", "redis", "ray", "urllib3", "requests", "httpx", "httpcore", "grpc")
+"""Packages of a server's own plumbing: an exception of theirs says nothing about the job."""
+
+BROKEN = (
+    "ConnectionError",
+    "ConnectionRefusedError",
+    "ConnectionResetError",
+    "BrokenPipeError",
+    "ConnectionAbortedError",
+)
+
+PHRASES = ("try again", "was evicted", "cancelled or preempted")
+"""How NDIF says that a job fell victim to something else (0.1.2)."""
 
 FRAME = re.compile(r'^  File "\[(?P<block>[^\]]*)\] (?P<file>.*)", line (?P<line>\d+), in (?P<function>\S+)$')
 """How nnsight names a line of shipped code in a traceback: block, the client's own file and line, function."""
@@ -133,3 +146,17 @@ def explained(message: str, host: str) -> str:
         code = lines[index + 1].strip() if index + 1 < len(lines) else ""
         text += f" (in {found['function']}, {found['file']}, line {found['line']}: {code})"
     return text
+
+
+def is_servers_trouble(text: str) -> bool:
+    """Whether a failed job's message speaks of the server's plumbing and not of the job."""
+    last = last_line(text)
+    if "Traceback" not in text:
+        return any(phrase in text.lower() for phrase in PHRASES)
+    raised = last.partition(":")[0].strip()
+    return raised in BROKEN or raised.partition(".")[0] in OURS_TO_RETRY
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"

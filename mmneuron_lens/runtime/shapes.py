@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from interventions import SITES
-from interventions.errors import InvalidType, InvalidValue, UnknownName
+from interventions.errors import InvalidValue, UnknownName
 from mmneuron_lens.architectures import Architecture
 from mmneuron_lens.runtime.batch import Batch
-from mmneuron_lens.wire import execute
+from mmneuron_lens.runtime.calling import Call, ShapeError
+from mmneuron_lens.runtime.proved import Check
 from mmneuron_lens.wire.types import Act, SitePlan
 
-
-class ShapeError(InvalidType):
-    """A function of the graph does not fit the site it acts at."""
+__all__ = ["ShapeError", "check_plans", "site_shape"]
 
 
 def check_plans(
     plans: list[SitePlan], batch: Batch, architecture: Architecture, module: torch.nn.Module, dtype: torch.dtype
-) -> None:
-    """Call every function once per site on fake tensors of the shapes this batch gives.
+) -> Check:
+    """Call every function once per site on fake tensors of the shapes this batch gives; where these do not suffice,
+    on random ones.
 
     Raises `KeyError` for a field the batch does not have at that site, `ShapeError` naming the intervention, the
     site, the shapes and what did not fit.
@@ -36,11 +31,18 @@ def check_plans(
             for field in act["fields"].values():
                 _require(field, plan, batch, act)
             _require_weights(act, plan, batch)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        for plan in plans:
-            shape = site_shape(plan["site"], batch, architecture)
-            for act in plan["acts"]:
-                _call(act, plan, batch, shape, dtype, module)
+    proved: list[str] = []
+    tried: dict[str, str] = {}
+    for plan in plans:
+        shape = site_shape(plan["site"], batch, architecture)
+        for act in plan["acts"]:
+            doubt = Call(act, plan, batch, shape, dtype, module).doubt()
+            where = f"{act['name']} at {plan['site']}"
+            if doubt:
+                tried[where] = doubt
+            else:
+                proved.append(where)
+    return Check(tuple(proved), tried)
 
 
 def site_shape(site: str, batch: Batch, architecture: Architecture) -> tuple[int, ...]:
@@ -63,7 +65,8 @@ def site_shape(site: str, batch: Batch, architecture: Architecture) -> tuple[int
 
 
 def _require(field: str, plan: SitePlan, batch: Batch, act: Act) -> None:
-    present = _fields(plan, batch)
+    assert plan["group"] is not None, f"{plan['site']} has no positions"
+    present = batch.fields[plan["group"]]
     if field not in present:
         raise UnknownName(
             f"{act['name']} at {plan['site']}: the batch has no field {field!r} there. "
@@ -87,71 +90,3 @@ def _require_weights(act: Act, plan: SitePlan, batch: Batch) -> None:
             f"{act['name']} at {plan['site']} adds over positions but binds no weight, and this batch has positions "
             f'that must not count once (padding): write weight=batch_field("weight") and multiply by it.'
         )
-
-
-def _fields(plan: SitePlan, batch: Batch) -> Mapping[str, Tensor]:
-    """The batch's fields along a site's axes; compiling has refused fields where a site has no positions."""
-    assert plan["group"] is not None, f"{plan['site']} has no positions"
-    return batch.fields[plan["group"]]
-
-
-def _call(
-    act: Act,
-    plan: SitePlan,
-    batch: Batch,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    module: torch.nn.Module,
-) -> None:
-    def fake(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return torch.empty(value.shape, dtype=value.dtype, device="cpu")
-
-    kind = torch.bool if plan["port"]["view"] == ("mask",) else dtype
-    value = torch.empty(shape, dtype=kind)
-    arguments = {name: fake(constant) for name, constant in act["constants"].items()}
-    layered = plan["places"][0][0] is not None
-    arguments |= {name: fake(tensor[0] if layered else tensor) for name, tensor in act["per_layer"].items()}
-    arguments |= {
-        name: execute.chain([_Meta(execute.find(module, path)) for path in paths])
-        for name, paths in act["modules"].items()
-    }
-    if isinstance(act["positions"], str):
-        # Positions of a kind differ in number from row to row: they arrive as one list.
-        value = value.flatten(0, 1)
-        arguments |= {name: fake(_fields(plan, batch)[field]).flatten(0, 1) for name, field in act["fields"].items()}
-    else:
-        arguments |= {name: fake(_fields(plan, batch)[field]) for name, field in act["fields"].items()}
-    given = (value, torch.empty_like(value)) if act["mode"] == "rewires" else (value,)
-    try:
-        returned = act["function"](*given, **arguments)
-    except Exception as error:
-        shapes = ", ".join(
-            f"{name} {list(tensor.shape)}"
-            for name, tensor in [("value", value), *arguments.items()]
-            if isinstance(tensor, Tensor)
-        )
-        reason = " ".join(str(error).split())
-        raise ShapeError(f"{act['name']} does not fit {plan['site']} ({shapes}): {reason[:600]}") from error
-    if act["mode"] != "reads" and (not isinstance(returned, Tensor) or returned.shape != value.shape):
-        got = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
-        raise ShapeError(
-            f"{act['name']} at {plan['site']} returned {got} for a value of shape {list(value.shape)}; "
-            "a write returns a tensor of the same shape."
-        )
-    if act["over"] == "mean" and not (isinstance(returned, tuple) and len(returned) == 2):
-        raise ShapeError(f'{act["name"]}: a read with over="mean" returns the pair (sum, weight).')
-
-
-class _Meta:
-    """A module applied to fake values whatever device and dtype its weights have: only shapes matter here."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module = module
-
-    def __call__(self, value: Tensor) -> Tensor:
-        parameter = next(self.module.parameters(), None)
-        if parameter is None:
-            return self.module(value)
-        return self.module(torch.empty(value.shape, dtype=parameter.dtype, device=parameter.device)).to(value.device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -10,6 +12,20 @@ from PIL import Image
 from torch import Tensor
 
 from mmneuron_lens.wire.types import Inputs, Processor
+
+
+def completed(processor: Processor, missing: Mapping[str, Any]) -> Processor:
+    """The processor with settings that its checkpoint lacks, by name; a copy, unless there are none."""
+    if not missing:
+        return processor
+    made = copy.copy(processor)
+    for name, value in missing.items():
+        if name == "pad_token":
+            made.tokenizer = copy.deepcopy(made.tokenizer)
+            made.tokenizer.pad_token = value
+        else:
+            setattr(made, name, value)
+    return made
 
 
 def encode(processor: Processor, images: list[list[Image.Image]], texts: Sequence[str]) -> Inputs:

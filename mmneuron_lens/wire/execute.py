@@ -181,12 +181,11 @@ def choose(
     tokens = value.shape[1]
     length = context["prompt_length"] if plan["stepped"] else tokens
     offset = 0 if step == 0 or not plan["stepped"] else length + step - 1
-    chosen = [
-        column
-        for column in range(tokens)
-        if (not partial or columns is None or due(act, columns[column]))
-        and (positions is None or isinstance(positions, str) or at_position(positions, offset + column, length))
-    ]
+    chosen = list(range(tokens))
+    if positions is not None and not isinstance(positions, str):
+        chosen = columns_at(positions, offset, tokens, length)
+    if partial and columns is not None:
+        chosen = [column for column in chosen if due(act, columns[column])]
     if not isinstance(positions, str):
         # The same columns in every row: the value keeps its axes.
         return (slice(None), chosen)
@@ -196,11 +195,20 @@ def choose(
     return kind & columns_due
 
 
-def at_position(positions: tuple[Any, ...], column: int, length: int) -> bool:
-    """Whether a column of the padded batch is meant; negative positions count from the prompt's end."""
-    if positions and positions[0] == "slice":
-        return column in range(*slice(*positions[1:]).indices(max(length, column + 1)))
-    return column in [position + length if position < 0 else position for position in positions]
+def columns_at(positions: tuple[Any, ...], offset: int, tokens: int, length: int) -> list[int]:
+    """Which of the `tokens` columns from `offset` on are meant, in the order asked, counted from `offset`.
+
+    Negative positions count from the prompt's end, `length`.
+    """
+    if positions[0] != "slice":
+        asked = [position + length if position < 0 else position for position in positions]
+        return [column - offset for column in asked if offset <= column < offset + tokens]
+    here = slice(*positions[1:])
+    # The end of a slice moves with the tokens that are generated.
+    found = [
+        column for column in range(tokens) if offset + column in range(*here.indices(max(length, offset + column + 1)))
+    ]
+    return found[::-1] if (here.step or 1) < 0 else found
 
 
 def detached(result: Value, value: Shaped[Tensor, "..."]) -> Value:

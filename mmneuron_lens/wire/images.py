@@ -1,41 +1,90 @@
-"""Images in any form to RGB pictures."""
+"""Pictures as a viewer shows them: from any form to RGB, and their size from the header of a file alone."""
 
 from __future__ import annotations
 
 import io
 import os
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
-import numpy
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from mmneuron_lens.wire.colours import of_array, to_rgb
 from mmneuron_lens.wire.types import Picture
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What each EXIF orientation asks of a viewer; 1, none and any other value ask nothing."""
+
+ORIENTATION, WIDTH, LENGTH = 274, 256, 257
+"""Tags of EXIF and TIFF."""
 
 
 def decode(image: Picture) -> Image.Image:
-    """A path, the bytes of a file, an array `[height, width]` or `[height, width, channel]`, or a PIL image as RGB.
+    """A picture as 8-bit RGB `[height, width]`, as a viewer shows it.
 
-    Grey, palette, transparent and 16-bit images become 8-bit RGB; transparency is laid on white, 16-bit and
-    float images are scaled to the full range of their type (floats: 0 to 1). Raises `ValueError` saying what
-    could not be read.
+    - image: a path, the bytes of a file, a PIL image, or an array `[height, width]` or `[height, width, channel]` of 1,
+      3 or 4 channels (numpy's, or what numpy can read, such as a torch tensor on the CPU).
+
+    - Orientation: the turn that EXIF (or XMP) asks for is made, once. A damaged EXIF block asks for none.
+    - Values: 8 bits as they are, 16 bits `v / 257` rounded (of several 16-bit channels Pillow keeps the high byte),
+      booleans black and white, floats 0 to 1. Other values are taken where the file says their range, and refused
+      where nothing does or where they leave it; see `wire.colours`.
+    - Transparency, as a channel, a palette's or one transparent colour, is laid on white.
+    - Of several frames or pages the first is taken; of a PIL image, the one it stands at.
+    - Colour profiles are not applied.
+
+    Raises `ValueError`, in one line that names the file, for what cannot be read or has no known range, and for more
+    than `PIL.Image.MAX_IMAGE_PIXELS` pixels, before one of them is decoded.
     """
     if isinstance(image, (str, os.PathLike)):
-        if not os.path.exists(image):
-            raise ValueError(f"{image}: no such image file.")
-        with open(image, "rb") as file:
-            return decode_bytes(file.read(), str(image))
+        with opened(image) as file:
+            return decode_bytes(file.read(), os.fspath(image))
     if isinstance(image, (bytes, bytearray, memoryview)):
         return decode_bytes(bytes(image), f"{len(image)} bytes")
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        name = f"PIL image of mode {image.mode}"
+        check_size(image.size, name)
+        raw = loaded(image, name)
+        return rgb(image, raw, turn_of(image), name)
     if hasattr(image, "shape"):
-        return from_array(numpy.asarray(image))
+        try:
+            picture = of_array(image)
+        except ValueError as error:
+            raise ValueError(f"Image array: {error}") from error
+        check_size(picture.size, "Image array")
+        return picture
     raise ValueError(f"An image is a path, bytes, a PIL image or an array, not {type(image).__name__}.")
 
 
+def size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of the picture in a file as a viewer shows it: of `decode(path)`, from the header alone.
+
+    Raises `ValueError` as `decode` does, for what the header tells.
+    """
+    with opened(path) as file:
+        try:
+            return header(file, os.fspath(path))[2]
+        except ValueError:
+            # Pillow may search a short file from before its start, which raises here and does nothing in memory.
+            file.seek(0)
+            return header(io.BytesIO(file.read()), os.fspath(path))[2]
+
+
 def file_bytes(image: Picture) -> bytes:
-    """The bytes of an image file: those of the file itself, or of a lossless one made from a picture or array."""
+    """The bytes of an image file: those of the file itself, or of a lossless one of the picture that `decode` makes."""
     if isinstance(image, (str, os.PathLike)):
-        with open(image, "rb") as file:
+        with opened(image) as file:
             return file.read()
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
@@ -45,35 +94,120 @@ def file_bytes(image: Picture) -> bytes:
 
 
 def decode_bytes(data: bytes, name: str) -> Image.Image:
+    """`decode` of a file's bytes; `name` is what errors call it."""
+    image, turn, shown = header(io.BytesIO(data), name)
+    raw = loaded(image, name)
+    # Pillow turns a TIFF while it loads it.
+    picture = rgb(image, raw, None if image.format == "TIFF" else turn, name)
+    if picture.size != shown:
+        raise ValueError(
+            f"{name}: not an image that can be read (its header says {shown[0]}x{shown[1]} pixels, "
+            f"its pixels are {picture.width}x{picture.height})."
+        )
+    return picture
+
+
+def rgb(image: Image.Image, raw: str, turn: Any, name: str) -> Image.Image:
+    """A loaded image as RGB, turned; nothing is left in its `info` that asks for it again."""
     try:
-        return to_rgb(Image.open(io.BytesIO(data)))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: not an image that can be read ({error}).") from error
+        picture = to_rgb(image, raw)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if turn is not None:
+        picture = picture.transpose(turn)
+    if picture is not image:
+        picture.info = {}
+    return picture
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        return Image.fromarray((numpy.asarray(image).clip(0, 65535) // 257).astype(numpy.uint8)).convert("RGB")
-    if image.mode == "F":
-        return from_array(numpy.asarray(image))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+def header(file: BinaryIO, name: str) -> tuple[Image.Image, Any, tuple[int, int]]:
+    """An image of which no pixel is decoded, the turn that it asks for, and its width and height when it is turned."""
+    image = by_pillow(lambda: Image.open(file), name)
+    check_size(image.size, name)
+    size, tags = image.size, getattr(image, "tag_v2", None)
+    if tags is not None:
+        # Pillow turns some of the sizes of a TIFF, too.
+        size = tags[WIDTH], tags[LENGTH]
+    turn = turn_of(image, file)
+    sideways = turn is not None and turn not in (TURNS[2], TURNS[3], TURNS[4])
+    return image, turn, (size[1], size[0]) if sideways else size
 
 
-def from_array(array: numpy.ndarray) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise ValueError(f"An image array is [height, width] or [height, width, 1, 3 or 4], not {list(array.shape)}.")
-    if array.dtype.kind == "f":
-        array = (array.clip(0, 1) * 255).round().astype(numpy.uint8)
-    elif array.dtype == numpy.uint16:
-        array = (array // 257).astype(numpy.uint8)
-    elif array.dtype == bool:
-        array = array.astype(numpy.uint8) * 255
-    return to_rgb(Image.fromarray(array.astype(numpy.uint8)))
+def turn_of(image: Image.Image, file: BinaryIO | None = None) -> Any:
+    """The transposition that EXIF asks a viewer for, or None. file: of an image that is not loaded yet."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if file is not None and image.format == "PNG":
+                image = Image.open(without_pixels(file))
+            # A PNG's own method would decode its pixels first.
+            return TURNS.get(Image.Image.getexif(image).get(ORIENTATION, 1))
+    except Exception:
+        # Pillow stumbles over a damaged block in many ways; the picture is as good as it was.
+        return None
+
+
+def loaded(image: Any, name: str) -> str:
+    """Decodes an image, and says how its file holds the pixels, in Pillow's words; nothing where that is not known."""
+    tiles = getattr(image, "tile", ())
+    if tiles and image.format == "TIFF" and max(tile[1][3] for tile in tiles) < image.tag_v2[LENGTH]:
+        # Pillow would leave the rest black.
+        raise ValueError(f"{name}: not an image that can be read (pixels are missing at its end).")
+    by_pillow(image.load, name)
+    args = tiles[0][3] if tiles else ""
+    raw = args[0] if isinstance(args, tuple) and args else args
+    return raw if isinstance(raw, str) else ""
+
+
+def without_pixels(file: BinaryIO) -> BinaryIO:
+    """A PNG without the chunks of its pixels, behind which its EXIF may stand."""
+    file.seek(0)
+    kept = [file.read(8)]
+    while len(start := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", start)
+        if kind in (b"IDAT", b"fdAT"):
+            file.seek(length + 4, os.SEEK_CUR)
+        else:
+            kept += [start, file.read(length + 4)]
+    return io.BytesIO(b"".join([*kept, struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))]))
+
+
+def opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """An image file to be read. Raises `ValueError` where there is none, or it cannot be opened."""
+    try:
+        return open(path, "rb")
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{os.fspath(path)}: no such image file.") from error
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)}: not an image that can be read ({error.strerror}).") from error
+
+
+def check_size(size: tuple[int, int], name: str) -> None:
+    """Raises `ValueError` for a picture of no pixel, or of more than `PIL.Image.MAX_IMAGE_PIXELS`."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if 0 in size:
+        raise ValueError(f"{name}: {size[0]}x{size[1]} pixels; give a picture of 1 or more each way.")
+    if limit is not None and size[0] * size[1] > limit:
+        raise ValueError(f"{name}: {size[0]}x{size[1]} pixels {too_many(limit)}")
+
+
+def too_many(limit: int | None) -> str:
+    return f"are more than {limit}, PIL.Image.MAX_IMAGE_PIXELS; make the picture smaller, or raise that limit."
+
+
+def by_pillow(step: Callable[[], Any], name: str) -> Any:
+    """What a step of Pillow's returns, without its warnings; whatever it raises is a `ValueError` of one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Pillow warns above the limit and raises above its double.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return step()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: its pixels {too_many(Image.MAX_IMAGE_PIXELS)}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name}: not an image that can be read (of no known format).") from error
+    except Exception as error:
+        # Pillow raises whatever a damaged file leads it to; `step` is none of our code.
+        says = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: not an image that can be read ({says}).") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmneuron_lens.wire.encode import encode
+from mmneuron_lens.wire.encode import completed, encode
 from mmneuron_lens.wire.fold import merge, stack
 from mmneuron_lens.wire.images import decode
 from mmneuron_lens.wire.layout import lay_out
@@ -32,9 +32,10 @@ def run_job(model: Module, plans: list[SitePlan], items: list[PairedItem], job: 
     items: batches as files and words. job: also says how the results are folded.
     """
     total, answers, logits = {}, [], []
+    processor = completed(model.processor, job["missing"])
     for item in items:
-        batch = prepare(model.processor, item, job)
-        source = None if item["source"] is None else prepare(model.processor, item["source"], job)
+        batch = prepare(processor, item, job)
+        source = None if item["source"] is None else prepare(processor, item["source"], job)
         results, answered, kept = run_batch(model, plans, batch, source, job)
         total = merge(total, stack(results, job["overs"]), job["overs"])
         if answered is not None:

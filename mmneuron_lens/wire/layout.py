@@ -88,3 +88,12 @@ def anyres_length(size: list[int], facts: Tiles) -> int:
         scaled = int(round(width * (rows / height), 7))
         columns -= 2 * ((columns - scaled) // 2)
     return facts["patches"] + rows * (columns + 1)
+
+
+def longest_image(facts: Facts) -> int:
+    """The most language model positions that one image can take: its tiles filling the largest grid."""
+    side = int(facts["patches"] ** 0.5)
+    grids = facts.get("grid_pinpoints", [])
+    tile = facts.get("tile_size", 1)
+    filled = [(height // tile * side) * (width // tile * side + 1) for height, width in grids]
+    return facts["patches"] + max(filled, default=0)

@@ -28,14 +28,17 @@ def pack(
     facts: Facts,
     additive: torch.dtype | None,
     cut: bool,
+    positions: int | None = None,
 ) -> tuple[Inputs, Fields, Sharing]:
     """One row per set of images: the prefix that all its texts share once, then the rest of each text.
 
     images: per row, its RGB pictures. texts: per row, its prompts, each with one placeholder per picture. Prefixes end,
     and questions start, at the same column of all rows. Positions restart behind the prefix, and a block-causal mask
     keeps the questions apart, so each computes what it computes alone. additive: whether the mask is a float to add
-    (eager attention) or booleans. cut: run long prefixes and their questions apart (`wire.parts`). Returns
-    `(inputs, fields, sharing)`: prefix positions and vision sites weigh as many times as there are questions.
+    (eager attention) or booleans. cut: run long prefixes and their questions apart (`wire.parts`), unless a layer has a
+    window, whose cache forgets the prefix. positions: that the model has. Returns `(inputs, fields, sharing)`: prefix
+    positions and vision sites weigh as many times as there are questions. Raises `ValueError` for a longer prompt
+    before its mask is made, and for what does not compute alone what it computes here.
     """
     if all(len(row) == 1 for row in texts):
         # Nothing to share: without a mask of its own, attention is plainly causal.
@@ -47,6 +50,11 @@ def pack(
     lengths = iter(image_lengths(inputs, facts))
     spans = [[next(lengths) for _ in row] for row in images]
     prompts = [tokens_of(processor, row, some) for row, some in zip(texts, spans, strict=True)]
+    lengths_of = [max(map(len, row)) for row in prompts]
+    if positions is not None and max(lengths_of) > positions:
+        place = f"rows[{lengths_of.index(max(lengths_of))}]: " if len(prompts) > 1 else ""
+        raise ValueError(place + too_long(max(lengths_of), positions, "the model"))
+    refuse_apart(facts, max(len(prompt) for row in prompts for prompt in row))
     rows = [pack_row(row, shared) for row, shared in zip(prompts, prefixes(prompts, facts["image_token"]), strict=True)]
     start = max(row["shared"] for row in rows)
     width = start + max(len(row["ids"]) - row["shared"] for row in rows)
@@ -58,7 +66,42 @@ def pack(
     weight = aligned(rows, "weight", start, width, 0)
     image = inputs["input_ids"] == facts["image_token"]
     fields = fields_of(inputs, facts, weight, image, [len(row) for row in texts], [len(row) for row in images])
-    return inputs, fields, {"cuts": cuts_of(question, start)} if cut and start >= LONG else {}
+    cut = cut and start >= LONG and limit_of(facts) is None
+    return inputs, fields, {"cuts": cuts_of(question, start)} if cut else {}
+
+
+def refuse_apart(facts: Facts, longest: int) -> None:
+    """Raise `ValueError` where a row of several prompts, of at most so many positions, is not exact.
+
+    The mask of a packed row says what each position sees, so no window may be shorter than a prompt; and its positions
+    restart, so that a position embedding which depends on the sequence's length must not do so yet.
+    """
+    why = why_apart(facts, longest)
+    if why:
+        raise ValueError(f"Prompts cannot share a row: {why}; encode them, lens.encode(images, texts).")
+
+
+def why_apart(facts: Facts, longest: int) -> str:
+    """Why prompts of at most so many positions do not share a row exactly; empty where they do."""
+    if "sharable" not in facts:
+        return "this architecture's facts do not say whether its attention is plainly causal"
+    limit = limit_of(facts)
+    if limit is not None and longest > limit:
+        what = "layers see" if limit == facts["sharable"]["window"] else "the original context has"
+        return f"{what} {limit} positions, and the longest prompt has {longest}"
+    return facts["sharable"]["apart"]
+
+
+def limit_of(facts: Facts) -> int | None:
+    """Positions of the longest prompt that may share a row; None where any may."""
+    limits = [facts["sharable"][name] for name in ("window", "rescaled")] if "sharable" in facts else []
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def too_long(length: int, positions: int, what: str, new_tokens: int = 0) -> str:
+    """Says that a prompt, with its answer, does not fit into the positions of a model."""
+    answer = f" and its answer up to {new_tokens}" if new_tokens else ""
+    return f"the prompt takes {length} positions{answer}, and {what} has {positions}; shorten it, or show less."
 
 
 def tokens_of(processor: Processor, texts: Sequence[str], lengths: list[int]) -> list[list[int]]:

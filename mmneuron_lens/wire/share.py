@@ -17,10 +17,13 @@ def share(
 ) -> tuple[Inputs, Fields, Sharing]:
     """A row per text, a picture per row of images, for models whose Q-Former reads the question.
 
+    It holds where the tower's output depends on the picture alone and has one row a picture: facts name the tower.
     images: per image a list with its one RGB picture. texts: per image, its prompts. The sites of the vision tower
-    see each image once and weigh as many times as it has prompts. Returns `(inputs, fields, sharing)`.
+    see each image once and weigh as many times as it has prompts. Returns `(inputs, fields, sharing)`. Raises
+    `ValueError` without such a tower.
     """
-    assert "vision_tower" in facts, "this architecture names no vision tower to share"
+    if "vision_tower" not in facts:
+        raise ValueError("This architecture's facts name no vision_tower that runs once an image; use lens.encode.")
     inputs = encode(processor, images, [text for some in texts for text in some])
     fields = lay_out(inputs, facts)
     counts = torch.tensor([len(some) for some in texts])

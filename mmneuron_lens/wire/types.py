@@ -54,6 +54,19 @@ class Tiles(TypedDict):
     tile_size: NotRequired[int]
 
 
+class Sharable(TypedDict):
+    """When prompts in one row, or rows of one batch, compute what each computes alone.
+
+    - apart: why prompts can never share a row; empty where they can
+    - window: positions that a layer sees at least, itself among them; None where each sees all before it
+    - rescaled: length of a row beyond which position embeddings depend on the batch's longest; None if they never do
+    """
+
+    apart: str
+    window: int | None
+    rescaled: int | None
+
+
 class Facts(Tiles):
     """What laying out a batch needs to know of an architecture.
 
@@ -63,6 +76,7 @@ class Facts(Tiles):
     - queries: of the Q-Former, 0 without one
     - kinds: of positions, by group of sites
     - vision_tower: path of the module that can run once per image
+    - sharable: what may share a row or a batch; without it, no prompts share a row
     """
 
     image_token: int
@@ -71,6 +85,7 @@ class Facts(Tiles):
     queries: int
     kinds: NotRequired[Mapping[str, tuple[str, ...]]]
     vision_tower: NotRequired[str]
+    sharable: NotRequired[Sharable]
 
 
 class Tokens(Protocol):
@@ -83,6 +98,7 @@ class Tokenizer(Protocol):
     """The part of a tokenizer that is used here."""
 
     padding_side: str
+    pad_token: str | None
     pad_token_id: int | None
 
     def __call__(self, text: list[str], /) -> Tokens: ...
@@ -163,6 +179,7 @@ class Job(TypedDict):
     - logits: whether to keep them
     - pad, end: token ids
     - additive: the dtype of a packed batch's mask where attention adds it; None where the mask is booleans
+    - missing: settings that the checkpoint's processor lacks, by name
     """
 
     generation: dict[str, Any]
@@ -171,6 +188,7 @@ class Job(TypedDict):
     pad: int
     end: int
     additive: torch.dtype | None
+    missing: Mapping[str, Any]
 
 
 class FoldedJob(Job):

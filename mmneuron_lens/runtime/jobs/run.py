@@ -12,10 +12,10 @@ from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.jobs.records import Records
 from mmneuron_lens.runtime.jobs.server import NdifServer, Server
-from mmneuron_lens.runtime.jobs.watch import Clock, Items, Limits, Watch
+from mmneuron_lens.runtime.jobs.watch import Clock, Items, Limits, Takes, Watch
 from mmneuron_lens.runtime.remote import travelling
 from mmneuron_lens.runtime.returned import checked_returned
-from mmneuron_lens.runtime.run import job_of, needs_source
+from mmneuron_lens.runtime.run import job_of, needs_source, refuse_unfit
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.types import PairedItem
@@ -40,6 +40,7 @@ def run_jobs(
     limits: Limits | None = None,
     clock: Clock | None = None,
     server: Server | None = None,
+    takes: Takes | None = None,
     progress: Callable[[Sequence[Any], str], Any] | None = None,
 ) -> None:
     """Sends every job, and keeps each result as it arrives; through lost connections, restarts and this process' end.
@@ -48,6 +49,7 @@ def run_jobs(
     - keep: on disk before it returns.
     - records: what an earlier process sent is asked about, and sent again only when it is known to be lost.
     - again: the command line that runs this, for `mmneuron jobs resume`.
+    - takes: is told of a job that raised; if it says that it takes it, the others go on.
 
     Raises `JobFailed` with the message of a job that raised, `JobsUnfinished` when time runs out, and before anything
     is sent what `lens.check` raises.
@@ -57,7 +59,8 @@ def run_jobs(
         raise InvalidValue("A graph that rewires needs paired batches; run it with lens.run(..., sources=[...]).")
     plans, entry = travelling(graph, model)
     overs = results_over(graph, model.architecture)
-    server = server or NdifServer(model, remote, plans, entry, {**job_of(model, {}, False), "overs": overs})
+    job = job_of(model, {}, False)
+    server = server or NdifServer(model, remote, plans, entry, {**job, "overs": overs})
     if jobs and not any(records.record(name).attempts for name in jobs):
         server.check()
     records.describe(title, server.host, model.nnsight.to_model_key(), list(jobs), again)
@@ -66,6 +69,7 @@ def run_jobs(
         def made() -> tuple[list[PairedItem], dict[str, Any]]:
             batches, facts = make()
             for batch in batches:
+                refuse_unfit(model, checked, batch, None, job)
                 check_plans(checked, batch, model.architecture, model.module, model.dtype)
             return [{**batch.travelling(), "source": None} for batch in batches], facts
 
@@ -75,7 +79,7 @@ def run_jobs(
         checked = checked_returned(returned.get("returned"), overs, None, server.host)
         keep(name, fold.finish(checked["values"], overs), facts)
 
-    watch = Watch(records, server, limits or Limits(), clock or Clock(), kept)
+    watch = Watch(records, server, limits or Limits(), clock or Clock(), kept, takes)
     arriving = watch.gather({name: items(make) for name, make in jobs.items()})
     for _ in arriving if progress is None else progress(_Arriving(arriving, len(jobs)), title):
         pass

@@ -10,22 +10,8 @@ from interventions.errors import InvalidValue, MMNeuronError
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.backend import backend_of
 from mmneuron_lens.runtime.host import host_of
-from mmneuron_lens.runtime.serving import refuse_unserved
+from mmneuron_lens.runtime.serving import is_servers_trouble, last_line, refuse_unserved
 from mmneuron_lens.wire.types import FoldedJob, PairedItem, SitePlan
-
-OURS_TO_RETRY = ("botocore", "boto3", "redis", "ray", "urllib3", "requests", "httpx", "httpcore", "grpc")
-"""Packages of a server's own plumbing: an exception of theirs says nothing about the job."""
-
-BROKEN = (
-    "ConnectionError",
-    "ConnectionRefusedError",
-    "ConnectionResetError",
-    "BrokenPipeError",
-    "ConnectionAbortedError",
-)
-
-PHRASES = ("try again", "was evicted", "cancelled or preempted")
-"""How NDIF says that a job fell victim to something else (0.1.2)."""
 
 
 class Unreachable(Exception):
@@ -38,6 +24,10 @@ class Lost(Exception):
 
 class JobFailed(MMNeuronError, RuntimeError):
     """The job raised on the server, or the server refuses it: submitting it again would end the same."""
+
+
+class JobRaised(JobFailed):
+    """The job's own code raised on the server, for instance on what it was given."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +123,9 @@ class translated:
             raise Unreachable(one_line(cause)) from error
         if isinstance(error, RemoteError):
             whole, short = getattr(error, "traceback", str(error)), " ".join(str(error).split())
-            raise (Lost(last_line(whole)) if is_servers_trouble(whole) else JobFailed(short)) from error
+            if is_servers_trouble(whole):
+                raise Lost(last_line(whole)) from error
+            raise (JobRaised if "Traceback" in whole else JobFailed)(short) from error
 
     def _of_status(self, error: Exception, code: int) -> Exception:
         if code >= 500 or code == 429:
@@ -142,20 +134,6 @@ class translated:
         if self.backend is not None and getattr(self.backend.status, "value", "") == "COMPLETED":
             return Lost(f"its result is gone ({code})")
         return JobFailed(f"the server refuses the job ({code}): {last_line(str(error))}")
-
-
-def is_servers_trouble(text: str) -> bool:
-    """Whether a failed job's message speaks of the server's plumbing and not of the job."""
-    last = last_line(text)
-    if "Traceback" not in text:
-        return any(phrase in text.lower() for phrase in PHRASES)
-    raised = last.partition(":")[0].strip()
-    return raised in BROKEN or raised.partition(".")[0] in OURS_TO_RETRY
-
-
-def last_line(text: str) -> str:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
 
 
 def one_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 
 from interventions.errors import InvalidValue, MMNeuronError
 from mmneuron_lens.runtime.jobs.records import Record, Records
-from mmneuron_lens.runtime.jobs.server import JobFailed, Lost, Server, Unreachable
+from mmneuron_lens.runtime.jobs.server import JobFailed, JobRaised, Lost, Server, Unreachable
 from mmneuron_lens.runtime.transport import RemoteFailed
 from mmneuron_lens.wire.types import PairedItem
 
@@ -21,6 +21,10 @@ Items = Callable[[], tuple[list[PairedItem], dict[str, Any]]]
 
 Keep = Callable[[str, dict[str, Any], dict[str, Any]], None]
 """Keeps what a job returned, by its name, with its facts; on disk before it returns."""
+
+
+Takes = Callable[[str, JobRaised], bool]
+"""Is told of a job, by its name, that raised on the server; whether it takes it, so that the others go on."""
 
 
 class JobsUnfinished(MMNeuronError, TimeoutError):
@@ -73,12 +77,15 @@ class _Flight:
 class Watch:
     """Brings the jobs of one run home. Every change is on disk before the next request."""
 
-    def __init__(self, records: Records, server: Server, limits: Limits, clock: Clock, keep: Keep) -> None:
+    def __init__(
+        self, records: Records, server: Server, limits: Limits, clock: Clock, keep: Keep, takes: Takes | None = None
+    ) -> None:
         self.records, self.server, self.limits, self.clock, self.keep = records, server, limits, clock, keep
+        self.takes = takes
         self.start = clock.now()
 
     def gather(self, jobs: Mapping[str, Items]) -> Iterator[str]:
-        """Names of jobs as their results are kept, in order of arrival.
+        """Names of jobs as their results are kept, or `takes` takes them, in order of arrival.
 
         Raises `JobFailed` when a job raised or `attempts` of it were lost, `JobsUnfinished` when time ran out.
         """
@@ -141,6 +148,9 @@ class Watch:
             return self._again(jobs, flying, name, str(lost))
         except JobFailed as failed:
             self.records.write(flight.record, state="failed", error=str(failed))
+            if self.takes is not None and isinstance(failed, JobRaised) and self.takes(name, failed):
+                del flying[name]
+                return True
             raise JobFailed(f"{name}, job {flight.record.job}: {failed}") from failed
         if answer.returned is not None:
             try:

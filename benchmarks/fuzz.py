@@ -1,0 +1,110 @@
+"""The fuzz, larger than in the tests: bad input of every kind; each piece is used or named, and nothing ends.
+
+    python benchmarks/fuzz.py --each 4000
+
+Every group of `GROUPS` draws its kinds with a seed and says what became of each piece: "used" or "named", as its test
+asserts. Anything else, a warning too, is a failure. Writes benchmarks/fuzz-DATE.log; exit code 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+
+import mmneuron_lens  # noqa: E402, F401, I001  (first: it imports beartype before nnsight)
+import damaged_pictures  # noqa: E402
+import PIL  # noqa: E402
+import test_malformed_fuzz as malformed  # noqa: E402
+
+from mmneuron_lens.corpora import records  # noqa: E402
+from mmneuron_lens.corpora.records import RecordProblems  # noqa: E402
+
+Pieces = Iterator[tuple[str, Callable[[], Counter[str]]]]
+"""Kinds of bad input, each with what uses some of it and counts what came of it."""
+
+
+def malformed_records(each: int, seed: int, folder: Path) -> Pieces:
+    """Of every published format, as many as the test has; its seeds are its own."""
+    records.KEPT = 10**6
+    formats = {
+        "record of VQAv2, questions": partial(malformed.test_vqav2, broken="questions"),
+        "record of VQAv2, annotations": partial(malformed.test_vqav2, broken="annotations"),
+        "record of RSVQA": malformed.test_rsvqa,
+        "record of DocVQA": malformed.test_docvqa,
+        "record of PMC-VQA, version 1": partial(malformed.test_pmc_vqa, version=1),
+        "record of PMC-VQA, version 2": partial(malformed.test_pmc_vqa, version=2),
+        "record of LingoQA": malformed.test_lingoqa,
+        "row of one's own corpus": malformed.test_a_folder_of_ones_own,
+    }
+    for number, (kind, test) in enumerate(formats.items()):
+        place = folder / f"records{number}"
+
+        def used(test: Callable[..., None] = test, place: Path = place) -> Counter[str]:
+            place.mkdir()
+            test(place)
+            return Counter(named=malformed.RECORDS)
+
+        yield kind, used
+
+
+def pictures(each: int, seed: int, folder: Path) -> Pieces:
+    """Whole, turned and damaged image files: one at a time."""
+    problems = RecordProblems(folder)
+    for number, (kind, one) in enumerate(damaged_pictures.drawn(seed, each * len(damaged_pictures.KINDS))):
+        path = folder / f"{number}.{one.ending}"
+
+        def used(path: Path = path, one: damaged_pictures.Drawn = one) -> Counter[str]:
+            return Counter({{"decoded": "used", "refused": "named"}[malformed.outcome(path, one, problems)]: 1})
+
+        yield f"picture: {kind}", used
+
+
+GROUPS: tuple[Callable[[int, int, Path], Pieces], ...] = (malformed_records, pictures)
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--each", type=int, default=4000, help="pieces of every kind that can be drawn without end")
+    words.add_argument("--seed", type=int, default=0)
+    given = words.parse_args()
+    warnings.simplefilter("error")
+    # What Pillow logs of a file it refuses.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    came: dict[str, Counter[str]] = {}
+    failures, began = [], time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for group in GROUPS:
+            for kind, used in group(given.each, given.seed, Path(folder)):
+                try:
+                    found = used()
+                except Exception as error:
+                    found = Counter(FAILED=1)
+                    failures.append(f"{kind}: {type(error).__name__}: {error}")
+                came.setdefault(kind, Counter()).update(found)
+    total = sum(came.values(), Counter[str]())
+    title = (
+        f"{total.total()} pieces of {len(came)} kinds, seed {given.seed}, Pillow {PIL.__version__}: "
+        f"{total['used']} used, {total['named']} named in one line, {len(failures)} failures, "
+        f"{time.monotonic() - began:.0f} s"
+    )
+    lines = [f"{kind:40} {one.total():7} {one['used']:7} used {one['named']:7} named" for kind, one in came.items()]
+    log = ROOT / "benchmarks" / f"fuzz-{datetime.date.today().isoformat()}.log"
+    log.write_text("\n".join([title, *lines, *failures]) + "\n", encoding="utf-8")
+    print(log.read_text(encoding="utf-8"), end="")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

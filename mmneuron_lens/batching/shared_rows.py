@@ -1,0 +1,61 @@
+"""Shared rows: whether the questions of one image are counted in one row, and if not, why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmneuron_lens.batching.chat import PromptForm, images_come_first
+from mmneuron_lens.batching.prompting import Prompt, prompt_of
+from mmneuron_lens.corpora.frames import Frames
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.lens import Lens
+from mmneuron_lens.runtime.encoding import why_not_packed
+from mmneuron_lens.wire.layout import longest_image
+from mmneuron_lens.wire.pack import limit_of
+
+
+def packing_of(
+    lens: Lens,
+    samples: Sequence[Sample],
+    prompt: Prompt,
+    frames: Frames,
+    prompt_form: PromptForm,
+    exact: bool,
+    at_most: int,
+) -> tuple[bool, str]:
+    """Whether questions of the same images share work, and what an artifact says of it.
+
+    - exact: every question by itself.
+    - at_most: questions that share a row.
+    """
+    if exact or not all(sample.images for sample in samples):
+        return False, "none"
+    facts = lens.architecture.facts
+    if not facts["images_in_text"]:
+        return "vision_tower" in facts, "vision tower" if "vision_tower" in facts else "none"
+    if prompt == "evaluation" and not images_come_first(lens, prompt_form):
+        return False, "none: the chat template puts images behind the question"
+    if why := why_not_packed(lens.model):
+        return False, f"none: {why}"
+    limit = limit_of(facts)
+    if limit is None:
+        return True, f"{at_most} questions"
+    # The same words for every domain, so that their counts may be compared.
+    said = f"{at_most} questions where no prompt of the domain is longer than {limit} positions, else none"
+    packs = longest_prompt(lens, samples, prompt, frames, prompt_form) <= limit
+    return packs, f"{said}: attention beyond them is not plainly causal"
+
+
+def longest_prompt(
+    lens: Lens, samples: Sequence[Sample], prompt: Prompt, frames: Frames, prompt_form: PromptForm
+) -> int:
+    """Positions that the longest prompt takes at most, with each image on the largest grid."""
+    tokenizer, image = lens.processor.tokenizer, longest_image(lens.architecture.facts)
+
+    def positions(sample: Sample) -> int:
+        images = 1 if frames == "strip" else len(sample.images)
+        text = prompt_of(lens, sample, prompt, images, prompt_form)
+        # The text counts its placeholders too, which outweighs what words gain by being cut at them.
+        return len(tokenizer(text)["input_ids"]) + images * image
+
+    return max(map(positions, samples), default=0)
