@@ -57,25 +57,32 @@ Encode = Callable[[Sequence[Sample]], tuple[Batch | None, list[Sample]]]
 """Samples to a batch, and those of them that could be encoded."""
 
 
+def nothing(batches: Sequence[Batch]) -> Mapping[str, Any]:
+    """No facts."""
+    return {}
+
+
 def gather_remotely(
     lens: Lens,
     graph: Graph,
     steps: Sequence[Step],
     encode: Encode,
-    piece_of: Callable[[int, Values, tuple[str, ...]], Piece],
+    piece_of: Callable[[int, Values, Mapping[str, Any]], Piece],
     *,
     jobs: Jobs,
     keeper: Keeper,
     shard: Shard = WHOLE,
     left: LeftOut,
+    told: Callable[[Sequence[Batch]], Mapping[str, Any]] = nothing,
     title: str = "",
     progress: Progress = quietly,
 ) -> list[Held]:
     """As `gather`, on a server: returns disjoint pieces of all steps that are done, in order.
 
     - encode: samples to a batch; names those in `left` that it refuses.
-    - piece_of: what a job's results are, from the group, the results as `lens.run` gives them, and the ids of the
-      samples in it.
+    - piece_of: what a job's results are, from the group, the results as `lens.run` gives them, and the job's facts:
+      under "seen" the ids of the samples in it, and what is told of its batches.
+    - told: facts of a job's batches, as JSON; none unless given.
     - left: where samples are named that cannot be encoded, or for which a job raises. Such a job is sent again by
       parts, down to single samples, and then without those that raise alone.
     """
@@ -91,13 +98,14 @@ def gather_remotely(
             pairs = [encode(samples) for samples in parts(places) if samples]
             reasons = left.reasons_of(sample for place in places for sample in steps[place].samples)
             seen = ids_of(sample for _, kept in pairs for sample in kept)
-            return [batch for batch, _ in pairs if batch is not None], {"seen": list(seen), "left": reasons}
+            batches = [batch for batch, _ in pairs if batch is not None]
+            return batches, {"seen": list(seen), "left": reasons, **told(batches)}
 
         return make
 
     def keep(name: str, values: Values, facts: dict[str, Any]) -> None:
         places, reasons = chunks[name], facts.get("left", {})
-        piece = piece_of(steps[places.start].group, values, tuple(facts["seen"]))
+        piece = piece_of(steps[places.start].group, values, facts)
         keeper.keep(Held(places.start, places.stop, replace(piece, left=tuple(reasons), reasons=reasons)))
 
     def sent(made: Mapping[str, Make], keep: Kept, records: Records, **shown: Any) -> dict[str, JobRaised]:

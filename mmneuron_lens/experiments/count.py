@@ -42,6 +42,7 @@ from mmneuron_lens.corpora.content import content_digest
 from mmneuron_lens.corpora.folder import Problems, open_images
 from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.experiments.count_checks import positions_in, refuse_impossible
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.finite import refuse_tally
@@ -150,9 +151,15 @@ def count_steps(
     }
     if jobs is None:
         return gather(plan.steps, run, add, workers=workers, **shared)
+
+    def returned(group: int, out: Values, facts: Mapping[str, Any]) -> Piece:
+        made = piece_of(lens, plan, group, out, tuple(facts["seen"]))
+        return refuse_impossible(made, facts.get("positions", {}), jobs.remote)
+
     return gather_remotely(
-        lens, GRAPH, plan.steps, encoded, lambda *given: piece_of(lens, plan, *given), jobs=jobs, **shared
-    )
+        lens, GRAPH, plan.steps, encoded, returned, told=lambda some: {"positions": positions_in(some)}, jobs=jobs,
+        **shared,
+    )  # fmt: skip
 
 
 def count_domain(

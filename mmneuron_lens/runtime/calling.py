@@ -36,6 +36,7 @@ class Call:
         self.act, self.plan, self.batch, self.shape, self.module = act, plan, batch, shape, module
         self.dtype = torch.bool if plan["port"]["view"] == ("mask",) else dtype
         self.shapes = ""
+        self.returned: Any = None
 
     def doubt(self) -> str | None:
         """None when shapes alone prove that it fits; otherwise why they could not, and what a trial showed.
@@ -107,6 +108,7 @@ class Call:
             returned = act["function"](*given, **arguments)
         except ShapeError as error:
             raise self.shape_error(str(error)) from None
+        self.returned = returned
         self.accept(returned, value)
 
     def accept(self, returned: object, value: Tensor) -> None:

@@ -15,6 +15,7 @@ from mmneuron_lens.runtime.backend import backend_of
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
 from mmneuron_lens.runtime.finite import guarded, refuse_unsound
+from mmneuron_lens.runtime.forms import forms_of
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.returned import checked_returned, checked_served
 from mmneuron_lens.runtime.run import checked_generation, job_of, needs_source, refuse_unfit, result_of
@@ -72,7 +73,8 @@ def run_remote(
         returned = entry(held, plans, items, job).save()
     if remote != "local":
         # A server may have sent nothing under this name.
-        returned = checked_returned(backend.found.get("returned"), overs, len(batches), backend.host)
+        forms = forms_of(checked, batches[0], model.architecture, model.module, model.dtype) if batches else {}
+        returned = checked_returned(backend.found.get("returned"), overs, len(batches), backend.host, forms)
     values = fold.finish(returned["values"], overs)
     values = refuse_unsound(values, model.dtype) if settings and values else values
     return result_of(model, values, returned["answers"], returned["logits"], job["pad"])

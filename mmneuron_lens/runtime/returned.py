@@ -7,16 +7,20 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from mmneuron_lens.runtime.forms import Forms, misfits
 from mmneuron_lens.runtime.transport import WHOSE, RemoteFailed
 from mmneuron_lens.wire.types import Key, Over, Returned, Served
 
 
-def checked_returned(returned: Any, overs: Mapping[Key, Over], batches: int | None, host: str) -> Returned:
+def checked_returned(
+    returned: Any, overs: Mapping[Key, Over], batches: int | None, host: str, forms: Mapping[Key, Forms] | None = None
+) -> Returned:
     """Results by name, answers and logits, as `wire.job.run_job` returns them.
 
     - overs: the results that were asked for
     - batches: how many were sent; None where that is not known any more
     - host: that is named in the message
+    - forms: of results, as far as they are known before
 
     Raises `RemoteFailed` where a part is missing, is too much, or is of another kind.
     """
@@ -41,6 +45,8 @@ def checked_returned(returned: Any, overs: Mapping[Key, Over], batches: int | No
             raise RemoteFailed(f"{host}: {name} at {site} came back without sum and weight; {WHOSE}.")
         if overs[name, site] == "list" and batches is not None and len(value) != batches:
             raise RemoteFailed(f"{host}: {name} at {site} came back for {len(value)} of {batches} batches; {WHOSE}.")
+        if says := misfits(value, (forms or {}).get((name, site))):
+            raise RemoteFailed(f"{host}: {name} at {site} came back as {says}; {WHOSE}.")
     if not all(isinstance(one, Tensor) for one in (*returned["answers"], *returned["logits"])):
         raise RemoteFailed(f"{host}: answers or logits came back that are no tensors; {WHOSE}.")
     return cast(Returned, returned)

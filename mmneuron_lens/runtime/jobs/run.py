@@ -10,6 +10,7 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import compile_graph, results_over
+from mmneuron_lens.runtime.forms import Forms, forms_of
 from mmneuron_lens.runtime.jobs.records import Records
 from mmneuron_lens.runtime.jobs.server import NdifServer, Server
 from mmneuron_lens.runtime.jobs.watch import Clock, Items, Limits, Takes, Watch
@@ -18,7 +19,10 @@ from mmneuron_lens.runtime.returned import checked_returned
 from mmneuron_lens.runtime.run import job_of, needs_source, refuse_unfit
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
-from mmneuron_lens.wire.types import PairedItem
+from mmneuron_lens.wire.types import Key, PairedItem
+
+BATCHES = "batches"
+"""How many batches a job has, among its facts."""
 
 Make = Callable[[], tuple[Sequence[Batch], dict[str, Any]]]
 """A job's batches, and JSON facts to keep beside its result; called only when the job is submitted."""
@@ -65,18 +69,23 @@ def run_jobs(
         server.check()
     records.describe(title, server.host, model.nnsight.to_model_key(), list(jobs), again)
 
+    # What must come back, known once a batch is made here.
+    forms: dict[Key, Forms] = {}
+
     def items(make: Make) -> Items:
         def made() -> tuple[list[PairedItem], dict[str, Any]]:
             batches, facts = make()
             for batch in batches:
                 refuse_unfit(model, checked, batch, None, job)
                 check_plans(checked, batch, model.architecture, model.module, model.dtype)
-            return [{**batch.travelling(), "source": None} for batch in batches], facts
+            if batches and not forms:
+                forms.update(forms_of(checked, batches[0], model.architecture, model.module, model.dtype))
+            return [{**one.travelling(), "source": None} for one in batches], {**facts, BATCHES: len(batches)}
 
         return made
 
     def kept(name: str, returned: dict[str, Any], facts: dict[str, Any]) -> None:
-        checked = checked_returned(returned.get("returned"), overs, None, server.host)
+        checked = checked_returned(returned.get("returned"), overs, facts.get(BATCHES), server.host, forms)
         keep(name, fold.finish(checked["values"], overs), facts)
 
     watch = Watch(records, server, limits or Limits(), clock or Clock(), kept, takes)
