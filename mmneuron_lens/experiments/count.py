@@ -49,7 +49,16 @@ from mmneuron_lens.runtime.finite import refuse_tally
 PACKED = 96
 """Questions of the same images that share one row, at most: RSVQA-HR asks about 90 of an image."""
 
-GRAPH: Graph = count_checked.at("*.act") | count_positions.at("*.act", layers=0)
+
+def counting_graph(lens: Lens) -> Graph:
+    """What is counted: at every `.act` site the active neurons, and the positions once, which every layer shares."""
+    sites = [site for site in lens.sites if site.endswith(".act")]
+    layered = [site for site in sites if lens.architecture.place(site).layers is not None]
+    single = [site for site in sites if site not in layered]
+    positions = [count_positions.at(layered, layers=0), count_positions.at(single)]
+    return Graph((count_checked.at(sites), *positions[: 1 + bool(single)]))
+
+
 """Every layer sees the same positions."""
 
 
@@ -128,7 +137,7 @@ def count_steps(
     - problems: where samples are named that can be neither decoded, encoded nor run.
     - jobs: count on a server.
     """
-    keeper, left = Memory() if keeper is None else keeper, LeftOut(problems)
+    keeper, left, graph = Memory() if keeper is None else keeper, LeftOut(problems), counting_graph(lens)
 
     def encoded(samples: Sequence[Sample], opened: Opener = open_images) -> tuple[Batch | None, list[Sample]]:
         if plan.packs:
@@ -137,7 +146,7 @@ def count_steps(
 
     def run(step: Step, opened: Opener) -> Piece:
         batch, kept = encoded(step.samples, opened)
-        out = {} if batch is None else lens.run(GRAPH, batch)
+        out = {} if batch is None else lens.run(graph, batch)
         tokens = 0 if batch is None else int(batch.fields["llm"]["weight"].sum())
         return piece_of(lens, plan, step.group, out, ids_of(kept), tokens)
 
@@ -151,7 +160,7 @@ def count_steps(
     if jobs is None:
         return gather(plan.steps, run, add, workers=workers, **shared)
     return gather_remotely(
-        lens, GRAPH, plan.steps, encoded, lambda *given: piece_of(lens, plan, *given), jobs=jobs, **shared
+        lens, graph, plan.steps, encoded, lambda *given: piece_of(lens, plan, *given), jobs=jobs, **shared
     )
 
 
@@ -172,7 +181,7 @@ def count_domain(
 
 
 def piece_of(lens: Lens, plan: CountPlan, group: int, out: Values, seen: tuple[str, ...], tokens: int = 0) -> Piece:
-    """What a run of `GRAPH` counted: `active/SITE` int64 [layer, kind, neuron], `tokens/SITE` int64 [kind].
+    """What a run of `counting_graph` counted: `active/SITE` int64 [layer, kind, neuron], `tokens/SITE` int64 [kind].
 
     Raises `NotFinite` for activations that say nothing of their neurons.
     """
