@@ -14,7 +14,7 @@ from interventions import GROUP_KINDS, SITES, Graph, count_checked, count_positi
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, REASONS, Counts
 from mmneuron_lens.artifacts.format import provenance
-from mmneuron_lens.artifacts.reachability import UNREACHABLE, Unreachable
+from mmneuron_lens.artifacts.reachability import UNREACHABLE, UnreachableLayers
 from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of, steps_of_whole_images
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
@@ -57,9 +57,6 @@ def counting_graph(lens: Lens) -> Graph:
     single = [site for site in sites if site not in layered]
     positions = [count_positions.at(layered, layers=0), count_positions.at(single)]
     return Graph((count_checked.at(sites), *positions[: 1 + bool(single)]))
-
-
-"""Every layer sees the same positions."""
 
 
 @dataclass(frozen=True)
@@ -229,11 +226,11 @@ def counts_of(held: Sequence[Held], facts: Mapping[str, Any]) -> Counts:
     return Counts(model, domain, active, tokens, kinds, samples, {**shared, LEFT_OUT: left, **why})
 
 
-def unreachable_layers(lens: Lens) -> dict[str, Unreachable]:
+def unreachable_layers(lens: Lens) -> dict[str, UnreachableLayers]:
     """By site whose neurons are counted, the layers that cannot reach the logits; sites all of whose layers can have
     no entry. They are counted like all others.
     """
-    found: dict[str, Unreachable] = {}
+    found: dict[str, UnreachableLayers] = {}
     for site in (site for site in lens.sites if site.endswith(".act")):
         place = lens.architecture.place(site)
         if layers := [layer or 0 for layer, _ in place.paths() if not place.reaches(layer)]:
