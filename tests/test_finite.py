@@ -29,7 +29,7 @@ from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.means import Means
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.ablate import ablate
-from mmneuron_lens.experiments.count import GRAPH, count_domain
+from mmneuron_lens.experiments.count import count_domain, counting_graph
 from mmneuron_lens.experiments.deviate import deviate
 from mmneuron_lens.experiments.embed import embed_images
 from mmneuron_lens.experiments.entropy import read_entropy, top_one
@@ -162,8 +162,8 @@ def test_a_remote_count_ends_likewise(corpus):
     lens = overflowing("llava_next", GATE["llava_next"])
     plan = plan_count(lens, corpus["common"])
     batch, _ = encode_packed(lens, plan.steps[0].samples, plan.prompt, 96)
-    plans, _ = travelling(GRAPH, lens.model)
-    job = {**job_of(lens.model, {}, False), "overs": results_over(GRAPH, lens.architecture)}
+    plans, _ = travelling(counting_graph(lens), lens.model)
+    job = {**job_of(lens.model, {}, False), "overs": results_over(counting_graph(lens), lens.architecture)}
     values = run_job(lens.nnsight, plans, [{**batch.travelling(), "source": None}], job)["values"]
     with pytest.raises(NotFinite, match=r"^llm\.mlp\.act, layer 1"):
         piece_of(lens, plan, 0, values, (), ())

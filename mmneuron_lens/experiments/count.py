@@ -14,7 +14,7 @@ from interventions import GROUP_KINDS, SITES, Graph, count_checked, count_positi
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, REASONS, Counts
 from mmneuron_lens.artifacts.format import provenance
-from mmneuron_lens.artifacts.reachability import UNREACHABLE, Unreachable
+from mmneuron_lens.artifacts.reachability import UNREACHABLE, UnreachableLayers
 from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of, steps_of_whole_images
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
@@ -50,8 +50,14 @@ from mmneuron_lens.runtime.finite import refuse_tally
 PACKED = 96
 """Questions of the same images that share one row, at most: RSVQA-HR asks about 90 of an image."""
 
-GRAPH: Graph = count_checked.at("*.act") | count_positions.at("*.act", layers=0)
-"""Every layer sees the same positions."""
+
+def counting_graph(lens: Lens) -> Graph:
+    """What is counted: at every `.act` site the active neurons, and the positions once, which every layer shares."""
+    sites = [site for site in lens.sites if site.endswith(".act")]
+    layered = [site for site in sites if lens.architecture.place(site).layers is not None]
+    single = [site for site in sites if site not in layered]
+    positions = [count_positions.at(layered, layers=0), count_positions.at(single)]
+    return Graph((count_checked.at(sites), *positions[: 1 + bool(single)]))
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def count_steps(
     - problems: where samples are named that can be neither decoded, encoded nor run.
     - jobs: count on a server.
     """
-    keeper, left = Memory() if keeper is None else keeper, LeftOut(problems)
+    keeper, left, graph = Memory() if keeper is None else keeper, LeftOut(problems), counting_graph(lens)
 
     def encoded(samples: Sequence[Sample], opened: Opener = open_images) -> tuple[Batch | None, list[Sample]]:
         if plan.packs:
@@ -138,7 +144,7 @@ def count_steps(
 
     def run(step: Step, opened: Opener) -> Piece:
         batch, kept = encoded(step.samples, opened)
-        out = {} if batch is None else lens.run(GRAPH, batch)
+        out = {} if batch is None else lens.run(graph, batch)
         tokens = 0 if batch is None else int(batch.fields["llm"]["weight"].sum())
         return piece_of(lens, plan, step.group, out, ids_of(kept), tokens)
 
@@ -157,7 +163,7 @@ def count_steps(
         return refuse_impossible(made, facts.get("positions", {}), jobs.remote)
 
     return gather_remotely(
-        lens, GRAPH, plan.steps, encoded, returned, told=lambda some: {"positions": positions_in(some)}, jobs=jobs,
+        lens, graph, plan.steps, encoded, returned, told=lambda some: {"positions": positions_in(some)}, jobs=jobs,
         **shared,
     )  # fmt: skip
 
@@ -179,7 +185,7 @@ def count_domain(
 
 
 def piece_of(lens: Lens, plan: CountPlan, group: int, out: Values, seen: tuple[str, ...], tokens: int = 0) -> Piece:
-    """What a run of `GRAPH` counted: `active/SITE` int64 [layer, kind, neuron], `tokens/SITE` int64 [kind].
+    """What a run of `counting_graph` counted: `active/SITE` int64 [layer, kind, neuron], `tokens/SITE` int64 [kind].
 
     Raises `NotFinite` for activations that say nothing of their neurons.
     """
@@ -227,11 +233,11 @@ def counts_of(held: Sequence[Held], facts: Mapping[str, Any]) -> Counts:
     return Counts(model, domain, active, tokens, kinds, samples, {**shared, LEFT_OUT: left, **why})
 
 
-def unreachable_layers(lens: Lens) -> dict[str, Unreachable]:
+def unreachable_layers(lens: Lens) -> dict[str, UnreachableLayers]:
     """By site whose neurons are counted, the layers that cannot reach the logits; sites all of whose layers can have
     no entry. They are counted like all others.
     """
-    found: dict[str, Unreachable] = {}
+    found: dict[str, UnreachableLayers] = {}
     for site in (site for site in lens.sites if site.endswith(".act")):
         place = lens.architecture.place(site)
         if layers := [layer or 0 for layer, _ in place.paths() if not place.reaches(layer)]:
