@@ -1,4 +1,4 @@
-"""A server of one's own, recorded as `mmneuron ndif up` records it, with processes of a test in place of its services."""
+"""A server of one's own, recorded as `mmneuron ndif up` records it, with a test's processes as its services."""
 
 from __future__ import annotations
 

@@ -37,11 +37,13 @@ def test_folders_are_700_and_files_600_those_of_services_too(tmp_path, umask):
     log.chmod(0o644)
     services.copy_code(state)
     # As ray does with its folders.
-    code = "import os, time; os.mkdir('made'); os.chmod('made', 0o777); open('made/file', 'w').close(); print('made', flush=True); time.sleep(300)"
+    code = (
+        "import os, time; os.mkdir('made'); os.chmod('made', 0o777); open('made/file', 'w').close(); "
+        "print('made', flush=True); time.sleep(300)"
+    )
+    surroundings = {MARK: server.mark, "PYTHONPATH": str(state.folder)}
     with state.locked():
-        services._service(
-            state, "api", [sys.executable, "-c", code], {MARK: server.mark, "PYTHONPATH": str(state.folder)}
-        )
+        services._service(state, "api", [sys.executable, "-c", code], surroundings)
         services._until(state, "api", lambda: "made" in log.read_text())
         services._finish(state, "deploy", [sys.executable, "-c", "open('deployed', 'w').close()"], dict(os.environ))
     found = modes(state.folder)
