@@ -64,9 +64,8 @@ def start_all(state: State, deployments: dict[str, Any], **changes: Any) -> Serv
 
 def start_foreign(*words: str, **settings: Any) -> subprocess.Popen[bytes]:
     """A process of somebody else: a session of its own, no mark, another working directory."""
-    return subprocess.Popen(
-        [sys.executable, *words], start_new_session=True, stdout=subprocess.PIPE, cwd="/", **settings
-    )
+    settings = {"start_new_session": True, "stdout": subprocess.PIPE, "cwd": "/", **settings}
+    return subprocess.Popen([sys.executable, *words], **settings)
 
 
 def is_running(pid: int) -> bool:

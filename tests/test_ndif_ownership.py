@@ -71,7 +71,7 @@ def test_a_dead_service_whose_id_is_a_foreign_session(state, foreign):
 
 def test_an_id_that_was_given_again(state, foreign):
     server_in(state)
-    other = foreign()
+    other = foreign(cwd=state.folder)
     recorded(state, api=(other.pid, ownership.started(other.pid) - 0.01))
     assert asked("down") == (0, "Ended 0 processes.")
     assert is_running(other.pid)
