@@ -13,7 +13,7 @@ import httpx
 import nnsight
 import pytest
 import torch
-from conftest import mixed_batch
+from conftest import mixed_batch, pictures
 from equality import assert_same_results
 from faults import Live
 from own_server import FAKE, asked, is_running, start_foreign
@@ -59,15 +59,14 @@ def test_threads_are_those_of_the_server(state):
 
 
 def test_no_file_holds_a_clients_key_and_none_is_open(state, monkeypatch):
-    """A job that returns, one that raises, one that is polled, and requests that the API refuses."""
+    """A job that returns, one that raises, and requests that the API refuses."""
     from failing_there import fails_there
 
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", KEY)
     lens = Lens.weightless(Lens.embedded("llava-next").model.repo)
-    batch = mixed_batch(lens)
-    lens.run(count_active, [batch], remote=URL)
+    lens.run(count_active, [mixed_batch(lens)], remote=URL)
     with pytest.raises(Exception, match="no such neuron"):
-        lens.run(fails_there, [batch], remote=URL)
+        lens.run(fails_there, [lens.encode(pictures((32, 32)), ["why"])], remote=URL)
     headers = {"ndif-api-key": KEY}
     assert httpx.get(f"{URL}/whoami", headers=headers).status_code == 200
     assert httpx.get(f"{URL}/response/none", headers=headers).status_code == 404
