@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,7 +26,16 @@ def state(tmp_path, monkeypatch):
     folder = tmp_path / "state"
     monkeypatch.setenv("MMNEURON_NDIF_STATE", str(folder))
     folder.mkdir(mode=0o700)
-    return State(folder)
+    yield State(folder)
+    end_marked(tmp_path)
+
+
+def end_marked(place):
+    """End what a failed test left: whatever carries the mark of a server in a folder of this test."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if f" {place}/" in process.environ().get(ownership.MARK, ""):
+                process.kill()
 
 
 @pytest.fixture
