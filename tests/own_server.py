@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mmneuron_lens.cli import app
 from mmneuron_lens.ndif import services
 from mmneuron_lens.ndif.ownership import MARK
-from mmneuron_lens.ndif.state import PORTS, SERVICES, Server, State, new_token
+from mmneuron_lens.ndif.state import PORTS, SERVICES, OwnServer, State, new_token
 
 FAKE = Path(__file__).parent / "fake_services.py"
 
@@ -25,7 +25,7 @@ def asked(*words: Any) -> tuple[int, str]:
     return result.exit_code, result.output.strip()
 
 
-def server_in(state: State, **changes: Any) -> Server:
+def server_in(state: State, **changes: Any) -> OwnServer:
     """A server on a CPU, saved in the folder; nothing of it runs."""
     facts: dict[str, Any] = {
         "folder": str(state.folder),
@@ -37,7 +37,7 @@ def server_in(state: State, **changes: Any) -> Server:
         "threads": 1,
         "offline": True,
     }
-    server = Server(**{**facts, **changes})
+    server = OwnServer(**{**facts, **changes})
     state.save(server)
     return server
 
@@ -52,7 +52,7 @@ def start_service(state: State, name: str, kind: str, status: Path | None = None
         services._until_open(state, name)
 
 
-def start_all(state: State, deployments: dict[str, Any], **changes: Any) -> Server:
+def start_all(state: State, deployments: dict[str, Any], **changes: Any) -> OwnServer:
     """Every service, the API telling of these deployments."""
     server_in(state, **changes)
     told = state.folder / "told.json"

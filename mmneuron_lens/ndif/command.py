@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from mmneuron_lens.ndif.health import Health
-    from mmneuron_lens.ndif.state import Server, State
+    from mmneuron_lens.ndif.state import OwnServer, State
 
 ndif_app = typer.Typer(
     name="ndif", help="Your own NDIF server on this machine, on loopback only.", no_args_is_help=True
@@ -104,7 +104,7 @@ def down(state: Folder = None) -> None:
         services.end(kept, _say)
 
 
-def repair(state: State, server: Server, python: Path) -> None:
+def repair(state: State, server: OwnServer, python: Path) -> None:
     """Start a server again, at the same port and with its models, when anything of it is down; says what was."""
     from mmneuron_lens.ndif import services
     from mmneuron_lens.ndif.ownership import listening
@@ -178,7 +178,7 @@ def refuse_settings(dtype: str, cpu: bool, threads: int | None) -> None:
         raise InvalidValue(f"--threads is {threads}; this machine has {threads_here()} processors.")
 
 
-def refuse_other(server: Server, cpu: bool, sandbox: bool, port: int, dtype: str, threads: int | None) -> None:
+def refuse_other(server: OwnServer, cpu: bool, sandbox: bool, port: int, dtype: str, threads: int | None) -> None:
     """Raise `ServiceFailed` when the running server was started with other settings."""
     wanted = {"cpu": cpu, "sandbox": sandbox, "dtype": dtype, "port": port, "threads": threads or server.threads}
     running = {name: getattr(server, name) for name in ("cpu", "sandbox", "dtype", "threads")}
@@ -190,7 +190,7 @@ def refuse_other(server: Server, cpu: bool, sandbox: bool, port: int, dtype: str
         raise ServiceFailed(f"A server runs already, with {'; '.join(differing)}. End it first: mmneuron ndif down")
 
 
-def lines(server: Server) -> str:
+def lines(server: OwnServer) -> str:
     """What to paste into a notebook."""
     from mmneuron_lens.ndif.health import url_of
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmneuron_lens.ndif.ownership import leaders, listening
-from mmneuron_lens.ndif.state import SERVICES, Server
+from mmneuron_lens.ndif.state import SERVICES, OwnServer
 
 HERE = "127.0.0.1"
 TASK = "image-text-to-text"
@@ -28,7 +28,7 @@ class Health:
         return not self.down and not self.loading
 
 
-def health_of(server: Server) -> Health:
+def health_of(server: OwnServer) -> Health:
     """Ask redis, the object store, ray and the API, and through them ray's controller for each model."""
     health = Health()
     alive, ports = leaders(server), listening(server)
@@ -56,12 +56,12 @@ def health_of(server: Server) -> Health:
     return health
 
 
-def port_of(server: Server, service: str) -> int:
+def port_of(server: OwnServer, service: str) -> int:
     """The port at which a service is awaited; ray's is that of its clients."""
     return server.ports["client" if service == "ray" else service]
 
 
-def url_of(server: Server) -> str:
+def url_of(server: OwnServer) -> str:
     return f"http://{HERE}:{server.ports['api']}"
 
 

@@ -12,7 +12,7 @@ import os
 
 import psutil
 
-from mmneuron_lens.ndif.state import Server
+from mmneuron_lens.ndif.state import OwnServer
 
 MARK = "MMNEURON_NDIF_SERVER"
 """The variable that holds a server's mark."""
@@ -24,7 +24,7 @@ def started(pid: int) -> float:
     return round(psutil.Process(pid).create_time() - psutil.boot_time(), 2)
 
 
-def own(server: Server) -> list[psutil.Process]:
+def own(server: OwnServer) -> list[psutil.Process]:
     """The living processes of a server."""
     living = {process.pid: process for process in psutil.process_iter() if _is_living(process)}
     found = {pid for pid, process in living.items() if _is_marked(process, server) or _is_recorded(process, server)}
@@ -38,13 +38,13 @@ def own(server: Server) -> list[psutil.Process]:
     return [living[pid] for pid in sorted(found)]
 
 
-def leaders(server: Server) -> dict[str, psutil.Process]:
+def leaders(server: OwnServer) -> dict[str, psutil.Process]:
     """By service, the very process that was started, if it still runs."""
     recorded = {process.pid: process for process in own(server) if _is_recorded(process, server)}
     return {name: recorded[pid] for name, (pid, _) in server.services.items() if pid in recorded}
 
 
-def listening(server: Server) -> set[int]:
+def listening(server: OwnServer) -> set[int]:
     """The ports at which processes of a server listen."""
     found = set()
     for process in own(server):
@@ -56,7 +56,7 @@ def listening(server: Server) -> set[int]:
     return found
 
 
-def end_processes(server: Server, patience: float = 5.0) -> int:
+def end_processes(server: OwnServer, patience: float = 5.0) -> int:
     """End a server's processes and no other; returns how many.
 
     All are asked at once (SIGTERM), because ray's and gunicorn's children outlive a leader that is asked alone, and
@@ -88,14 +88,14 @@ def _is_living(process: psutil.Process) -> bool:
         return False
 
 
-def _is_marked(process: psutil.Process, server: Server) -> bool:
+def _is_marked(process: psutil.Process, server: OwnServer) -> bool:
     try:
         return process.environ().get(MARK) == server.mark
     except (psutil.Error, OSError):
         return False
 
 
-def _is_recorded(process: psutil.Process, server: Server) -> bool:
+def _is_recorded(process: psutil.Process, server: OwnServer) -> bool:
     try:
         is_recorded = (process.pid, started(process.pid)) in server.services.values()
         return is_recorded and process.cwd() == server.folder

@@ -21,7 +21,7 @@ from mmneuron_lens.ndif.health import HERE, Health, health_of, is_connected, mod
 from mmneuron_lens.ndif.ownership import MARK, end_processes, leaders, listening, started
 from mmneuron_lens.ndif.state import (
     PORTS,
-    Server,
+    OwnServer,
     State,
     make_temporary,
     new_token,
@@ -75,7 +75,7 @@ def start(
     state.claim()
     copy_code(state)
     names = [name for name in PORTS if name != "api"]
-    server = Server(
+    server = OwnServer(
         folder=str(state.folder),
         token=new_token(),
         ports=dict(zip(names, free_ports(len(names)), strict=True)) | {"api": port},
@@ -131,7 +131,7 @@ def serve(state: State, python: Path, models: Sequence[tuple[str, str]], say: Ca
     state.save(replace(server, models=[*server.models, *wanted]))
 
 
-def settled(server: Server) -> Health:
+def settled(server: OwnServer) -> Health:
     """A server's health, when no model is being loaded any more; after `PATIENCE` seconds as it is."""
     deadline = time.monotonic() + PATIENCE
     while (health := health_of(server)).loading and not health.down and time.monotonic() < deadline:
@@ -157,7 +157,7 @@ def copy_code(state: State) -> None:
         write_atomically(state.folder / f"{module}.py", code, private=True)
 
 
-def environment_of(state: State, python: Path, server: Server) -> dict[str, str]:
+def environment_of(state: State, python: Path, server: OwnServer) -> dict[str, str]:
     """The variables that ndif and ray read. Nothing of the caller's NDIF_* or CUDA settings is passed on."""
     ports = server.ports
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NDIF_", "RAY_", "GUNICORN"))}
@@ -200,7 +200,7 @@ def environment_of(state: State, python: Path, server: Server) -> dict[str, str]
     return kept | ours
 
 
-def ray_options(server: Server) -> list[str]:
+def ray_options(server: OwnServer) -> list[str]:
     """Arguments of `ray start`. On a CPU one card is declared, so that ndif's placement finds room."""
     ports, cpu = server.ports, server.cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -31,7 +31,7 @@ def default_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Server:
+class OwnServer:
     """server.json: a server as it was started.
 
     - folder: the state folder; a copy of the file in another folder is not that folder's.
@@ -127,7 +127,7 @@ class State:
         finally:
             lock.release()
 
-    def server(self) -> Server | None:
+    def server(self) -> OwnServer | None:
         """The last start, None when there is none.
 
         Raises `InvalidValue`, one line, when the file is not what `save` wrote here.
@@ -143,14 +143,14 @@ class State:
                 "or deleted: end that server's processes by hand if any are left, and remove the file."
             ) from None
 
-    def known(self) -> Server:
+    def known(self) -> OwnServer:
         """The last start. Raises `ServiceFailed` when there is none."""
         server = self.server()
         if server is None:
             raise ServiceFailed(f"{self.folder} knows no server; start one: mmneuron ndif up --model FOLDER")
         return server
 
-    def save(self, server: Server) -> None:
+    def save(self, server: OwnServer) -> None:
         write_atomically(self.folder / "server.json", json.dumps(asdict(server), indent=1) + "\n", private=True)
 
     def forget(self) -> None:
@@ -161,13 +161,13 @@ def new_token() -> str:
     return secrets.token_hex(8)
 
 
-def make_temporary(server: Server) -> None:
+def make_temporary(server: OwnServer) -> None:
     """Make ray's folder, with a file that says whose it is."""
     server.temporary.mkdir(mode=0o700)
     write_atomically(server.temporary / "owner", server.mark, private=True)
 
 
-def remove_temporary(server: Server) -> None:
+def remove_temporary(server: OwnServer) -> None:
     """Remove ray's folder, if it is the one that was made for this server."""
     folder = server.temporary
     try:
@@ -178,10 +178,10 @@ def remove_temporary(server: Server) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _server(read: Any, folder: Path) -> Server:
+def _server(read: Any, folder: Path) -> OwnServer:
     """What was read, every field of its type. Raises `ValueError` that names the first which is not."""
-    if not isinstance(read, dict) or set(read) != {one.name for one in fields(Server)}:
-        raise ValueError(f"it does not have exactly {', '.join(one.name for one in fields(Server))}")
+    if not isinstance(read, dict) or set(read) != {one.name for one in fields(OwnServer)}:
+        raise ValueError(f"it does not have exactly {', '.join(one.name for one in fields(OwnServer))}")
     fitting = {
         "folder": read["folder"] == str(folder),
         "token": _is_token(read["token"]),
@@ -198,7 +198,7 @@ def _server(read: Any, folder: Path) -> Server:
         if not fits:
             raise ValueError(f"{name} is {json.dumps(read[name])[:80]}")
     pairs = {name: (pid, started) for name, (pid, started) in read["services"].items()}
-    return Server(**{**read, "models": [(name, repo) for name, repo in read["models"]], "services": pairs})
+    return OwnServer(**{**read, "models": [(name, repo) for name, repo in read["models"]], "services": pairs})
 
 
 def _is_token(value: Any) -> bool:
