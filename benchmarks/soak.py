@@ -64,9 +64,7 @@ def main() -> int:
     if given.only:
         return 1 if failed else 0
     log = ROOT / "benchmarks" / f"soak-{datetime.date.today().isoformat()}.log"
-    title = (
-        f"{live.state.server()['models'][0][0]}, {given.images} images, {given.repeat} times each, {failed} failures"
-    )
+    title = f"{live.state.known().models[0][0]}, {given.images} images, {given.repeat} times each, {failed} failures"
     log.write_text("\n".join([title, *lines]) + "\n", encoding="utf-8")
     return 1 if failed else 0
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from interventions.errors import StorageFailed
 
 
-def write_atomically(path: str | Path, content: bytes | str) -> None:
+def write_atomically(path: str | Path, content: bytes | str, private: bool = False) -> None:
     """Writes a file, and the folder it lies in, so that a reader, or a kill, finds the old content or the new.
 
     - path: where the file will lie; its folder is made.
     - content: bytes, or text that is written as UTF-8.
+    - private: no other user may read the file, or the folder if it is made here.
 
     Raises `StorageFailed` naming the file when the disk is full or the folder cannot be written.
     """
@@ -24,9 +25,10 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     content = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+        mode = 0o600 if private else 0o666
         try:
-            with open(partial, "xb") as file:
+            with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

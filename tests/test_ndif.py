@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
-import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
+from own_server import asked, server_in
 
-from mmneuron_lens.cli import app
 from mmneuron_lens.ndif import environment, services
 from mmneuron_lens.ndif.command import repo_of
-from mmneuron_lens.ndif.state import State, processes
+from mmneuron_lens.ndif.state import State
 
 
 @pytest.fixture
@@ -22,11 +19,6 @@ def state(tmp_path, monkeypatch):
     monkeypatch.setenv("MMNEURON_NDIF_STATE", str(tmp_path))
     monkeypatch.delenv("MMNEURON_NDIF_ENV", raising=False)
     return State(tmp_path)
-
-
-def asked(*words):
-    result = CliRunner().invoke(app, ["ndif", *words])
-    return result.exit_code, result.output.strip()
 
 
 @pytest.fixture
@@ -97,71 +89,63 @@ def test_the_key_is_the_clients(tmp_path):
 def test_everything_is_on_loopback_and_nothing_of_the_caller_passes(state, monkeypatch, tmp_path):
     monkeypatch.setenv("NDIF_POSTGRES_URL", "postgres://elsewhere")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    names = ("redis", "store", "ray", "client", "dashboard", "grpc", "metrics", "agent", "api")
-    ports = dict(zip(names, services.free_ports(9), strict=True))
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    server = server_in(state, sandbox=True, threads=3)
+    ports = server.ports
     assert len(set(ports.values())) == 9
-    server = {"ports": ports, "cpu": True, "sandbox": True, "dtype": "float32"}
-    made = services.environment_of(state, tmp_path / "bin" / "python", server, True)
+    made = services.environment_of(state, tmp_path / "bin" / "python", server)
+    assert made["OMP_NUM_THREADS"] == "3"
     assert "NDIF_POSTGRES_URL" not in made
     assert "CUDA_VISIBLE_DEVICES" not in made
     assert made["NDIF_DEFAULT_MODEL_ACTOR_CLASS"] == "mmneuron_ndif_actor.CpuSandbox"
     assert made["GUNICORN_CMD_ARGS"] == f"--bind 127.0.0.1:{ports['api']}"
     for name in ("NDIF_REDIS_URL", "NDIF_OBJECT_STORE_URL", "NDIF_RAY_ADDRESS"):
         assert "//127.0.0.1:" in made[name]
-    options = services.ray_options(ports, tmp_path, True)
+    options = services.ray_options(server)
     assert "--node-ip-address=127.0.0.1" in options
     assert "--dashboard-host=127.0.0.1" in options
-
-
-SLEEPER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)']); "
-
-
-def test_down_ends_what_was_started_and_nothing_else(state):
-    """A service's children end with it, also when the leader is already dead; a bystander lives."""
-    code = SLEEPER + "print('up', flush=True); time.sleep(300)"
-    start = [sys.executable, "-c", code]
-    bystander, one, two = (subprocess.Popen(start, stdout=subprocess.PIPE, start_new_session=True) for _ in range(3))
-    try:
-        for process in (bystander, one, two):
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"up\n"
-        state.record("one", one.pid)
-        state.record("two", two.pid)
-        sessions = {one.pid, two.pid}
-        two.kill()
-        two.wait()
-        assert state.alive() == {"one": True, "two": False}
-        before = [pid for pid, process in processes().items() if process.session in sessions]
-        assert len(before) == 3
-        assert services.end(state) == 3
-        one.wait()
-        assert not [pid for pid, process in processes().items() if process.session in sessions]
-        assert sum(process.session == bystander.pid for process in processes().values()) == 2
-        assert state.leaders() == {}
-    finally:
-        for process in (bystander, one, two):
-            for pid in [pid for pid, other in processes().items() if other.session == process.pid]:
-                os.kill(pid, 9)
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
-
-
-def test_a_pid_that_was_given_to_another_process_is_left_alone(state):
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
-    try:
-        (state.folder / "api.pid").write_text(f"{other.pid} {processes()[other.pid].started - 1}\n")
-        assert state.alive() == {"api": False}
-        assert services.end(state) == 0
-        assert other.poll() is None
-    finally:
-        other.kill()
-        other.wait()
 
 
 def test_status_and_down_without_a_server(state):
     assert asked("status") == (1, "No server; start one: mmneuron ndif up --model embedded/llava-next --cpu")
     assert asked("down") == (0, "No server is running.")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dtype", "int8"], "--dtype is int8; it is one of float32, bfloat16, float16."),
+        (["--threads", "2"], "--threads is of models on the CPU; give --cpu too, or leave it out."),
+        (["--cpu", "--threads", "4096"], f"--threads is 4096; this machine has {services.threads_here()} processors."),
+    ],
+)
+def test_settings_that_no_server_has_are_refused(state, words, said):
+    assert asked("up", "--model", "embedded/llava-next", *words) == (1, f"mmneuron: {said}")
+    assert not list(state.folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_an_environment_of_somebody_else_is_not_replaced(state, tmp_path, kind):
+    """A project's own folder of that name, or a link to one."""
+    mine = tmp_path / ("environment" if kind == "folder" else "mine")
+    mine.mkdir()
+    (mine / "work.txt").write_text("a year of it")
+    if kind == "link":
+        (tmp_path / "environment").symlink_to(mine)
+    with pytest.raises(OSError, match=r"environment was not made by `mmneuron ndif up`, and is not replaced"):
+        environment.prepare(state.folder, print)
+    assert (mine / "work.txt").read_text() == "a year of it"
+
+
+def test_an_unfinished_environment_is_made_again(state, tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "_step", lambda command, log: None)
+    (tmp_path / "environment").mkdir()
+    (tmp_path / "environment" / "ready").write_text("")
+    (tmp_path / "environment" / "half").write_text("")
+    environment.prepare(state.folder, lambda text: None)
+    assert environment.is_ready(state.folder)
+    assert not (tmp_path / "environment" / "half").exists()
+    assert (tmp_path / "environment").stat().st_mode & 0o777 == 0o700
 
 
 def test_an_environment_of_other_constraints_is_not_ready(state, tmp_path):

@@ -52,7 +52,14 @@ def prepare(state: Path, say: Callable[[str], None]) -> Path:
             f"MMNEURON_NDIF_ENV names {python.parent.parent}, which has no bin/python; unset it to make one."
         )
     folder = python.parent.parent
+    if folder.is_symlink() or (folder.exists() and not (folder / "ready").is_file()):
+        raise ServiceFailed(
+            f"{folder} was not made by `mmneuron ndif up`, and is not replaced; remove it, or give another --state."
+        )
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    # Whose it is, before it is whole.
+    write_atomically(folder / "ready", "", private=True)
     log = state / "environment.log"
     log.unlink(missing_ok=True)
     say(f"The server's environment, once, about 1.7 GB: {folder}")
@@ -61,7 +68,7 @@ def prepare(state: Path, say: Callable[[str], None]) -> Path:
         say(f"  {number}/{len(STEPS)} {name}")
         quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
         _step([str(python), "-m", "pip", "install", *quiet, "-c", str(CONSTRAINTS), *wanted], log)
-    write_atomically(folder / "ready", _fingerprint())
+    write_atomically(folder / "ready", _fingerprint(), private=True)
     return python
 
 
@@ -80,8 +87,10 @@ def _fingerprint() -> str:
 
 
 def _step(command: list[str], log: Path) -> None:
-    with log.open("ab") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
+    with open(log, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        code = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, umask=0o077
+        ).returncode
     if code:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         raise ServiceFailed(f"{' '.join(command[:4])} failed: {lines[-1] if lines else code}; all of it: {log}")

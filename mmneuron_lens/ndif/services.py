@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from interventions.errors import ServiceFailed
 from interventions.files import write_atomically
 from mmneuron_lens.ndif.environment import redis_server
-from mmneuron_lens.ndif.state import State
+from mmneuron_lens.ndif.health import HERE, Health, health_of, is_connected, model_key, port_of, url_of
+from mmneuron_lens.ndif.ownership import MARK, end_processes, leaders, listening, started
+from mmneuron_lens.ndif.state import (
+    PORTS,
+    OwnServer,
+    State,
+    make_temporary,
+    new_token,
+    remove_temporary,
+)
 
-HERE = "127.0.0.1"
 API_PORT = 8001
-TASK = "image-text-to-text"
+API = ("--config", "python:mmneuron_ndif_gunicorn_settings", "mmneuron_ndif_keyless_api:app")
+CODE = {
+    "actor": "mmneuron_ndif_actor",
+    "gunicorn_settings": "mmneuron_ndif_gunicorn_settings",
+    "keyless_api": "mmneuron_ndif_keyless_api",
+    "closed_modes": "sitecustomize",
+}
+"""The modules of this folder that run in the server's environment, and what they are called there."""
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ACTORS = {
     (True, False): "mmneuron_ndif_actor.CpuModel",
     (True, True): "mmneuron_ndif_actor.CpuSandbox",
@@ -46,46 +62,53 @@ def start(
     cpu: bool = True,
     sandbox: bool = False,
     dtype: str = "float32",
+    threads: int | None = None,
     offline: bool = True,
     say: Callable[[str], None],
 ) -> str:
-    """Start everything and wait until it is connected; returns the URL.
+    """Start everything and wait until it is connected; returns the URL. On a CPU, `threads` is by default all it has.
 
     Raises `OSError` naming the service, the last line it wrote and its log; what had been started is ended first.
     """
     redis = redis_server()
     refuse_taken(port)
-    state.folder.mkdir(parents=True, exist_ok=True)
-    for name in ("actor", "gunicorn_settings"):
-        shutil.copyfile(Path(__file__).parent / f"{name}.py", state.folder / f"mmneuron_ndif_{name}.py")
-    names = ("redis", "store", "ray", "client", "dashboard", "grpc", "metrics", "agent")
-    ports = dict(zip(names, free_ports(len(names)), strict=True)) | {"api": port}
-    temporary = Path(tempfile.mkdtemp(prefix="mmray"))
-    server = {"ports": ports, "models": [], "cpu": cpu, "sandbox": sandbox, "dtype": dtype, "temporary": str(temporary)}
-    state.save_server({**server, "offline": offline})
-    surroundings = environment_of(state, python, server, offline)
-    scripts = python.parent
+    state.claim()
+    copy_code(state)
+    names = [name for name in PORTS if name != "api"]
+    server = OwnServer(
+        folder=str(state.folder),
+        token=new_token(),
+        ports=dict(zip(names, free_ports(len(names)), strict=True)) | {"api": port},
+        cpu=cpu,
+        sandbox=sandbox,
+        dtype=dtype,
+        threads=(threads or threads_here()) if cpu else 0,
+        offline=offline,
+    )
+    state.save(server)
+    ports, scripts = server.ports, python.parent
+    surroundings = environment_of(state, python, server)
     try:
+        make_temporary(server)
         _service(state, "redis", [redis, *_words(f"--port {ports['redis']} --bind {HERE} --save"), ""], surroundings)
         _service(state, "store", [scripts / "moto_server", *_words(f"-H {HERE} -p {ports['store']}")], surroundings)
         say("  1/4 redis and the object store")
-        _until_open(state, {"redis": ports["redis"], "store": ports["store"]})
-        _service(state, "ray", [scripts / "ray", *ray_options(ports, temporary, cpu)], surroundings)
+        _until_open(state, "redis", "store")
+        _service(state, "ray", [scripts / "ray", *ray_options(server)], surroundings)
         say("  2/4 ray")
-        _until_open(state, {"ray": ports["client"]})
+        _until_open(state, "ray")
         say("  3/4 the controller")
         address = {"RAY_ADDRESS": f"{HERE}:{ports['ray']}", "NDIF_SERVICE": "ray"}
         module = "ndif.services.ray.deployments.controller.controller"
         _finish(state, "controller", [python, "-m", module], surroundings | address)
-        api = ["--config", "python:mmneuron_ndif_gunicorn_settings", "ndif.services.api.app:app"]
-        _service(state, "api", [scripts / "gunicorn", *api], surroundings | {"NDIF_SERVICE": "api"})
+        _service(state, "api", [scripts / "gunicorn", *API], surroundings | {"NDIF_SERVICE": "api"})
         say("  4/4 the API")
-        url = f"http://{HERE}:{port}"
-        _until(state, "api", lambda: is_connected(url))
+        _until_open(state, "api")
+        _until(state, "api", lambda: is_connected(url_of(server)))
     except BaseException:
         end(state)
         raise
-    return url
+    return url_of(server)
 
 
 def serve(state: State, python: Path, models: Sequence[tuple[str, str]], say: Callable[[str], None]) -> None:
@@ -93,45 +116,55 @@ def serve(state: State, python: Path, models: Sequence[tuple[str, str]], say: Ca
 
     Raises `OSError` with ndif's own message.
     """
-    server = state.server()
-    served = {repo for _, repo in server["models"]}
+    server = state.known()
+    served = {repo for _, repo in server.models}
     wanted = [(name, repo) for name, repo in models if repo not in served]
     if not wanted:
         return
     specifications = [{"checkpoint": repo, "model_key": model_key(repo), "pinned": True} for _, repo in wanted]
     file = state.folder / "models.yaml"
     # JSON is YAML.
-    write_atomically(file, json.dumps({"models": specifications}, indent=1) + "\n")
+    write_atomically(file, json.dumps({"models": specifications}, indent=1) + "\n", private=True)
     say(f"Loading {', '.join(name for name, _ in wanted)}")
-    surroundings = environment_of(state, python, server, server["offline"])
+    surroundings = environment_of(state, python, server)
     _finish(state, "deploy", [python.parent / "ndif", "deploy", "-f", file], surroundings, patience=None)
-    state.save_server({**server, "models": [*server["models"], *([name, repo] for name, repo in wanted)]})
+    state.save(replace(server, models=[*server.models, *wanted]))
+
+
+def settled(server: OwnServer) -> Health:
+    """A server's health, when no model is being loaded any more; after `PATIENCE` seconds as it is."""
+    deadline = time.monotonic() + PATIENCE
+    while (health := health_of(server)).loading and not health.down and time.monotonic() < deadline:
+        time.sleep(1.0)
+    return health
 
 
 def end(state: State, say: Callable[[str], None] = lambda text: None) -> int:
-    """End what was started, by process id, and remove ray's temporary folder; returns how many processes."""
-    temporary = state.server().get("temporary")
-    count = state.end()
-    if temporary:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """End what was started, and remove ray's temporary folder; returns how many processes."""
+    server = state.known()
+    count = end_processes(server)
+    _started[:] = [process for process in _started if process.poll() is None]
+    remove_temporary(server)
+    state.forget()
     say(f"Ended {count} processes.")
     return count
 
 
-def model_key(repo: str) -> str:
-    """What client and server call a model: nnsight's class and the arguments that make it, as JSON."""
-    return "nnsight.modeling.transformers.TransformersModel:" + json.dumps(
-        {"repo_id": repo, "revision": None, "task": TASK}
-    )
+def copy_code(state: State) -> None:
+    """Put what runs in the server's environment into the state folder, which is on its path."""
+    for name, module in CODE.items():
+        code = (Path(__file__).parent / f"{name}.py").read_bytes()
+        write_atomically(state.folder / f"{module}.py", code, private=True)
 
 
-def environment_of(state: State, python: Path, server: dict[str, Any], offline: bool) -> dict[str, str]:
+def environment_of(state: State, python: Path, server: OwnServer) -> dict[str, str]:
     """The variables that ndif and ray read. Nothing of the caller's NDIF_* or CUDA settings is passed on."""
-    ports = server["ports"]
+    ports = server.ports
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NDIF_", "RAY_", "GUNICORN"))}
-    for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
+    for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", *THREADS):
         kept.pop(name, None)
     ours = {
+        MARK: server.mark,
         "PATH": f"{python.parent}:{os.environ.get('PATH', os.defpath)}",
         "PYTHONPATH": str(state.folder.resolve()),
         "NDIF_HOME": str(state.folder / "home"),
@@ -143,8 +176,8 @@ def environment_of(state: State, python: Path, server: dict[str, Any], offline: 
         "NDIF_API_PORT": str(ports["api"]),
         "NDIF_API_URL": f"http://{HERE}:{ports['api']}",
         "GUNICORN_CMD_ARGS": f"--bind {HERE}:{ports['api']}",
-        "NDIF_DEFAULT_MODEL_ACTOR_CLASS": ACTORS[server["cpu"], server["sandbox"]],
-        "NDIF_DEFAULT_DTYPE": server["dtype"],
+        "NDIF_DEFAULT_MODEL_ACTOR_CLASS": ACTORS[server.cpu, server.sandbox],
+        "NDIF_DEFAULT_DTYPE": server.dtype,
         "NDIF_MINIMUM_DEPLOYMENT_TIME_SECONDS": "0",
         "NDIF_AUTOSCALING_MAX_REPLICAS": "1",
         # Each waiting runner of a sandbox holds half a gigabyte.
@@ -158,15 +191,18 @@ def environment_of(state: State, python: Path, server: dict[str, Any], offline: 
         "RAY_ENABLE_AUTO_CONNECT": "0",
         "GRPC_ENABLE_FORK_SUPPORT": "0",
     }
-    if server["cpu"]:
+    if server.cpu:
         ours["NDIF_DEFAULT_PADDING_BIAS"] = "0"
-    if offline:
+        # Otherwise ray gives an actor's one declared processor one thread.
+        ours["OMP_NUM_THREADS"] = str(server.threads)
+    if server.offline:
         ours["HF_HUB_OFFLINE"] = "1"
     return kept | ours
 
 
-def ray_options(ports: dict[str, int], temporary: Path, cpu: bool) -> list[str]:
+def ray_options(server: OwnServer) -> list[str]:
     """Arguments of `ray start`. On a CPU one card is declared, so that ndif's placement finds room."""
+    ports, cpu = server.ports, server.cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     resources = {"head": 10, "cpu_memory_bytes": memory, "cuda_memory_bytes": memory if cpu else _cuda_memory()}
     options = (
@@ -177,7 +213,12 @@ def ray_options(ports: dict[str, int], temporary: Path, cpu: bool) -> list[str]:
         f"--num-cpus={max(8, os.cpu_count() or 1)} --object-store-memory=200000000 --disable-usage-stats"
     )
     more = ["--num-gpus=1"] if cpu else []
-    return [*_words(options), *more, f"--temp-dir={temporary}", f"--resources={json.dumps(resources)}"]
+    return [*_words(options), *more, f"--temp-dir={server.temporary / 'ray'}", f"--resources={json.dumps(resources)}"]
+
+
+def threads_here() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def refuse_taken(port: int) -> None:
@@ -204,15 +245,6 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def is_connected(url: str) -> bool:
-    """Whether a server answers and reaches its ray."""
-    try:
-        with urllib.request.urlopen(f"{url}/connected", timeout=5) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
 def _words(text: str) -> list[str]:
     return text.split()
 
@@ -225,7 +257,7 @@ def _cuda_memory() -> int:
 
 def _service(state: State, name: str, command: Sequence[Any], surroundings: dict[str, str]) -> None:
     """Start a service as the leader of a session of its own, its output in its log."""
-    with state.log(name).open("wb") as log:
+    with state.new_log(name) as log:
         process = subprocess.Popen(
             [str(word) for word in command],
             env=surroundings,
@@ -234,11 +266,13 @@ def _service(state: State, name: str, command: Sequence[Any], surroundings: dict
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=0o077,
         )
     _started.append(process)
+    server = state.known()
     try:
-        state.record(name, process.pid)
-    except KeyError:
+        state.save(replace(server, services={**server.services, name: (process.pid, started(process.pid))}))
+    except psutil.NoSuchProcess:
         raise ServiceFailed(f"{name} ended at once: {_last_line(state, name)}; all of it: {state.log(name)}") from None
 
 
@@ -246,34 +280,36 @@ def _finish(
     state: State, name: str, command: Sequence[Any], surroundings: dict[str, str], patience: float | None = PATIENCE
 ) -> None:
     """Run a command to its end, its output in its log."""
-    with state.log(name).open("wb") as log:
-        done = subprocess.run(
-            [str(word) for word in command],
-            env=surroundings,
-            cwd=state.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            timeout=patience,
-        )
+    try:
+        with state.new_log(name) as log:
+            done = subprocess.run(
+                [str(word) for word in command],
+                env=surroundings,
+                cwd=state.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=patience,
+                # It carries the server's mark, and whose session holds one is ended with the server.
+                start_new_session=True,
+                umask=0o077,
+            )
+    except subprocess.TimeoutExpired:
+        raise ServiceFailed(f"{name} did not end within {patience:.0f} s; its log: {state.log(name)}") from None
     if done.returncode:
         raise ServiceFailed(f"{name} failed: {_last_line(state, name)}; all of it: {state.log(name)}")
 
 
-def _until_open(state: State, ports: dict[str, int]) -> None:
-    for name, port in ports.items():
-        _until(state, name, lambda port=port: _is_open(port))
-
-
-def _is_open(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((HERE, port)) == 0
+def _until_open(state: State, *names: str) -> None:
+    """Until each service itself listens: another program may have taken its port."""
+    for name in names:
+        _until(state, name, lambda name=name: port_of(state.known(), name) in listening(state.known()))
 
 
 def _until(state: State, name: str, holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not holds():
-        if not state.alive()[name]:
+        if name not in leaders(state.known()):
             raise ServiceFailed(f"{name} ended: {_last_line(state, name)}; all of it: {state.log(name)}")
         if time.monotonic() > deadline:
             raise ServiceFailed(f"{name} did not start within {PATIENCE:.0f} s; its log: {state.log(name)}")

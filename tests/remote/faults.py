@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import torch
 
@@ -25,7 +26,9 @@ from mmneuron_lens.corpora.folder import read_folder
 from mmneuron_lens.experiments.count import count_domain, plan_count
 from mmneuron_lens.ndif import services
 from mmneuron_lens.ndif.environment import redis_server
-from mmneuron_lens.ndif.state import State, processes
+from mmneuron_lens.ndif.health import is_connected
+from mmneuron_lens.ndif.ownership import own
+from mmneuron_lens.ndif.state import State
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.store import Store
 from mmneuron_lens.runtime.jobs import server as jobs_server
@@ -50,18 +53,16 @@ class Live:
 
     def __init__(self, state: State, url: str, python: Path) -> None:
         self.state, self.url, self.python = state, url, python
-        self.repo = state.server()["models"][0][1]
+        self.repo = state.known().models[0][1]
 
     def kill(self, name: str) -> Callable[[], None]:
         """Kill a service and everything in its session; returns what starts it again as it was."""
-        leader, _ = self.state.leaders()[name]
-        surroundings = services.environment_of(self.state, self.python, self.state.server(), True)
+        server = self.state.known()
+        leader, _ = server.services[name]
+        surroundings = services.environment_of(self.state, self.python, server)
         surroundings["NDIF_SERVICE"] = "api" if name == "api" else "ray"
-        mine = {pid: process.started for pid, process in processes().items() if process.session == leader}
-        for one in mine:
-            kill(one)
         # Until it is gone, the old one still answers at the port where the new one is awaited.
-        wait_until_gone(mine)
+        kill([process for process in own(server) if os.getsid(process.pid) == leader])
 
         def revive() -> None:
             services._service(self.state, name, self.command(name), surroundings)
@@ -69,9 +70,8 @@ class Live:
                 self.redeploy(surroundings)
             if name == "store":
                 # A store in memory comes back empty, and ndif 0.1.2 makes its bucket once in a process.
-                port = self.state.server()["ports"]["store"]
-                services._until_open(self.state, {"store": port})
-                httpx.put(f"http://127.0.0.1:{port}/ndif-results").raise_for_status()
+                services._until_open(self.state, "store")
+                httpx.put(f"http://127.0.0.1:{server.ports['store']}/ndif-results").raise_for_status()
                 # Its queue, too, ends for good when a status cannot be written.
                 self.kill("api")()
             if name == "redis":
@@ -82,62 +82,54 @@ class Live:
 
     def command(self, name: str) -> list[Any]:
         """How `mmneuron ndif up` starts a service; some change the words that /proc shows."""
-        server, scripts = self.state.server(), self.python.parent
-        ports = server["ports"]
-        settings = "python:mmneuron_ndif_gunicorn_settings"
+        server, scripts = self.state.known(), self.python.parent
+        ports = server.ports
         return {
             "redis": [redis_server(), "--port", ports["redis"], "--bind", "127.0.0.1", "--save", ""],
             "store": [scripts / "moto_server", "-H", "127.0.0.1", "-p", ports["store"]],
-            "ray": [scripts / "ray", *services.ray_options(ports, Path(server["temporary"]), server["cpu"])],
-            "api": [scripts / "gunicorn", "--config", settings, "ndif.services.api.app:app"],
+            "ray": [scripts / "ray", *services.ray_options(server)],
+            "api": [scripts / "gunicorn", *services.API],
         }[name]
 
     def redeploy(self, surroundings: dict[str, str]) -> None:
-        server = self.state.server()
-        ports = server["ports"]
-        services._until_open(self.state, {"ray": ports["client"]})
-        address = {"RAY_ADDRESS": f"127.0.0.1:{ports['ray']}", "NDIF_SERVICE": "ray"}
+        server = self.state.known()
+        services._until_open(self.state, "ray")
+        address = {"RAY_ADDRESS": f"127.0.0.1:{server.ports['ray']}", "NDIF_SERVICE": "ray"}
         module = "ndif.services.ray.deployments.controller.controller"
         services._finish(self.state, "controller", [self.python, "-m", module], surroundings | address)
-        services._until(self.state, "api", lambda: services.is_connected(self.url))
-        models = [(name, repo) for name, repo in server["models"]]
-        self.state.save_server({**server, "models": []})
-        services.serve(self.state, self.python, models, lambda text: None)
+        services._until(self.state, "api", lambda: is_connected(self.url))
+        self.state.save(replace(server, models=[]))
+        services.serve(self.state, self.python, server.models, lambda text: None)
 
     def restart(self) -> None:
         """All of it from the start, at the same port."""
-        server = self.state.server()
+        server = self.state.known()
         services.end(self.state)
-        settings = {name: server[name] for name in ("cpu", "sandbox", "dtype", "offline")}
-        services.start(self.state, self.python, port=server["ports"]["api"], say=print, **settings)
-        services.serve(self.state, self.python, [tuple(model) for model in server["models"]], print)
+        settings = {name: getattr(server, name) for name in ("cpu", "sandbox", "dtype", "threads", "offline")}
+        services.start(self.state, self.python, port=server.ports["api"], say=print, **settings)
+        services.serve(self.state, self.python, server.models, print)
 
     def kill_actors(self) -> None:
         """Kill every process that holds a model; ray starts it again."""
-        mine = processes()
-        sessions = {pid for pid, _ in self.state.leaders().values()}
-        for pid, process in mine.items():
-            named = Path(f"/proc/{pid}/cmdline").read_bytes() if Path(f"/proc/{pid}").exists() else b""
-            if process.session in sessions and named.startswith(
-                (b"ray::CpuModel", b"ray::_CpuModel", b"ray::ModelActor")
-            ):
-                kill(pid)
+        kill(self.named("ray::CpuModel", "ray::_CpuModel", "ray::ModelActor"))
+
+    def kill_controller(self) -> None:
+        """What ray's out-of-memory killer does: ray starts the controller again, which then knows no model."""
+        kill(self.named("ray::ControllerActor"))
+
+    def named(self, *titles: str) -> list[psutil.Process]:
+        """The server's processes whose first word in /proc starts with one of these."""
+        return [one for one in own(self.state.known()) if (one.cmdline() or [""])[0].startswith(titles)]
 
 
-def kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def wait_until_gone(started: dict[int, int], patience: float = 10.0) -> None:
-    """Until none of these processes, start by pid, lives. Raises `TimeoutError`."""
-    deadline = time.monotonic() + patience
-    while left := [pid for pid, one in processes().items() if started.get(pid) == one.started]:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{left} still live {patience:.0f} seconds after SIGKILL.")
-        time.sleep(0.02)
+def kill(some: list[psutil.Process], patience: float = 10.0) -> None:
+    """Kill processes, and wait until they are gone. Raises `TimeoutError`."""
+    for one in some:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    _, left = psutil.wait_procs(some, timeout=patience)
+    if left:
+        raise TimeoutError(f"{[one.pid for one in left]} still live {patience:.0f} seconds after SIGKILL.")
 
 
 def undisturbed(live: Live, corpus: Path) -> Any:

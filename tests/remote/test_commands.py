@@ -35,7 +35,7 @@ def test_count(name, tmp_path, monkeypatch):
     call(*remotely)
     # What is finished has no jobs any more.
     assert "No jobs under" in call("jobs", "list", tmp_path / "there")
-    sandboxed = State(default_folder()).server()["sandbox"]
+    sandboxed = State(default_folder()).known().sandbox
     for domain in ("common", "medical"):
         here, there = (file_of(tmp_path / side, "counts", f"embedded/{name}", domain) for side in ("here", "there"))
         one, other = Counts.load(here), Counts.load(there)

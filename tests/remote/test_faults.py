@@ -20,12 +20,14 @@ def live(tmp_path_factory):
     from drawn_corpus import write_corpus
     from faults import Live, undisturbed
 
+    from mmneuron_lens.ndif.ownership import own
     from mmneuron_lens.ndif.state import State, default_folder
 
     if not URL:
         pytest.skip("no live server: set MMNEURON_NDIF_URL to what `mmneuron ndif up` prints")
     state = State(default_folder())
-    if not state.alive() or not all(state.alive().values()):
+    server = state.server()
+    if server is None or not own(server):
         said = f"{state.folder} holds no running server: set MMNEURON_NDIF_STATE to the folder of `mmneuron ndif up`"
         # Who names a folder means these tests to run.
         (pytest.fail if os.environ.get("MMNEURON_NDIF_STATE") else pytest.skip)(said)

@@ -65,7 +65,7 @@ class Records:
                 version=VERSION, title=title, host=host, model=model, jobs=list(jobs), again=list(again),
                 where=os.getcwd() if again else "",
             )  # fmt: skip
-            write_atomically(self.folder / "run.json", json.dumps(facts, indent=1))
+            write_atomically(self.folder / "run.json", json.dumps(facts, indent=1), private=True)
 
     @property
     def run(self) -> RunFacts:
@@ -95,7 +95,7 @@ class Records:
         record = replace(record, **changes)
         self._known[record.name] = record
         if self.folder is not None:
-            write_atomically(self.folder / f"{record.name}.json", json.dumps(asdict(record), indent=1))
+            write_atomically(self.folder / f"{record.name}.json", json.dumps(asdict(record), indent=1), private=True)
         return record
 
     def forget(self, name: str) -> None:
