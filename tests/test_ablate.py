@@ -104,7 +104,7 @@ def test_answers_come_back_with_their_own_question(lens, corpus, selection):
 def test_an_answer_is_known_by_its_model(corpus):
     """By the fingerprint: a name alone would give one model's answers to another."""
     nothing_off = Condition("None", "none", "", Graph())
-    asked = ("m", "", corpus["medical"][0], nothing_off, "evaluation", {})
+    asked = ("m", "", corpus["medical"][0], nothing_off, "evaluation", {}, {})
     lenses = [tiny_lens(name) for name in ("llava_next", "instructblip")]
     digests = [AskedQuestion(lens, *asked).digest for lens in lenses]
     assert digests[0] != digests[1]

@@ -54,10 +54,11 @@ PACKED = 96
 def counting_graph(lens: Lens) -> Graph:
     """What is counted: at every `.act` site the active neurons, and the positions once, which every layer shares."""
     sites = [site for site in lens.sites if site.endswith(".act")]
-    layered = [site for site in sites if lens.architecture.place(site).layers is not None]
-    single = [site for site in sites if site not in layered]
-    positions = [count_positions.at(layered, layers=0), count_positions.at(single)]
-    return Graph((count_checked.at(sites), *positions[: 1 + bool(single)]))
+    graph = Graph((count_checked.at(sites),))
+    for site in sites:
+        positions = count_positions.at(site)
+        graph |= positions if lens.architecture.place(site).layers is None else positions.at(layers=0)
+    return graph
 
 
 @dataclass(frozen=True)
