@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
+from conftest import tiny_lens
 from drawn_corpus import write_corpus
 from hooks import hooked, neuron_paths
 from scipy.stats import binom
 
+from interventions import Graph
 from interventions.bindings import PerLayer
 from mmneuron_lens.artifacts.answers import Answer, Answers
 from mmneuron_lens.artifacts.selection import MODULES
@@ -17,14 +19,21 @@ from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.corpora.load import load_corpus
 from mmneuron_lens.evaluation.ablation import Ablation
 from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, exact_match, scores
-from mmneuron_lens.experiments.ablate import MemoryRows, ablate
-from mmneuron_lens.experiments.conditions import conditions_of
+from mmneuron_lens.experiments.ablate import (
+    PAPER_GENERATION,
+    AskedQuestion,
+    MemoryRows,
+    ablate,
+    generation_settings,
+)
+from mmneuron_lens.experiments.conditions import Condition, conditions_of
 from mmneuron_lens.experiments.count import count_domain
 from mmneuron_lens.metrics.intervals import mean_interval
 from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.runs import api
 from mmneuron_lens.runs.answer import answer_stage
 from mmneuron_lens.runs.folder import file_of
+from mmneuron_lens.runs.plan import Plan
 from mmneuron_lens.runs.store import Store, StoreConflict
 
 GENERATION = {"max_new_tokens": 4}
@@ -87,6 +96,26 @@ def test_answers_come_back_with_their_own_question(lens, corpus, selection):
     first = one_by_one[0]
     assert (first.module, first.condition, first.neurons_of, first.domain) == ("None", "none", "", "common")
     assert [one.id for one in one_by_one[:8]] == [sample.id for sample in corpus["common"]]
+    asked = {sample.id: sample for some in corpus.values() for sample in some}
+    for one in one_by_one:
+        assert (one.question, one.answers) == (asked[one.id].question, asked[one.id].answers)
+
+
+def test_an_answer_is_known_by_its_model(corpus):
+    """By the fingerprint: a name alone would give one model's answers to another."""
+    nothing_off = Condition("None", "none", "", Graph())
+    asked = ("m", "", corpus["medical"][0], nothing_off, "evaluation", {})
+    lenses = [tiny_lens(name) for name in ("llava_next", "instructblip")]
+    digests = [AskedQuestion(lens, *asked).digest for lens in lenses]
+    assert digests[0] != digests[1]
+    assert AskedQuestion(lenses[0], *asked).digest == digests[0]
+
+
+def test_answers_are_generated_as_the_paper_says():
+    """Section 4.1.3: five beams, length penalty -1, at most 512 tokens; nothing is drawn, so nothing needs a seed."""
+    stated = {"num_beams": 5, "length_penalty": -1.0, "max_new_tokens": 512, "do_sample": False}
+    assert stated == PAPER_GENERATION == Plan().generation
+    assert generation_settings({}) == {"do_sample": False, "num_beams": 1, "max_new_tokens": 16}
 
 
 def test_conditions_switch_off_the_domains_neurons_and_as_many_random_ones(selection):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.selection import MODULES, Selection
 from mmneuron_lens.corpora.sample import DOMAINS
 from mmneuron_lens.neurons.selection import random_like, select, select_module
+from mmneuron_lens.report.tables import neurons_per_domain
 
 SITES = {"qformer.text.act": 1, "llm.mlp.act": 3, "vision.mlp.act": 2, "qformer.query.act": 1}
 
@@ -215,6 +217,18 @@ def test_neurons_of_a_domain_by_site_module_or_all() -> None:
     ):
         found.neurons("medical", "MLP Projector")
     assert set(SITES) <= set(MODULES)
+
+
+def test_a_domain_without_a_neuron_keeps_its_place() -> None:
+    found = select(all_counts(), fraction=0.1)
+    for mask in found.masks.values():
+        mask[..., DOMAINS.index("medical")] = False
+    assert not any(mask.any() for mask in found.neurons("medical").values())
+    for frame in (found.to_frame(), neurons_per_domain(found)):
+        rows = frame.filter(pl.col("domain") == "medical")
+        assert len(rows) * len(DOMAINS) == len(frame)
+        assert rows["neurons"].sum() == 0
+        assert frame["domain"].unique(maintain_order=True).to_list() == list(DOMAINS)
 
 
 def test_refusals_name_the_difference() -> None:

@@ -78,7 +78,7 @@ def of_counts(known: Reachability, sites: Collection[str] | None = None) -> str:
 
 def notes_of(said_by_model: Mapping[str, str]) -> tuple[str, ...]:
     """What is said of each model as notes below a table, none for a model of which nothing is."""
-    return tuple(f"{MARK} {model}: {said}" for model, said in said_by_model.items() if said)
+    return tuple(f"{MARK} {model}: {said[0].lower()}{said[1:]}" for model, said in said_by_model.items() if said)
 
 
 def hatched(panel: Axes, layers: Sequence[int], ink: Ink, over: float = 1) -> None:
