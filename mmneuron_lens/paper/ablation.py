@@ -14,12 +14,12 @@ from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
 from mmneuron_lens.evaluation.deviation import deviation_rows
 from mmneuron_lens.paper import paper_numbers
-from mmneuron_lens.paper.model_run import ModelRun, domains_of, notes_on, sources_of, stacked
+from mmneuron_lens.paper.model_run import ModelRun, domains_of, known_of, notes_on, sources_of, stacked
 from mmneuron_lens.report import tables
 from mmneuron_lens.report.ablation_figures import ablation_figure, deviation_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
-from mmneuron_lens.report.unreachable import of_neurons_off
+from mmneuron_lens.report.unreachable import marked, of_neurons_off
 
 
 def between(row: Mapping[str, Any]) -> str:
@@ -40,7 +40,7 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
     domains = domains_of(asked)
     frame = stacked(tables.ablation(scores(run.answers, run.scoring)) for run in asked)
     main = frame.filter(pl.col("condition").is_in([NONE, DOMAIN])).drop("condition")
-    accuracy = tables.wide(main, "accuracy", domains).rename({"module": "neurons off in"})
+    accuracy = tables.wide(main, "accuracy", domains)
     differences = (
         main.filter(pl.col("module") != "None").with_columns(SHOWN).select("model", "module", "domain", "shown")
     )
@@ -54,16 +54,32 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
         f"Each domain’s questions (at most {count}) were answered with that domain’s neurons off, in one module or in "
         "all. An interval that crosses zero is compatible with no effect.",
     )
-    notes = notes_on(asked, of_neurons_off)
+    differences = tables.wide(differences, "shown", domains)
+    notes, known, off = notes_on(asked, of_neurons_off), known_of(asked), {"module": "neurons off in"}
     grids = [
-        Grid("ablation_accuracy", "Accuracy in per cent.", accuracy, decimals=1, notes=notes),
+        Grid(
+            "ablation_accuracy",
+            "Accuracy in per cent.",
+            marked(accuracy, known).rename(off),
+            decimals=1,
+            long=accuracy.rename(off),
+            notes=notes,
+        ),
         Grid(
             "ablation_difference",
             "Difference to no ablation in percentage points, with its 95 % interval paired by question.",
-            tables.wide(differences, "shown", domains).rename({"module": "neurons off in"}),
+            marked(differences, known).rename(off),
+            long=differences.rename(off),
             notes=notes,
         ),
-        Grid("ablation", "Every condition, with random draws", frame, folded=True, notes=notes),
+        Grid(
+            "ablation",
+            "Every condition, with random draws",
+            marked(frame, known),
+            folded=True,
+            long=frame,
+            notes=notes,
+        ),
     ]
     if len(against):
         shown = against.with_columns(SHOWN)
@@ -71,12 +87,12 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
             "The domain’s neurons against as many random ones: difference of accuracy in percentage points, paired by "
             "question; below zero with its whole interval where the domain’s own neurons matter more than chance."
         )
-        wide = tables.wide(shown, "shown", domains)
+        wide = marked(tables.wide(shown, "shown", domains), known)
         grids.insert(2, Grid("ablation_against_random", caption, wide, long=against, notes=notes))
     for run in asked:
-        known = paper_numbers.accuracy(run.model)
-        if known is not None:
-            wide = tables.wide(known, "accuracy", domains).rename({"module": "neurons off in"})
+        printed = paper_numbers.accuracy(run.model)
+        if printed is not None:
+            wide = tables.wide(printed, "accuracy", domains).rename({"module": "neurons off in"})
             name = f"ablation_printed_{file_name(run.model)}"
             grids.append(Grid(name, f"As the paper prints it, {paper_numbers.MODELS[run.model]}.", wide, decimals=1))
     pictures = tuple(
@@ -111,7 +127,9 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
     sections = [named.filter(pl.col("condition") == DOMAIN)]
     sections.append(named.filter((pl.col("condition") != DOMAIN) & pl.col("module").str.ends_with(f", {ALL}")))
     shown = tables.wide(stacked(sections).drop("condition"), "deviation", domains)
-    shown = stacked(shown.filter(pl.col("model") == run.model) for run in asked).rename({"module": "neurons off in"})
+    known = known_of(asked)
+    shown = marked(stacked(shown.filter(pl.col("model") == run.model) for run in asked), known)
+    shown = shown.rename({"module": "neurons off in"})
     caption = (
         "Deviation in per cent: the Frobenius norm of the change of the last hidden state, after the final norm, over "
         "that of the state itself, over all positions of the evaluation prompt; mean over questions. Random neurons "
@@ -125,12 +143,12 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
     measures = "Every condition and measure, with intervals over questions"
     grids = [
         Grid("deviation", caption, shown, decimals=2, long=frame, notes=notes),
-        Grid("deviation_measures", measures, everything, folded=True, notes=notes),
+        Grid("deviation_measures", measures, marked(everything, known), folded=True, long=everything, notes=notes),
     ]
     for run in asked:
-        known = paper_numbers.deviation(run.model)
-        if known is not None:
-            wide = tables.wide(known, "deviation", domains).rename({"module": "neurons off in"})
+        printed = paper_numbers.deviation(run.model)
+        if printed is not None:
+            wide = tables.wide(printed, "deviation", domains).rename({"module": "neurons off in"})
             name = f"deviation_printed_{file_name(run.model)}"
             grids.append(Grid(name, f"As the paper prints it, {paper_numbers.MODELS[run.model]}.", wide, decimals=2))
     pictures = tuple(

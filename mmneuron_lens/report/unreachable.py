@@ -73,7 +73,7 @@ def of_counts(known: Reachability, sites: Collection[str] | None = None) -> str:
     if not known.known:
         return UNKNOWN
     there = where(known, sites)
-    return f"Cannot reach the logits: {there}." if there else ""
+    return f"These cannot reach the logits: {there}." if there else ""
 
 
 def notes_of(said_by_model: Mapping[str, str]) -> tuple[str, ...]:
