@@ -1,11 +1,20 @@
-"""docs/known-faults.md: every fault of the published code has a test that exists, or a reason."""
+"""docs/known-faults.md: every fault has a test or a reason, and the record of mutations covers every test named."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import mutations  # noqa: E402
+
+TESTS = mutations.tests_by_row(ROOT)
+PLANTED = mutations.mutations(ROOT)
 
 
 def rows() -> list[list[str]]:
@@ -17,12 +26,27 @@ def test_sixty_faults_each_with_a_test_or_a_reason():
     assert [int(row[0]) for row in rows()] == list(range(1, 61))
     for number, _, caught, reason in rows():
         assert caught != "—" or reason, f"fault {number} has neither"
+    assert [int(row[0]) for row in rows() if row[2] != "—"] == list(TESTS)
 
 
-def test_every_test_named_exists():
-    named = [re.fullmatch(r"`(tests/.*)::(test_\w+)`", row[2]) for row in rows() if row[2] != "—"]
-    assert len(named) > 50
-    for found in named:
-        assert found is not None
-        file, name = found.groups()
-        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), found.group()
+@pytest.mark.parametrize("number", TESTS)
+def test_every_test_named_exists_and_its_fault_can_be_planted(number):
+    file, name = TESTS[number].split("::")
+    assert re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), TESTS[number]
+    mutation = PLANTED[number]
+    assert mutations.planted(ROOT, mutation) != (ROOT / mutation["file"]).read_text(encoding="utf-8")
+    assert mutation["file"].startswith(("mmneuron_lens/", "interventions/"))
+
+
+def test_the_record_says_red_for_every_row_that_names_a_test():
+    assert list(PLANTED) == list(TESTS)
+    (log,) = re.findall(r"benchmarks/mutations-[\d-]+\.log", (ROOT / "docs" / "known-faults.md").read_text("utf-8"))
+    *lines, summary = (ROOT / log).read_text(encoding="utf-8").splitlines()
+    recorded = {int(line[:2]): line[3:].split(" (")[0] for line in lines}
+    assert recorded == {number: f"red   {test}" for number, test in TESTS.items()}
+    assert re.match(rf"{len(TESTS)} of {len(TESTS)} faults make their test fail; without a fault: \d+ passed", summary)
+
+
+def test_a_fault_that_cannot_be_planted_is_said():
+    with pytest.raises(ValueError, match=r"graph.py has 'no such text' 0 times, not once"):
+        mutations.planted(ROOT, {"file": "interventions/graph.py", "old": "no such text", "new": ""})

@@ -116,19 +116,19 @@ class Cells(HTMLParser):
 
 def test_neurons_per_domain_is_the_masks(selection: Selection) -> None:
     frame = tables.neurons_per_domain(selection)
-    assert frame.columns == ["model", "module", "domain", "neurons"]
+    assert frame.columns == ["model", "module", "domain", "neurons", "reachable"]
     assert frame["module"].unique(maintain_order=True).to_list() == MODULES
     for row in frame.iter_rows(named=True):
         masks = [mask for site, mask in selection.masks.items() if module_of(site) == row["module"]]
         assert row["neurons"] == sum(int(mask[..., DOMAINS.index(row["domain"])].sum()) for mask in masks)
     by_site = tables.neurons_per_domain(selection, by="site")
     assert by_site["neurons"].sum() == frame["neurons"].sum()
-    assert by_site.columns == ["model", "module", "site", "domain", "neurons"]
+    assert by_site.columns == ["model", "module", "site", "domain", "neurons", "reachable"]
 
 
 def test_layer_distribution_is_the_masks(selection: Selection) -> None:
     frame = tables.layer_distribution(selection)
-    assert frame.columns == ["model", "module", "site", "layer", "domain", "neurons"]
+    assert frame.columns == ["model", "module", "site", "layer", "reaches_logits", "domain", "neurons"]
     assert len(frame) == len(DOMAINS) * sum(layers for layers, _ in SHAPES.values())
     for row in frame.iter_rows(named=True):
         mask = selection.masks[row["site"]][row["layer"], :, DOMAINS.index(row["domain"])]
@@ -143,7 +143,7 @@ def test_selection_summary_and_silent(selection: Selection, counts: list[Counts]
         assert row["shortfall"] == row["requested"] - row["selected"]
         assert row["threshold"] == selection.threshold[site]
     frame = tables.silent(counts)
-    assert frame.columns == ["model", "site", "layer", "silent", "neurons"]
+    assert frame.columns == ["model", "site", "layer", "reaches_logits", "silent", "neurons"]
     assert frame["silent"].min() >= 3  # type: ignore[operator]
     for row in frame.iter_rows(named=True):
         total = torch.stack([one.active[row["site"]] for one in counts]).sum((0, 1, 3))
@@ -165,11 +165,11 @@ def test_control_has_modules_their_branches_and_all() -> None:
     )
     frame = tables.control(discovery, overlap)
     assert frame.columns == [
-        *("model", "module", "fdr", "null_mean", "selected", "overlap_mean", "overlap_min", "overlap_max")
+        *("model", "module", "fdr", "null_mean", "selected", "reachable", "overlap_mean", "overlap_min", "overlap_max")
     ]
     assert frame["module"].to_list() == ["Q-Former", "qformer.query.act", "qformer.text.act", "LLM", "All"]
-    assert frame.row(0)[2:] == (0.2, 8.0, 40, 0.5, 0.5, 0.5)
-    assert frame.row(1)[2:] == (0.2, 2.0, 10, 0.375, 0.25, 0.5)
+    assert frame.row(0)[2:] == (0.2, 8.0, 40, None, 0.5, 0.5, 0.5)
+    assert frame.row(1)[2:] == (0.2, 2.0, 10, None, 0.375, 0.25, 0.5)
     assert frame["fdr"].is_nan().to_list() == [False, False, False, True, False]
     assert tables.shown(frame["fdr"][3]) == "–"
 
