@@ -22,13 +22,14 @@ from mmneuron_lens.artifacts.artifact import Artifact
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
 from mmneuron_lens.artifacts.deviations import MEASURES, Deviations
+from mmneuron_lens.artifacts.effect_sizes import Effect, EffectSizes, Interval
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import ArtifactError, read_lines
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.means import Means
 from mmneuron_lens.artifacts.official_scores import OfficialScores
-from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.artifacts.selection import Selection, groups_of
 from mmneuron_lens.batching.gather import Held, Piece
 from mmneuron_lens.corpora.sample_list import SampleList
 from mmneuron_lens.runs.pieces import KeptPiece
@@ -93,12 +94,27 @@ def sample_list() -> SampleList:
     return SampleList("medical", "PMC-VQA", "train", "evaluation", ("a", "é"), (3, 4), {"seed": 2, "short": 0})
 
 
+def effect() -> Effect:
+    some: Interval = {"value": 0.3, "low": -0.1, "high": 1.5}
+    nothing: Interval = {"value": None, "low": None, "high": None}
+    return {"memberships": 1, "log_odds": some, "difference": some, "held_out": nothing, "above": None}
+
+
 MADE: dict[str, Any] = {
     "counts": counts(),
     "more counts": counts(200),
     "selection": selection(),
     "false discovery": FalseDiscovery("m", {SITE: 2, FLAT: 1}, {SITE: (1, 0), FLAT: (0, 0)}, {"seed": 1}),
     "overlap": HalvesOverlap("m", {SITE: (1, 2)}, {SITE: (3, 4)}, {"seed": 1}),
+    "effect sizes": EffectSizes(
+        "m",
+        ("common", "medical"),
+        {SITE: torch.tensor([[0, 1, 1]]), FLAT: torch.zeros(0, 3, dtype=torch.int64)},
+        {SITE: torch.rand(1, 4).double(), FLAT: torch.zeros(0, 4).double()},
+        {name: effect() for name in groups_of([SITE, FLAT])},
+        0.5,
+        {"seed": 1},
+    ),
     "deviations": Deviations(
         "m", "medical", (("LLM", "domain"),), ("1", "2"), {name: torch.rand(1, 2).double() for name in MEASURES}
     ),

@@ -211,6 +211,14 @@ def test_4_is_a_mean_over_domains_and_names_the_layer():
     assert image_above_text(once, 20, 0).note == "Smallest at layer 1; image tokens are above at 3 of 4 layers."
 
 
+def test_4_counts_tokens_and_not_buckets():
+    # Buckets of one token at 1 and of three at 5, for image tokens: 4 a token.
+    one = entropies_of((1, 1, 1), (3, 3, 3))
+    one.entropy[::2, :, 0], one.tokens[::2, 0] = 15, 3
+    finding = image_above_text(evidence_of(one), 20, 0)
+    assert finding.value == pytest.approx(1)
+
+
 def test_4_is_not_decided_where_images_disagree():
     # Image tokens at -1 and +3 of the text tokens in turn: resampled means are of either sign at the ends.
     one = evidence_of(entropies_of((4, 4, 4), (5, 5, 5), spread=2.2))
@@ -365,6 +373,11 @@ def test_7_rankings_by_hand():
     finding = ranking_agreement(Evidence(close), noisy(close))
     assert (finding.value, finding.verdict) == (pytest.approx(1 / 3), "not decided")
     assert "by more than noise could" in finding.note
+    # Opposite rankings of which every resample has a tau below 1, each step of them within the noise.
+    flat = modules((10, 11, 12, 11, 10), (41, 40, 39, 40, 41))
+    finding = ranking_agreement(Evidence(flat), noisy(flat))
+    assert finding.high is not None
+    assert (finding.value, finding.high < 1, finding.verdict) == (pytest.approx(-1), True, "not decided")
     for drawn in ([], noisy(other)[:1]):
         assert ranking_agreement(Evidence(other), drawn).verdict == "not decided"
     for nothing in (llm(1, 2, 3), modules((5, 5), (3, 3))):
@@ -418,6 +431,9 @@ def test_8_silent_neurons_by_hand():
     rare = silent_counts(100, {neuron: [neuron] for neuron in range(9)})
     finding = silent_in_vision(Evidence(llm(1), [rare]), 200, 0)
     assert told(finding) == (1, 0, 1, "not decided")
+    # What another domain wakes in every bucket is not in doubt.
+    awake = silent_counts(100, dict.fromkeys(range(9), always))
+    assert told(silent_in_vision(Evidence(llm(1), [awake, rare]), 200, 0)) == (1, 1, 1, "holds")
     assert told(silent_in_vision(Evidence(llm(1)), 50, 0)) == (None, None, None, "not run")
     assert silent_in_vision(Evidence(llm(1), [three]), 0, 0).verdict == "not decided"
     dead = silent_counts(100, dict.fromkeys(range(7), always), dead=[0])

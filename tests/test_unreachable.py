@@ -227,7 +227,11 @@ def test_nothing_is_marked_where_all_reach_and_what_is_not_known_is_said(found, 
         page = summary_of([ModelRun(out, found.model)])
         html = write(page, out).read_text()
         assert SAYS not in html
-        assert ("hich layers can reach the logits was not kept" in html) == expected
+        unknown = "hich layers can reach the logits was not kept"
+        assert (unknown in html) == expected
+        for grid in (grid for section in page.sections for grid in section.grids):
+            shows = bool(PLACES & {*grid.frame.columns})
+            assert (unknown in " ".join(grid.notes)) == (expected and shows), grid.name
         assert f"Vision Encoder {MARK}" not in html
         selection = Selection.load(file_of(out, "selection", found.model))
         assert selection.to_frame()["reachable"].is_null().all() == expected

@@ -12,6 +12,7 @@ from interventions.errors import UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
 from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.artifacts.selection import groups_of, in_order, module_of
+from mmneuron_lens.artifacts.short_repr import unreachable_of
 from mmneuron_lens.artifacts.table_html import table_html
 
 
@@ -59,6 +60,11 @@ class EffectSizes(Artifact):
     effects: dict[str, Effect]
     minimum: float
     provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        medians = {name: one["log_odds"]["value"] for name, one in self.effects.items()}
+        shown = [f"model={self.model!r}", f"domains={self.domains}", f"log_odds={medians}", *unreachable_of(self)]
+        return f"EffectSizes({', '.join(shown)})"
 
     @property
     def reachability(self) -> Reachability:

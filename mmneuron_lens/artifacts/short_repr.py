@@ -40,7 +40,11 @@ def short_repr(value: Any) -> str:
         for field in fields(value)
         if field.name != "provenance"
     ]
-    if found := (getattr(value, "provenance", None) or {}).get(UNREACHABLE):
-        layers = {site: one["layers"] for site, one in found.items()}
-        shown.append(f"unreachable={layers}")
-    return f"{type(value).__name__}({', '.join(shown)})"
+    return f"{type(value).__name__}({', '.join(shown + unreachable_of(value))})"
+
+
+def unreachable_of(value: Any) -> list[str]:
+    """The layers that an artifact's provenance calls unreachable, for its `repr`."""
+    found = (getattr(value, "provenance", None) or {}).get(UNREACHABLE)
+    layers = {site: one["layers"] for site, one in (found or {}).items()}
+    return [f"unreachable={layers}"] if layers else []
