@@ -14,7 +14,7 @@ UNREACHABLE = "unreachable"
 """Provenance: by site, the layers that cannot reach the logits, and why; {} where all can."""
 
 
-class Unreachable(TypedDict):
+class UnreachableLayers(TypedDict):
     """Layers of one site (0 for a site that is no list of layers) from which nothing reaches the logits."""
 
     layers: list[int]
@@ -28,7 +28,7 @@ class Reachability:
     - sites: by site, what cannot reach the logits; None where nobody said, as in artifacts made by hand.
     """
 
-    sites: Mapping[str, Unreachable] | None
+    sites: Mapping[str, UnreachableLayers] | None
 
     @classmethod
     def of(cls, provenance: Mapping[str, Any]) -> Reachability:

@@ -15,7 +15,7 @@ from interventions.errors import InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.artifacts.counts import BUCKETS, LEFT_OUT, Counts
 from mmneuron_lens.artifacts.format import provenance
-from mmneuron_lens.artifacts.reachability import UNREACHABLE, Unreachable
+from mmneuron_lens.artifacts.reachability import UNREACHABLE, UnreachableLayers
 from mmneuron_lens.batching.batches import Step, one_domain, parted, sized, steps_of, steps_of_whole_images
 from mmneuron_lens.batching.encoding import encode, encode_packed
 from mmneuron_lens.batching.frames import with_frames_that_fit
@@ -203,11 +203,11 @@ def counts_of(held: Sequence[Held], facts: Mapping[str, Any]) -> Counts:
     return Counts(model, domain, active, tokens, kinds, samples, {**shared, LEFT_OUT: left})
 
 
-def unreachable_layers(lens: Lens) -> dict[str, Unreachable]:
+def unreachable_layers(lens: Lens) -> dict[str, UnreachableLayers]:
     """By site whose neurons are counted, the layers that cannot reach the logits; sites all of whose layers can have
     no entry. They are counted like all others.
     """
-    found: dict[str, Unreachable] = {}
+    found: dict[str, UnreachableLayers] = {}
     for site in (site for site in lens.sites if site.endswith(".act")):
         place = lens.architecture.place(site)
         if layers := [layer or 0 for layer, _ in place.paths() if not place.reaches(layer)]:

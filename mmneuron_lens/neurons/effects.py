@@ -40,7 +40,7 @@ class Cells(NamedTuple):
         return Cells(self.active[chosen], self.tokens[chosen], self.labels[chosen])
 
 
-class Drawn(NamedTuple):
+class Redrawn(NamedTuple):
     """Effects of memberships, [1 + resamples, membership], the data's own in the first row.
 
     - resampled: whether every domain has buckets enough for the other rows to differ from it.
@@ -78,8 +78,8 @@ def effect_sizes(
     buckets.
     """
     ordered = in_order_of(counts, selection)
-    own: dict[str, Drawn] = {}
-    held_out: dict[str, list[Drawn]] = {}
+    own: dict[str, Redrawn] = {}
+    held_out: dict[str, list[Redrawn]] = {}
     members: dict[str, Tensor] = {}
     for site, mask in selection.masks.items():
         cells = Cells(*filled_cells(ordered, site, selection.parameters["kinds"][site]))
@@ -107,7 +107,7 @@ def _selected(cells: Cells, selection: Selection, mask: Tensor) -> Tensor:
     return select_module(probability, given["fraction"], given["percentile"]).mask
 
 
-def _measured(cells: Cells, mask: Tensor, resamples: int, generator: torch.Generator) -> Drawn:
+def _measured(cells: Cells, mask: Tensor, resamples: int, generator: torch.Generator) -> Redrawn:
     """The effects of the memberships in a mask, on these cells and on cells redrawn within each domain."""
     neuron, domain = mask.flatten(0, 1).nonzero().unbind(1)
     chosen, place = neuron.unique(return_inverse=True)
@@ -119,7 +119,7 @@ def _measured(cells: Cells, mask: Tensor, resamples: int, generator: torch.Gener
     a, n = active[:, place, domain], tokens[:, domain]
     b, m = active.sum(-1)[:, place] - a, tokens.sum(-1, keepdim=True) - n
     buckets = torch.bincount(cells.labels, minlength=mask.shape[-1])
-    return Drawn(log_odds(a, n, b, m), a / n - b / m, bool((buckets > 1).all()))
+    return Redrawn(log_odds(a, n, b, m), a / n - b / m, bool((buckets > 1).all()))
 
 
 def _weights(labels: Int64[Tensor, " cell"], resamples: int, generator: torch.Generator) -> Tensor:
@@ -132,13 +132,13 @@ def _weights(labels: Int64[Tensor, " cell"], resamples: int, generator: torch.Ge
     return weights
 
 
-def _columns(drawn: Drawn) -> Tensor:
+def _columns(drawn: Redrawn) -> Tensor:
     """Log-odds, the ends of its interval, and the difference: [membership, 4]."""
     low, high = _ends(drawn)
     return torch.stack([drawn.log_odds[0], torch.from_numpy(low), torch.from_numpy(high), drawn.difference[0]], dim=-1)
 
 
-def _ends(drawn: Drawn) -> tuple[numpy.ndarray, numpy.ndarray]:  # type: ignore[type-arg]
+def _ends(drawn: Redrawn) -> tuple[numpy.ndarray, numpy.ndarray]:  # type: ignore[type-arg]
     redrawn = drawn.log_odds[1:].numpy()
     if not drawn.resampled or not len(redrawn):
         nothing = numpy.full(drawn.log_odds.shape[1], math.nan)
@@ -147,7 +147,7 @@ def _ends(drawn: Drawn) -> tuple[numpy.ndarray, numpy.ndarray]:  # type: ignore[
     return low, high
 
 
-def _effect(own: Sequence[Drawn], held_out: Sequence[Drawn]) -> Effect:
+def _effect(own: Sequence[Redrawn], held_out: Sequence[Redrawn]) -> Effect:
     """The medians of several sites together."""
     lows = numpy.concatenate([_ends(one)[0] for one in own])
     intervals = bool(len(lows)) and all(one.resampled for one in own)
