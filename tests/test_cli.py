@@ -72,7 +72,7 @@ def test_select_and_show_print_the_tables_and_the_page(run, tmp_path):
     assert selection.parameters["kinds"]["vision.mlp.act"] == ["patch"]
     assert selection.parameters["kinds"]["qformer.text.act"] == ["text"]
     table = pl.read_csv(tmp_path / "tables" / "neurons_per_domain.csv")
-    assert table.columns == ["model", "module", "domain", "neurons"]
+    assert table.columns == ["model", "module", "domain", "neurons", "reachable"]
     assert table["module"].unique(maintain_order=True).to_list() == ["Vision Encoder", "Q-Former", "LLM"]
     for name in ("neurons_per_domain_wider", "selection", "layer_distribution", "silent"):
         assert (tmp_path / "tables" / f"{name}.csv").is_file()

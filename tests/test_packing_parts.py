@@ -95,7 +95,7 @@ def test_a_job_packs_and_runs_what_a_local_run_does():
         plans, _ = travelling(GRAPH, lens.model)
         overs = results_over(GRAPH, lens.architecture)
         item = {**batch.travelling(), "source": None}
-        there = run_job(lens.nnsight, plans, [item], {**job_of(lens, {}, False), "overs": overs})["values"]
+        there = run_job(lens.nnsight, plans, [item], {**job_of(lens.model, {}, False), "overs": overs})["values"]
         here = lens.run(GRAPH, batch)
         assert set(here) == set(there)
         assert all(torch.equal(here[key], there[key]) for key in here)

@@ -222,8 +222,8 @@ def test_the_paper_says_which_rows_it_skipped(tmp_path, monkeypatch):
     with pytest.raises(InvalidValue, match="stopped"):
         paper.paper(store, models=["one"], questions=questions)
     file = tmp_path / "run" / "problems.txt"
-    (line,) = said
-    assert line == f"1 rows are skipped and named in {file}; the first: {problems.found[0]}"
+    (shown,) = said
+    assert shown == f"1 of 4 rows skipped:\n{problems.found[0]}\nAll of them: {file}"
     assert file.read_text() == f"1 of 4 rows skipped:\n{tmp_path / 'corpus' / 'questions.jsonl'}, line 2: no good\n"
 
 

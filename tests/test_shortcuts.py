@@ -196,7 +196,7 @@ def test_a_plan_bounds_the_longest_prompt(tmp_path):
         lens = tiny_lens(name)
         batch, _ = encode(lens, samples, "identification")
         real = int(batch.inputs["attention_mask"].sum(1).max())
-        assert real <= longest_prompt(lens, samples, "identification", "fit")
+        assert real <= longest_prompt(lens, samples, "identification", "fit", "auto")
 
 
 def test_rows_whose_position_embedding_depends_on_the_longest_are_not_batched():

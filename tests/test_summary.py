@@ -15,6 +15,7 @@ from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.evaluation.accuracy import against_random, scores
 from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
+from mmneuron_lens.neurons.effects import effect_sizes
 from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.corpora import DEFINITIONS
@@ -30,7 +31,8 @@ def found_of(model: str) -> Identified:
     selection = select(counts, fraction=0.1)
     discovery = false_discovery_rate(counts, selection, permutations=3)
     overlap = halves_overlap(counts, fraction=0.1, splits=2)
-    return Identified(tuple(counts), selection, select(counts, fraction=0.3), Controls(discovery, overlap))
+    effects = effect_sizes(counts, selection, resamples=20)
+    return Identified(tuple(counts), selection, select(counts, fraction=0.3), Controls(discovery, overlap, effects))
 
 
 def answers_of(model: str, selection: str) -> list[Answer]:
@@ -57,6 +59,8 @@ def save(found: Identified, out: Path, counts_in: Path | None = None, answered: 
     if found.controls.discovery is not None and found.controls.overlap is not None:
         found.controls.discovery.save(out / "controls" / name / "false_discovery.safetensors")
         found.controls.overlap.save(out / "controls" / name / "halves_overlap.safetensors")
+    if found.controls.effects is not None:
+        found.controls.effects.save(out / "controls" / name / "effect_sizes.safetensors")
     if answered:
         digest = content_hash(out / "selection" / f"{name}.safetensors")
         Answers(tuple(answers_of(found.selection.model, digest))).save(out / "answers" / f"{name}.jsonl")
@@ -101,7 +105,12 @@ def test_the_page_contains_each_number_of_every_model(found: list[Identified], r
         on_page(tables.silent(list(one.counts)))
         assert one.controls.discovery is not None
         assert one.controls.overlap is not None
-        on_page(tables.control(one.controls.discovery, one.controls.overlap))
+        on_page(tables.control(one.controls.discovery, one.controls.overlap, one.selection))
+        assert one.controls.effects is not None
+        for name, effect in one.controls.effects.effects.items():
+            odds = ", ".join(tables.shown(effect["log_odds"][end], decimals=2) for end in ("low", "high"))
+            shown = f"{tables.shown(effect['log_odds']['value'], decimals=2)} [{odds}]"
+            assert [one.selection.model, name, f"{effect['memberships']:,}", "–", shown] in [row[:5] for row in rows]
         for counts in one.counts:
             on_page(counts.to_frame())
     for number, domain in enumerate(DOMAINS):
@@ -128,7 +137,8 @@ def test_csv_files_equal_the_frames_of_all_models(found: list[Identified], run: 
         "layer_distribution": [tables.layer_distribution(one.selection) for one in found],
         "selection": [tables.selection_summary(one.selection) for one in found],
         "silent": [tables.silent(list(one.counts)) for one in found],
-        "control": [tables.control(one.controls.discovery, one.controls.overlap) for one in found],  # type: ignore[arg-type]
+        "control": [tables.control(one.controls.discovery, one.controls.overlap, one.selection) for one in found],  # type: ignore[arg-type]
+        "effect": [tables.effect(one.controls.effects) for one in found],  # type: ignore[arg-type]
         "ablation": [tables.ablation(scores(answers))],
         "ablation_against_random": [pl.DataFrame(against_random(answers))],
     }
@@ -148,7 +158,7 @@ def test_links_lead_somewhere_and_artifacts_are_named_by_their_bytes(run: Path) 
     assert len(set(anchors)) == len(anchors)
     assert set(links) == set(anchors)
     artifacts = [*run.rglob("*.safetensors"), *run.rglob("*.jsonl")]
-    assert len(artifacts) == 2 * (len(DOMAINS) + 2 + 2 + 1)
+    assert len(artifacts) == 2 * (len(DOMAINS) + 2 + 3 + 1)
     for file in artifacts:
         assert f"artifact-{content_hash(file)[:12]}" in anchors, file
         assert f"</code> {file.relative_to(run).as_posix()}</summary>" in html

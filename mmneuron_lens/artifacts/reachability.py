@@ -55,6 +55,6 @@ class Reachability:
 
     def mask(self, site: str, layers: int) -> Bool[Tensor, " layer"]:
         """True for each of so many layers that is not known to be unreachable."""
-        reached = torch.ones(layers, dtype=torch.bool)
+        reached = torch.ones(layers, dtype=torch.bool, device="cpu")
         reached[list(self.layers(site))] = False
         return reached

@@ -39,6 +39,10 @@ class SampleRefused(InvalidValue):
     """A sample that cannot be used, by its name, where no problems are kept."""
 
 
+class NoneLeft(InvalidValue):
+    """All samples of a domain are left out."""
+
+
 class LeftOut(Problems):
     """The samples that a stage leaves out, each with its first reason.
 
@@ -136,7 +140,7 @@ def raise_none_left(samples: Sequence[Sample], reason: str, cause: Exception | N
 
     - reason: of the first; cause: what it raised.
 
-    Raises `InvalidValue`, or the cause itself where it is no error that a user can mend: a fault of ours.
+    Raises `NoneLeft`, or the cause itself where it is no error that a user can mend: a fault of ours.
     """
     domains = ", ".join(sorted({sample.domain for sample in samples}))
     first = f" The first: {reason}" if reason else ""
@@ -144,7 +148,7 @@ def raise_none_left(samples: Sequence[Sample], reason: str, cause: Exception | N
     if cause is not None and not isinstance(cause, MMNeuronError):
         cause.add_note(says)
         raise cause
-    raise InvalidValue(says) from cause
+    raise NoneLeft(says) from cause
 
 
 def _refused(

@@ -20,7 +20,7 @@ from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.frames import asked_as
-from mmneuron_lens.batching.left_out import LeftOut, attributed, raise_none_left
+from mmneuron_lens.batching.left_out import LeftOut, NoneLeft, attributed, raise_none_left
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.content import sample_digest
@@ -103,23 +103,21 @@ def ablate(
     - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
     - selection_id: the `content_hash` of the saved selection, kept with every answer.
     - problems: where a sample is named that cannot be decoded, encoded or run; it has no answer under any condition.
+      A domain of which all are has none; if no domain has one, the first reason is raised.
     - generation: settings of `generate`, over greedy decoding of at most 16 new tokens.
     """
     rows = MemoryRows() if rows is None else rows
     settings = generation_settings(generation)
-    answers: list[Answer] = []
-    for domain, given in samples_by_domain.items():
-        put = {one.id: asked_as(lens, [one], prompt, frames, prompt_form, settings["max_new_tokens"]) for one in given}
-        samples = [put[one.id][0][0] for one in given]
+    room = settings["max_new_tokens"]
+    how: dict[str, Any] = {"frames": frames, "prompt_form": prompt_form, "new_tokens": room}
+
+    def answered(domain: str, samples: Sequence[Sample]) -> list[Answer]:
         conditions = conditions_of(
             selection, domain, modules=modules, random_draws=random_draws, seed=seed, match=match, off=off,
             controls=controls, cross=cross,
         )  # fmt: skip
-        room, left = settings["max_new_tokens"], LeftOut(problems)
-        put = {
-            one.id: asked_as(lens, [one], prompt, frames, prompt_form, room)
-            for one in askable(lens, samples, prompt, problems)
-        }
+        left = LeftOut(problems)
+        put = {one.id: asked_as(lens, [one], prompt, **how) for one in askable(lens, samples, prompt, problems)}
         found = sized([one for shown, _ in put.values() for one in shown], problems)
         questions = {
             (id(condition), one.sample.id): AskedQuestion(
@@ -130,7 +128,6 @@ def ablate(
         }
         steps = steps_of(found, batch_size, buckets=False)
         groups = [steps[start : start + TOGETHER] for start in range(0, len(steps), TOGETHER)]
-        how: dict[str, Any] = {"frames": frames, "prompt_form": prompt_form, "new_tokens": room}
         asking = _Asking(lens, partial(encode, lens, prompt=prompt, problems=left, **how), settings)
         for group in progress(groups, f"answering {domain} under {len(conditions)} conditions"):
             for condition in conditions:
@@ -153,7 +150,17 @@ def ablate(
             if (id(condition), sample.id) in questions and not left.holds(sample)
         ]
         known = [rows.get(one.digest) for one in asked]
-        answers += [question.answered(one.answer) for question, one in zip(asked, known, strict=True) if one]
+        return [question.answered(one.answer) for question, one in zip(asked, known, strict=True) if one]
+
+    answers: list[Answer] = []
+    nothing: NoneLeft | None = None
+    for domain, samples in samples_by_domain.items():
+        try:
+            answers += answered(domain, samples)
+        except NoneLeft as error:
+            nothing = nothing or error
+    if nothing and not answers:
+        raise nothing
     return answers
 
 

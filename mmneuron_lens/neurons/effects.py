@@ -124,10 +124,10 @@ def _measured(cells: Cells, mask: Tensor, resamples: int, generator: torch.Gener
 
 def _weights(labels: Int64[Tensor, " cell"], resamples: int, generator: torch.Generator) -> Tensor:
     """How often each cell is in each resample, [1 + resamples, cell]; once each in the first row."""
-    weights = torch.ones(1 + resamples, len(labels), dtype=torch.float64)
+    weights = torch.ones(1 + resamples, len(labels), dtype=torch.float64, device="cpu")
     for number in labels.unique():
         cells = (labels == number).nonzero().squeeze(1)
-        drawn = torch.randint(0, len(cells), (resamples, len(cells)), generator=generator)
+        drawn = torch.randint(0, len(cells), (resamples, len(cells)), generator=generator, device="cpu")
         weights[1:, cells] = torch.nn.functional.one_hot(drawn, len(cells)).sum(1).double()
     return weights
 

@@ -12,7 +12,7 @@ from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
 from mmneuron_lens.report.embedding_figure import embedding_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
-from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.tables import domain_name, domain_names
 from mmneuron_lens.report.unreachable import marked, notes_of, of_counts
 
 LLM = "llm.mlp.act"
@@ -41,7 +41,8 @@ def table_4(runs: Sequence[ModelRun]) -> Section:
     if not rows:
         return Section("Domains and corpora", missing="no neurons were counted.", name="Table 4")
     for run in runs:
-        own = {domain_name(one.domain): int(one.tokens[LLM].sum()) for one in run.counts if LLM in one.tokens}
+        counted = {one.domain: int(one.tokens[LLM].sum()) for one in run.counts if LLM in one.tokens}
+        own = {name: counted[domain] for domain, name in domain_names(counted, ("model",)).items()}
         tokens.append({"model": run.model, **own})
     seen = any(picture is not None for picture in examples)
     caption = "What belongs to each domain; the questions asked here; and the corpora and their samples in the paper."

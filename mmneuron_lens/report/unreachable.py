@@ -65,7 +65,11 @@ def of_selection(one: Selection) -> str:
 def of_neurons_off(one: Selection) -> str:
     """The same for tables and figures of what happens with neurons off."""
     said = of_selection(one)
-    return f"{said} Off or not, they change no answer." if said and one.reachability.known else said
+    return (
+        f"{said} Off or not, they change no answer and no last hidden state."
+        if said and one.reachability.known
+        else said
+    )
 
 
 def of_counts(known: Reachability, sites: Collection[str] | None = None) -> str:
