@@ -75,6 +75,7 @@ class StrictServer:
             class Strict(type(made)):
                 def __call__(self, tracer=None):
                     result = server.run(model.nnsight.repo_id, self._serialize(tracer))
+                    self.found = result
                     self._push(result, tracer)
                     return result
 

@@ -174,13 +174,13 @@ def test_a_model_that_is_not_served_is_refused_with_what_is(pair, tmp_path):
 
 
 def test_the_key_is_in_no_payload(pair, monkeypatch):
-    from mmneuron_lens.runtime import remote
+    from mmneuron_lens.runtime import backend
 
     key = "0123-secret-4567"
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", key)
     sent = []
-    genuine = remote.refuse_unshippable
-    monkeypatch.setattr(remote, "refuse_unshippable", lambda payload: (sent.append(payload), genuine(payload)))
+    genuine = backend.refuse_unshippable
+    monkeypatch.setattr(backend, "refuse_unshippable", lambda payload: (sent.append(payload), genuine(payload)))
     out = pair[1].run(count_active, mixed_batch(pair[1]), remote=URL)
     assert len(sent) == 1
     assert key.encode() not in sent[0]
