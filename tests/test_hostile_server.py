@@ -15,13 +15,18 @@ import pytest
 import torch
 import zstandard
 from conftest import mixed_batch, tiny_lens
+from drawn_corpus import write_corpus
 from fake_ndif import FakeNdif, served_model
 
 from interventions import count_active, keep, mean_activation
 from interventions.errors import InvalidType, InvalidValue, MMNeuronError, ServerUnreachable
 from mmneuron_lens import Lens
+from mmneuron_lens.batching.remote import Jobs
+from mmneuron_lens.corpora.folder import read_folder
+from mmneuron_lens.experiments.count import count_domain
 from mmneuron_lens.runtime import serving, transport
 from mmneuron_lens.runtime.host import Host, checked_remote, host_of
+from mmneuron_lens.runtime.jobs.records import Records
 from mmneuron_lens.runtime.transport import RemoteFailed, page, result_bytes, stores_named, unpacked
 
 KEY = "a-secret-key"
@@ -384,3 +389,49 @@ def test_a_file_of_tensors_behind_a_pickle_is_not_read(there, monkeypatch, capfd
     with pytest.raises(RemoteFailed, match="something lies before its first entry"):
         lens.run(count_active, mixed_batch(Lens.weightless(lens.model.repo)))
     assert "owned" not in capfd.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    return read_folder(write_corpus(tmp_path_factory.mktemp("corpus"), ("common",)))[0]
+
+
+def of_counts(change: Callable[[torch.Tensor], torch.Tensor], name: str, part: str = "") -> Callable[..., Any]:
+    def apply(given: dict[str, Any]) -> None:
+        values = given["values"]
+        key = (name, "llm.mlp.act")
+        if part:
+            values[key] = {**values[key], part: change(values[key][part])}
+        else:
+            values[key] = change(values[key])
+
+    return changed(apply)
+
+
+IMPOSSIBLE = {
+    "more active than there are positions": (
+        of_counts(lambda counts: counts + 10**6, "count_checked", "active"),
+        "active",
+    ),
+    "active less than never": (of_counts(lambda counts: counts - 10**6, "count_checked", "active"), "active"),
+    "other positions": (of_counts(lambda counts: counts * 2, "count_positions"), "counted over"),
+    "no positions": (of_counts(lambda counts: counts * 0, "count_positions"), "counted over"),
+    "one layer": (of_counts(lambda counts: counts[:1], "count_checked", "active"), "shape"),
+    "one neuron": (of_counts(lambda counts: counts[..., :1], "count_checked", "active"), "shape"),
+    "booleans": (of_counts(lambda counts: counts > 0, "count_checked", "active"), "bool"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_counts_that_cannot_be_are_not_kept_and_are_asked_for_again(name, there, samples, tmp_path, monkeypatch):
+    lens, fake = there
+    change, expected = IMPOSSIBLE[name]
+    honest = FakeNdif.execute
+    records = Records(tmp_path / "jobs")
+    with monkeypatch.context() as hostile:
+        hostile.setattr(FakeNdif, "execute", lambda self, job: change(honest(self, job)))
+        with pytest.raises(RemoteFailed, match=expected):
+            count_domain(lens, samples, batch_size=2, jobs=Jobs(fake.url, records))
+    counts = count_domain(lens, samples, batch_size=2, jobs=Jobs(fake.url, records))
+    here = count_domain(Lens(lens.model.repo), samples, batch_size=2)
+    assert all(torch.equal(counts.active[site], here.active[site]) for site in here.active)
