@@ -126,7 +126,7 @@ HOSTILE = {
     "a memo of four billion places": zipped(b"\x80\x02Nr\xff\xff\xff\xff\x80."),
     "eight bytes that say they are four billion": zipped(b"\x80\x02X\xff\xff\xff\xffabc."),
     "more numbers than the storage has": tensor_of((100,), (1,)),
-    "a trillion numbers in eight": tensor_of((10**6, 10**6), (0, 0)),
+    "a million numbers in eight": tensor_of((1000, 1000), (0, 0)),
     "numbers beyond the storage": tensor_of((4,), (1,), 6),
     "a stride beyond the storage": tensor_of((2, 2), (100, 1)),
     "a negative offset": tensor_of((2,), (1,), -1),
