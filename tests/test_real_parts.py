@@ -26,7 +26,8 @@ from transformers import (
 
 from interventions import count_active, keep
 from mmneuron_lens import Lens
-from mmneuron_lens.embedded.smol import assemble, dinov2, fetch, smol_folder, smollm2
+from mmneuron_lens.artifacts.format import read_artifact
+from mmneuron_lens.embedded.smol import CONNECTOR, assemble, dinov2, fetch, smol_folder, smollm2
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "real_parts"
 
@@ -497,3 +498,9 @@ def test_dinov2_small_as_published():
     config = model.config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (384, 12, 6)
     assert model.embeddings.position_embeddings.shape == (1, 17, 384)
+
+
+def test_the_connector_that_ships_is_read():
+    tensors, metadata = read_artifact(CONNECTOR, assemble.KIND)
+    assert set(tensors) == set(assemble.connector(tiny_smol()[0]))
+    assert metadata["training"]["steps"] > 0
