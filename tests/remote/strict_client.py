@@ -13,7 +13,7 @@ from mmneuron_lens.ndif.environment import is_ready, server_python
 from mmneuron_lens.ndif.state import default_folder
 from mmneuron_lens.runtime import remote
 
-URL = "http://strict"
+URL = "https://strict"
 NO_ENVIRONMENT = (
     "no NDIF server environment: set MMNEURON_NDIF_ENV to one, or make it with `mmneuron ndif up --model ... --cpu`"
 )
