@@ -27,6 +27,7 @@ import mmneuron_lens  # noqa: E402, F401, I001  (first: it imports beartype befo
 import damaged_pictures  # noqa: E402
 import PIL  # noqa: E402
 import test_malformed_fuzz as malformed  # noqa: E402
+import test_refused_rows_fuzz as refused  # noqa: E402
 
 from mmneuron_lens.corpora import records  # noqa: E402
 from mmneuron_lens.corpora.records import RecordProblems  # noqa: E402
@@ -71,7 +72,22 @@ def pictures(each: int, seed: int, folder: Path) -> Pieces:
         yield f"picture: {kind}", used
 
 
-GROUPS: tuple[Callable[[int, int, Path], Pieces], ...] = (malformed_records, pictures)
+def rows_that_only_a_model_refuses(each: int, seed: int, folder: Path) -> Pieces:
+    """Among good rows, counted with each of four tiny models, a quarter of `each` rows with one."""
+    for name in ("llava_next", "llava", "instructblip", "blip2"):
+        place, counted = folder / name, Counter[str]()
+        place.mkdir()
+
+        def used(name: str = name, place: Path = place, counted: Counter[str] = counted) -> Counter[str]:
+            counted.update(refused.refused_rows(place, name, each // 4, seed))
+            return Counter(used=counted["good"])
+
+        yield "row among these: good", used
+        for fault in sorted(counted.keys() - {"good"}):
+            yield f"row: {fault}", lambda found=counted[fault]: Counter(named=found)
+
+
+GROUPS: tuple[Callable[[int, int, Path], Pieces], ...] = (malformed_records, pictures, rows_that_only_a_model_refuses)
 
 
 def main() -> int:

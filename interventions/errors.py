@@ -5,8 +5,13 @@ Each error is also the built-in one that Python would raise, so `except KeyError
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 2000
 """Characters of a message; what is quoted in it may be longer."""
+
+
+_BREAK = re.compile(r"[ ]*[\t\n\r\v\f]\s*")
 
 
 class MMNeuronError(Exception):
@@ -15,7 +20,7 @@ class MMNeuronError(Exception):
     def __str__(self) -> str:
         # KeyError shows its argument quoted, OSError with its number; a sentence is shown as it is. What a server, a
         # corpus or a file name put into it stays one line, and moves no cursor.
-        said = " ".join(" ".join(str(argument) for argument in self.args).split())
+        said = _BREAK.sub(" ", " ".join(str(argument) for argument in self.args)).strip()
         said = said if said.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in said)
         return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 

@@ -150,7 +150,7 @@ def fsync_of(kind: Any) -> Any:
 
 
 FAULTS = {
-    "write": (files, "open", lambda *_: Full()),
+    "write": (files, "open", lambda *_, **__: Full()),
     "open": (files, "open", full),
     "fsync": (os, "fsync", fsync_of(stat.S_ISREG)),
     "replace": (os, "replace", full),
@@ -231,7 +231,7 @@ BY_THEMSELVES = {
     "embedded/train/": "a tool that streams",
     "interventions/files.py": "the one function",
     "ndif/environment.py": "a log that pip streams into",
-    "ndif/services.py": "logs that services stream into",
+    "ndif/state.py": "logs that services stream into",
     "runs/store.py": "who holds a lock, which a kill ends too",
 }
 """Files and folders of both packages that write without `write_atomically`, and why."""

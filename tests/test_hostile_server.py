@@ -142,7 +142,7 @@ def test_what_is_a_server_is_taken():
         "https://there/ndif",
     ):
         assert checked_remote(good) == good.rstrip("/")
-    with pytest.raises(InvalidType, match="not int"):
+    with pytest.raises(InvalidType, match="not 7"):
         checked_remote(7)  # type: ignore[arg-type]
 
 

@@ -38,7 +38,7 @@ def checked_remote(remote: bool | str | None) -> bool | str:
     if remote is None or isinstance(remote, bool):
         return bool(remote)
     if not isinstance(remote, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidType(f"remote is True, False or a server's URL, not {type(remote).__name__}.")
+        raise InvalidType(f"remote is True, False or a server's URL, not {remote!r}.")
     return remote if remote == "local" else _checked_url(remote)
 
 

@@ -85,8 +85,9 @@ def run_jobs(
         return made
 
     def kept(name: str, returned: dict[str, Any], facts: dict[str, Any]) -> None:
-        checked = checked_returned(returned.get("returned"), overs, facts.get(BATCHES), server.host, forms)
-        keep(name, fold.finish(checked["values"], overs), facts)
+        own = dict(facts)
+        checked = checked_returned(returned.get("returned"), overs, own.pop(BATCHES, None), server.host, forms)
+        keep(name, fold.finish(checked["values"], overs), own)
 
     watch = Watch(records, server, limits or Limits(), clock or Clock(), kept, takes)
     arriving = watch.gather({name: items(make) for name, make in jobs.items()})
