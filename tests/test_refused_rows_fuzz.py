@@ -6,7 +6,6 @@ one holds one fault that no tiny model takes.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,9 @@ from random import Random
 
 import pytest
 import torch
-from conftest import tiny_lens
 from drawn_corpus import row, write_images, write_rows
+from refused import lens_with_words
 
-from mmneuron_lens import Lens
 from mmneuron_lens.corpora.folder import read_folder
 from mmneuron_lens.experiments.count import count_domain
 
@@ -61,16 +59,6 @@ QFORMER: dict[str, Fault] = {
 }
 
 
-def fuzzed_lens(name: str) -> Lens:
-    """A tiny lens whose tokenizers know words for which there is no embedding."""
-    lens = tiny_lens(name)
-    processor = copy.deepcopy(lens.processor)
-    processor.tokenizer.add_tokens(["giraffe"])
-    if name == "instructblip":
-        processor.qformer_tokenizer.add_tokens(["zebra"])
-    return Lens.wrap(lens.module, processor)
-
-
 def question(draw: Random) -> str:
     """Plain text with something in it; now and then with its image's line, as LLaVA's conversation files write it."""
     text = "a" + "".join(draw.choices(PLAIN, k=draw.randrange(1, 60)))
@@ -82,7 +70,7 @@ def refused_rows(folder: Path, name: str, rows: int = ROWS, seed: int = 0) -> Co
     named that is good, is not named that is bad, or if the others do not count as they do without it,
     but for float rounding at zero.
     """
-    draw, lens = Random(f"{name} {seed}"), fuzzed_lens(name)
+    draw, lens = Random(f"{name} {seed}"), lens_with_words(name)
     faults = {**FAULTS, **(QFORMER if name == "instructblip" else {})}
     write_images(folder, "common", 12)
     lines, kinds = [], {}

@@ -186,8 +186,8 @@ def environment_of(state: State, python: Path, server: OwnServer) -> dict[str, s
         "NDIF_STATUS_TTL_S": "1",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # When its ray is gone, ndif's dispatcher would start one of its own, in /tmp/ray and with a token in ~/.ray
-        # that every later `ray start` of this user takes up.
+        # When its ray is gone, ndif's dispatcher would start one of its own, in the folder that all rays share and
+        # with a token that every later `ray start` of this user takes up.
         "RAY_ENABLE_AUTO_CONNECT": "0",
         "GRPC_ENABLE_FORK_SUPPORT": "0",
     }

@@ -7,8 +7,10 @@ neither.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 from mmneuron_lens.model import Model
@@ -51,6 +53,8 @@ def backend_of(
 
     class Backend(RemoteBackend):
         asked = host
+        known = False
+        """Whether the server knew the job when it was last asked."""
         found: Any = None
         """What the last job sent back, by name."""
 
@@ -60,7 +64,7 @@ def backend_of(
             self.submit(tracer)
             pause, unknown = FIRST, now()
             while (found := self.poll()) is None:
-                unknown = now() if self.status is not None and self.known else unknown
+                unknown = now() if self.known else unknown
                 if now() - unknown > FORGOTTEN:
                     raise RemoteFailed(f"{self.host} does not know job {self.job_id} any more; run this again.")
                 wait(pause)
@@ -74,9 +78,6 @@ def backend_of(
             return super()._serialize(tracer)
 
         def _post(self, request: Any, blob: bytes) -> Any:
-            import sys
-            from importlib.metadata import version
-
             headers = {"nnsight-version": version("nnsight"), "python-version": sys.version}
             said = transport.page(
                 host, "/request", seconds=transport.SILENCE, headers={**headers, "ndif-timestamp": repr(time.time())},
