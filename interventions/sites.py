@@ -51,11 +51,15 @@ _IN_FORWARD_ORDER = (
     Site("vision.attention.z", "tile patch head dimension", True, "vision", "heads' outputs before they are mixed"),
     Site("vision.attention.out", "tile patch hidden", True, "vision", "what attention adds to the residual stream"),
     Site("vision.mlp.act", "tile patch neuron", True, "vision", "neurons: after the activation function"),
+    Site("vision.mlp.post", "tile patch neuron", True, "vision", "neurons as the down projection is given them"),
     Site("vision.residual", "tile patch hidden", True, "vision", "the residual stream after the layer"),
     Site("vision.pooled", "tile hidden", False, None, "the pooled image embedding (Figure 2)"),
     Site("qformer.query.act", "batch query neuron", True, "qformer.query", "neurons of the query branch"),
     Site("qformer.text.act", "batch word neuron", True, "qformer.text", "neurons of the instruction branch"),
     Site("qformer.output", "batch token hidden", False, None, "queries, then the instruction's tokens"),
+    Site(
+        "projector.deep.act", "tile patch neuron", True, "projector", "neurons of projectors inside the tower, by depth"
+    ),
     Site("projector.act", "tile patch neuron", False, "projector", "neurons of the MLP projector"),
     Site("projector.output", "tile patch hidden", False, "projector", "image features in the word embedding space"),
     Site("llm.embedding", "batch token hidden", False, "llm", "embeddings with the image features in place: layer 0"),
@@ -67,6 +71,7 @@ _IN_FORWARD_ORDER = (
     Site("llm.attention.z", "batch token head dimension", True, "llm", "heads' outputs before they are mixed"),
     Site("llm.attention.out", "batch token hidden", True, "llm", "what attention adds to the residual stream"),
     Site("llm.mlp.act", "batch token neuron", True, "llm", "neurons: act_fn(gate_proj(x)), before times up_proj"),
+    Site("llm.mlp.post", "batch token neuron", True, "llm", "neurons as the down projection is given them"),
     Site("llm.mlp.out", "batch token hidden", True, "llm", "what the MLP adds to the residual stream"),
     Site("llm.residual", "batch token hidden", True, "llm", "the residual stream after the layer"),
     Site("llm.norm", "batch token hidden", False, "llm", "the last hidden state, after the final norm"),

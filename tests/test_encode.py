@@ -56,7 +56,7 @@ def test_several_images_per_question_and_text_alone():
     names = {word.split(":")[0] for word in batch.tokens[0] if word.startswith("<image ")}
     assert names == {"<image 1", "<image 2"}
     assert not any("image" in kind for kind in batch.kind[1])
-    lengths = list(batch.span_lengths())
+    lengths = [[len(span) for span in batch.image_spans(row)] for row in range(batch.rows)]
     features = lens.module.get_image_features(batch.inputs["pixel_values"], batch.inputs["image_sizes"]).pooler_output
     assert [length for row in lengths for length in row] == [feature.shape[0] for feature in features]
     placed = lens.encode([[one, two]], ["first <image> second <image> compare"])
@@ -78,7 +78,7 @@ def test_anyres_spans_follow_the_model(size):
     lens = tiny_lens("llava_next")
     batch = lens.encode(pictures(size), ["x"])
     feature = lens.module.get_image_features(batch.inputs["pixel_values"], batch.inputs["image_sizes"]).pooler_output[0]
-    assert list(batch.span_lengths()) == [[feature.shape[0]]]
+    assert [len(span) for span in batch.image_spans(0)] == [feature.shape[0]]
     assert batch.fields["vision"]["weight"].shape[0] == lens.module.model.vision_tower(
         torch.cat(list(batch.inputs["pixel_values"]))
     ).last_hidden_state.shape[0] - padding_tiles(batch)

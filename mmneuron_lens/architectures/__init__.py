@@ -6,7 +6,22 @@ from typing import Any
 
 from interventions.errors import InvalidValue
 from interventions.sites import unknown
-from mmneuron_lens.architectures import blip2, instructblip, llava, llava_next
+from mmneuron_lens.architectures import (
+    blip2,
+    gemma3,
+    glm4v,
+    idefics3,
+    instructblip,
+    internvl,
+    llava,
+    llava_next,
+    llava_onevision,
+    mistral3,
+    paligemma,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+)
 from mmneuron_lens.architectures.architecture import Architecture, Place
 
 ARCHITECTURES = {
@@ -14,6 +29,17 @@ ARCHITECTURES = {
     "instructblip": instructblip.architecture,
     "llava": llava.architecture,
     "blip-2": blip2.architecture,
+    "llava_onevision": llava_onevision.architecture,
+    "qwen2_vl": qwen2_vl.architecture,
+    "qwen2_5_vl": qwen2_5_vl.architecture,
+    "qwen3_vl": qwen3_vl.architecture,
+    "internvl": internvl.architecture,
+    "gemma3": gemma3.architecture,
+    "paligemma": paligemma.architecture,
+    "idefics3": idefics3.architecture,
+    "smolvlm": idefics3.architecture,
+    "mistral3": mistral3.architecture,
+    "glm4v": glm4v.architecture,
 }
 """Architectures by the configuration's `model_type`."""
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from interventions.errors import UnknownName
 from interventions.sites import GROUP_KINDS, SITES, site_order, unknown
-from mmneuron_lens.wire.types import Facts, Port, View
+from mmneuron_lens.wire.types import Facts, Port, Step
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,8 @@ class Place:
     """A site in one model.
 
     path: the module, with `{l}` for the layer. at: its output, its first input, or a keyword input; item: which
-    element of a tuple, attribute of an output object, or name of the keyword. view: how the site sees the value
-    (`("heads", dimension)`, `("part", index, of, dimension)` of a fused projection, `("rows",)` where the model
-    flattens batch and tokens, `("mask",)`). sizes: the axes whose length the configuration fixes.
+    element of a tuple, attribute of an output object, or name of the keyword. view: the steps from the module's value
+    to the site's (`wire.views`). sizes: the axes whose length the configuration fixes.
     dead: layers that cannot reach the logits (`True`: none can), and why. fixed: why it cannot be written.
     """
 
@@ -27,7 +26,7 @@ class Place:
     sizes: Mapping[str, int]
     at: Literal["output", "input", "keyword"] = "output"
     item: str | int | None = None
-    view: View | None = None
+    view: tuple[Step, ...] = ()
     axes: str | None = None
     dead: frozenset[int] | Literal[True] = frozenset()
     why_dead: str = ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.architectures import language, qformer, sharing, vision
+from mmneuron_lens.architectures import language, qformer, vision
 from mmneuron_lens.architectures.architecture import Architecture, Place
+from mmneuron_lens.architectures.facts import facts
 
 
 def architecture(config: Any) -> Architecture:
@@ -32,13 +33,14 @@ def queried(config: Any, name: str, instruction: bool) -> Architecture:
             )
         }
         | language.places(config.text_config, "language_model.model", "language_model.lm_head"),
-        facts={
-            "image_token": config.image_token_index,
-            "images_in_text": False,
-            "text_only": False,
-            "patches": vision.patches(config.vision_config),
-            "queries": config.num_query_tokens,
-            "vision_tower": "vision_model",
-            "sharable": sharing.sharable(config.text_config),
-        },
+        facts=facts(
+            config.text_config,
+            image_token=config.image_token_index,
+            patches=vision.patches(config.vision_config),
+            cls=1,
+            images_in_text=False,
+            text_only=False,
+            queries=config.num_query_tokens,
+            vision_tower="vision_model",
+        ),
     )

@@ -11,8 +11,13 @@ from mmneuron_lens.architectures.architecture import Architecture, Place
 def check_places(architecture: Architecture, module: torch.nn.Module) -> None:
     """Check every path, and the width of the linear layer that makes or takes each value; works on meta.
 
-    Raises `ValueError` naming the site and path, so that a renamed module is found on load, not by a wrong number.
+    Raises `InvalidValue` naming the site and path, so that a renamed module is found on load, not by a wrong number.
     """
+    fused: dict[str, int] = {}
+    for place in architecture.places.values():
+        for step in place.view:
+            if step[0] == "columns":
+                fused[place.path] = max(step[2], fused.get(place.path, 0))
     for site, place in architecture.places.items():
         for _, path in place.paths():
             try:
@@ -22,14 +27,15 @@ def check_places(architecture: Architecture, module: torch.nn.Module) -> None:
                     f"{architecture.name}: {site} should be at {path!r}, which this model does not have ({error}). "
                     "The installed transformers names it differently; correct the table in mmneuron_lens/architectures."
                 ) from error
-            _check_width(architecture, site, place, path, found)
+            _check_width(architecture, site, place, path, found, fused.get(place.path))
 
 
-def _check_width(architecture: Architecture, site: str, place: Place, path: str, found: torch.nn.Module) -> None:
+def _check_width(
+    architecture: Architecture, site: str, place: Place, path: str, found: torch.nn.Module, fused: int | None
+) -> None:
     if not isinstance(found, torch.nn.Linear):
         return
-    parts = place.view[2] if place.view and place.view[0] == "part" else 1
-    expected = _width(place) * parts
+    expected = fused or _width(place)
     actual = found.in_features if place.at == "input" else found.out_features
     if expected and actual != expected:
         raise InvalidValue(f"{architecture.name}: {site} at {path!r} is {actual} wide, not {expected} as configured.")

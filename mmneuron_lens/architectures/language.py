@@ -2,100 +2,114 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 from interventions.errors import InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.architectures.architecture import Place
+from mmneuron_lens.wire.types import Step
 
 _EAGER = "the weights are returned beside the output, not used again; write llm.attention.mask or llm.attention.z"
 
 
-def llama(config: Any, base: str, head: str) -> dict[str, Place]:
-    """Llama and the families with its module names (Vicuna, Mistral, Qwen2): gated MLP, RMS norm."""
-    hidden, neurons = config.hidden_size, config.intermediate_size
-    heads = config.num_attention_heads
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    dimension = getattr(config, "head_dim", None) or hidden // heads
-    layers = config.num_hidden_layers
-    layer = f"{base}.layers.{{l}}"
-    places = _shared(config, layer, layers, hidden, heads)
-    for letter, number in (("q", heads), ("k", keys), ("v", keys)):
-        places[f"llm.attention.{letter}"] = Place(
-            f"{layer}.self_attn.{letter}_proj",
-            layers,
-            {"head": number, "dimension": dimension},
-            view=("heads", dimension),
-        )
-    return places | {
-        "llm.attention.z": Place(
-            f"{layer}.self_attn.o_proj",
-            layers,
-            {"head": heads, "dimension": dimension},
-            at="input",
-            item="input",
-            view=("heads", dimension),
-        ),
-        "llm.attention.out": Place(f"{layer}.self_attn.o_proj", layers, {"hidden": hidden}),
-        "llm.mlp.act": Place(f"{layer}.mlp.act_fn", layers, {"neuron": neurons}),
-        "llm.mlp.out": Place(f"{layer}.mlp", layers, {"hidden": hidden}),
-        "llm.norm": Place(f"{base}.norm", None, {"hidden": hidden}),
-        "llm.unembed": Place(head, None, {"hidden": hidden}, at="input", item="input"),
-        "llm.logits": Place(head, None, {"vocabulary": config.vocab_size}),
-    }
+@dataclass(frozen=True)
+class Decoder:
+    """How a family names the modules of a layer.
+
+    - query: of separate projections the first, with `q` for `k` and `v`; or the one in which all three are fused
+    - out: in attention, what mixes the heads
+    - act, down: the activation function, and what takes its neurons
+    - attention_out, mlp_out: what attention and MLP add to the residual stream; "" where `out` and `mlp` do
+    - norm: the final one, beside the layers
+    - steps: from what the MLP holds to rows of tokens
+    """
+
+    query: str = "q_proj"
+    out: str = "o_proj"
+    act: str = "mlp.act_fn"
+    down: str = "mlp.down_proj"
+    attention_out: str = ""
+    mlp_out: str = "mlp"
+    norm: str = "norm"
+    steps: tuple[Step, ...] = ()
 
 
-def opt(config: Any, base: str, head: str) -> dict[str, Place]:
-    """OPT, as in the published BLIP-2: two-layer MLP whose batch and tokens are flattened."""
-    if not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size:
-        raise InvalidValue(
-            "OPT with norms after its layers (opt-350m) has no final norm, so no logit lens; not supported."
-        )
-    hidden, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
-    dimension = hidden // heads
-    decoder = f"{base}.decoder"
-    layer = f"{decoder}.layers.{{l}}"
-    places = _shared(config, layer, layers, hidden, heads)
-    for letter in "qkv":
-        places[f"llm.attention.{letter}"] = Place(
-            f"{layer}.self_attn.{letter}_proj",
-            layers,
-            {"head": heads, "dimension": dimension},
-            view=("heads", dimension),
-        )
-    return places | {
-        "llm.attention.z": replace(
-            places["llm.attention.q"], path=f"{layer}.self_attn.out_proj", at="input", item="input"
-        ),
-        "llm.attention.out": Place(f"{layer}.self_attn.out_proj", layers, {"hidden": hidden}),
-        "llm.mlp.act": Place(f"{layer}.activation_fn", layers, {"neuron": config.ffn_dim}, view=("rows",)),
-        "llm.mlp.out": Place(f"{layer}.fc2", layers, {"hidden": hidden}, view=("rows",)),
-        "llm.norm": Place(f"{decoder}.final_layer_norm", None, {"hidden": hidden}),
-        "llm.unembed": Place(head, None, {"hidden": hidden}, at="input", item="input"),
-        "llm.logits": Place(head, None, {"vocabulary": config.vocab_size}),
-    }
+LLAMA = Decoder()
 
+GEMMA = Decoder(attention_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm")
 
-def _shared(config: Any, layer: str, layers: int, hidden: int, heads: int) -> dict[str, Place]:
-    return {
-        "llm.embedding": Place(layer.format(l=0), None, {"hidden": hidden}, at="input", item="hidden_states"),
-        "llm.attention.mask": Place(
-            f"{layer}.self_attn", layers, {}, at="keyword", item="attention_mask", view=("mask",)
-        ),
-        "llm.attention.pattern": Place(f"{layer}.self_attn", layers, {"head": heads}, item=1, fixed=_EAGER),
-        "llm.residual": Place(layer, layers, {"hidden": hidden}),
-    }
+OPT = Decoder(
+    out="out_proj", act="activation_fn", down="fc2", mlp_out="fc2", norm="final_layer_norm", steps=(("rows",),)
+)
 
-
-FAMILIES = {"llama": llama, "mistral": llama, "qwen2": llama, "opt": opt}
+DECODERS: dict[str, Decoder] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), LLAMA),
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"), LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text"), GEMMA),
+    "phi3": Decoder(query="qkv_proj", act="mlp.activation_fn"),
+    "glm4v_text": Decoder(
+        act="mlp.activation_fn", attention_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm"
+    ),
+    "opt": OPT,
+}
+"""By model type."""
 
 
 def places(config: Any, base: str, head: str) -> dict[str, Place]:
     """Sites of a language model whose body is at `base` and whose unembedding is at `head`.
 
-    Raises `ValueError` for a model type that is not known, with those that are.
+    Raises `InvalidValue` for a model type that is not known, with those that are, and for an OPT without a final norm.
     """
-    if config.model_type not in FAMILIES:
-        raise InvalidValue(unknown("language model", config.model_type, list(FAMILIES)))
-    return FAMILIES[config.model_type](config, base, head)
+    if config.model_type not in DECODERS:
+        raise InvalidValue(unknown("language model", config.model_type, list(DECODERS)))
+    decoder, body = DECODERS[config.model_type], base
+    neurons = getattr(config, "intermediate_size", None)
+    if config.model_type == "opt":
+        if not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size:
+            raise InvalidValue(
+                "OPT with norms after its layers (opt-350m) has no final norm, so no logit lens; not supported."
+            )
+        body, neurons = f"{base}.decoder", config.ffn_dim
+    assert neurons is not None
+    layers, layer = config.num_hidden_layers, f"{body}.layers.{{l}}"
+    attention, hidden, vocabulary = f"{layer}.self_attn", {"hidden": config.hidden_size}, config.vocab_size
+    given = {"at": "input", "item": "input"}
+    found = _heads(config, decoder, attention)
+    return found | {
+        "llm.embedding": Place(layer.format(l=0), None, hidden, at="input", item="hidden_states"),
+        "llm.attention.mask": Place(attention, layers, {}, at="keyword", item="attention_mask", view=(("mask",),)),
+        "llm.attention.pattern": Place(attention, layers, {"head": config.num_attention_heads}, item=1, fixed=_EAGER),
+        "llm.attention.out": Place(
+            f"{layer}.{decoder.attention_out}" if decoder.attention_out else f"{attention}.{decoder.out}",
+            layers,
+            hidden,
+        ),
+        "llm.mlp.act": Place(f"{layer}.{decoder.act}", layers, {"neuron": neurons}, view=decoder.steps),
+        "llm.mlp.post": Place(f"{layer}.{decoder.down}", layers, {"neuron": neurons}, view=decoder.steps, **given),
+        "llm.mlp.out": Place(f"{layer}.{decoder.mlp_out}", layers, hidden, view=decoder.steps),
+        "llm.residual": Place(layer, layers, hidden),
+        "llm.norm": Place(f"{body}.{decoder.norm}", None, hidden),
+        "llm.unembed": Place(head, None, hidden, **given),
+        "llm.logits": Place(head, None, {"vocabulary": vocabulary}),
+    }
+
+
+def _heads(config: Any, decoder: Decoder, attention: str) -> dict[str, Place]:
+    """Queries, keys and values as they are projected, and what the heads return."""
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    dimension = getattr(config, "head_dim", None) or config.hidden_size // heads
+    apart: Step = ("heads", dimension)
+    found: dict[str, Place] = {}
+    start = 0
+    for letter, number in (("q", heads), ("k", keys), ("v", keys)):
+        end = start + number * dimension
+        fused = decoder.query == "qkv_proj"
+        path = f"{attention}.{decoder.query if fused else letter + decoder.query[1:]}"
+        steps: tuple[Step, ...] = (("columns", start, end), apart) if fused else (apart,)
+        found[f"llm.attention.{letter}"] = Place(path, layers, {"head": number, "dimension": dimension}, view=steps)
+        start = end
+    sizes = {"head": heads, "dimension": dimension}
+    mixed = Place(f"{attention}.{decoder.out}", layers, sizes, at="input", item="input", view=(apart,))
+    return {**found, "llm.attention.z": mixed}

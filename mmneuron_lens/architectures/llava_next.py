@@ -15,9 +15,10 @@ def architecture(config: Any) -> Architecture:
         places=vision.places(config.vision_config, "model.vision_tower", config.vision_feature_layer)
         | llava.projector(config)
         | language.places(config.text_config, "model.language_model", "lm_head"),
-        facts={
-            **llava.facts(config),
-            "grid_pinpoints": config.image_grid_pinpoints,
-            "tile_size": config.vision_config.image_size,
-        },
+        facts=llava.own_facts(
+            config,
+            tiling="anyres",
+            grid_pinpoints=config.image_grid_pinpoints,
+            tile_size=config.vision_config.image_size,
+        ),
     )

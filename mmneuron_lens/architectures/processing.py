@@ -16,6 +16,7 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.architectures.architecture import Architecture
 from mmneuron_lens.wire import layout
 from mmneuron_lens.wire.encode import completed, encode
+from mmneuron_lens.wire.tiles import anyres_length
 
 
 def fitted(architecture: Architecture, module: torch.nn.Module, processor: Any) -> tuple[Any, dict[str, Any]]:
@@ -44,13 +45,14 @@ def fitted(architecture: Architecture, module: torch.nn.Module, processor: Any) 
 def _settings(architecture: Architecture, module: torch.nn.Module) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     """Attributes of the processor: name, value by the configuration, and the values that say nothing."""
     config: Any = module.config
-    if architecture.facts["images_in_text"]:
+    facts = architecture.facts
+    if facts["queries"]:
+        yield "num_query_tokens", config.num_query_tokens, (None,)
+    elif facts["tiling"] in ("one", "anyres") and facts["cls"]:
         yield "patch_size", config.vision_config.patch_size, (None,)
         yield "vision_feature_select_strategy", config.vision_feature_select_strategy, (None,)
-        # Every tower that is known here has one CLS token; 0 is what a processor says unless it is told.
-        yield "num_additional_image_tokens", 1, (None, 0)
-    else:
-        yield "num_query_tokens", config.num_query_tokens, (None,)
+        # 0 is what a processor says unless it is told.
+        yield "num_additional_image_tokens", facts["cls"], (None, 0)
 
 
 def _check_parts(architecture: Architecture, processor: Any) -> None:
@@ -67,12 +69,14 @@ def _check_parts(architecture: Architecture, processor: Any) -> None:
 def _check_tokens(architecture: Architecture, module: torch.nn.Module, processor: Any) -> None:
     """The image token is the model's, and every prompt's own tokens have an embedding."""
     tokenizer, expected = processor.tokenizer, architecture.facts["image_token"]
-    token = str(processor.image_token)
-    found = tokenizer.convert_tokens_to_ids(token)
-    if found != expected:
+    # Gemma 3 has one token for an image in a text, and another for each of its positions.
+    names = {str(name) for name in (processor.image_token, getattr(tokenizer, "image_token", None)) if name}
+    tokens = {name: tokenizer.convert_tokens_to_ids(name) for name in sorted(names)}
+    if expected not in tokens.values():
+        token, found = next(iter(tokens.items()))
         raise _contradiction(architecture, f"image token {token!r}", found, expected)
     rows = module.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
-    _check_rows(architecture, tokenizer, {token: found}, rows, "language model")
+    _check_rows(architecture, tokenizer, tokens, rows, "language model")
     if "qformer.text.act" in architecture.places:
         words: Any = module.config.qformer_config.vocab_size  # type: ignore[union-attr]
         _check_rows(architecture, processor.qformer_tokenizer, {}, words, "Q-Former")
@@ -106,21 +110,38 @@ def _padding(architecture: Architecture, module: torch.nn.Module, tokenizer: Any
 def _check_pixels(architecture: Architecture, module: torch.nn.Module, processor: Any) -> None:
     """One image is made: of the tower's size, and with as many positions in a prompt as the model gives it."""
     facts, config = architecture.facts, module.config
-    side: int = config.vision_config.image_size  # type: ignore[union-attr]
+    tower: Any = config.vision_config  # type: ignore[union-attr]
+    side = int(facts["patches"] ** 0.5) * _one(tower.patch_size) if facts["patches"] else 4 * _one(tower.patch_size)
     grid = facts.get("grid_pinpoints")
     tiles: Any = getattr(processor.image_processor, "image_grid_pinpoints", None)
     if grid is not None and _plain(tiles) != _plain(grid):
         raise _contradiction(architecture, "image_grid_pinpoints", _plain(tiles), _plain(grid))
     text = str(processor.image_token) if facts["images_in_text"] else "a"
     with torch.device("cpu"):
-        made = encode(processor, [[Image.new("RGB", (side, side))]], [text])
-    shape = list(made["pixel_values"].shape[2 if grid is None else 3 :])
-    if made["pixel_values"].ndim != (4 if grid is None else 5) or shape != [side, side]:
-        raise _contradiction(architecture, "size of an image in pixels", shape or None, [side, side])
-    expected = layout.image_lengths(made, facts)[0] if facts["images_in_text"] else facts["queries"]
+        made = encode(processor, [[Image.new("RGB", (side, side))]], [text], facts)
+    if facts["patches"]:
+        shape, axes = list(made["pixel_values"].shape[-2:]), made["pixel_values"].ndim
+        if (
+            axes not in ((4, 5) if facts["tiling"] == "several" else (4,) if grid is None else (5,))
+            or shape != [side] * 2
+        ):
+            raise _contradiction(architecture, "size of an image in pixels", shape or None, [side, side])
     found = int((made["input_ids"] == facts["image_token"]).sum())
+    if facts["tiling"] == "several":
+        # Tiles are counted by their positions; here by their pixels.
+        expected = int((made["pixel_values"].flatten(-3) != 0).any(-1).sum()) * facts["patches"] // facts["merged"]
+    elif facts["tiling"] == "anyres":
+        expected = anyres_length([side, side], facts)
+    elif facts["queries"]:
+        expected = facts["queries"]
+    else:
+        expected = sum(layout.tower_positions(made, facts, [found])) // facts["merged"]
     if found != expected:
         raise _contradiction(architecture, "number of positions of an image", found, expected)
+
+
+def _one(size: Any) -> int:
+    return size[0] if isinstance(size, list | tuple) else size
 
 
 def _plain(sizes: Any) -> list[list[int]] | None:

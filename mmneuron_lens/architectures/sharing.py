@@ -10,8 +10,14 @@ from typing import Any
 
 from mmneuron_lens.wire.types import Sharable
 
-PLAIN = ("llama", "mistral", "qwen2")
+PLAIN = (
+    *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"),
+    *("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "glm4v_text"),
+)
 """Language models that take a mask `[row, 1, query, key]` as it is and rotate by the positions that they are given."""
+
+OF_GRIDS = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "glm4v_text")
+"""Those that are given a time, a row and a column of every position."""
 
 SEEN = ("full_attention", "sliding_attention")
 """Kinds of layer whose keys are those before a position, all of them or the last ones."""
@@ -37,7 +43,7 @@ def _why_apart(config: Any) -> str:
     others = sorted(set(getattr(config, "layer_types", None) or ()) - set(SEEN))
     if others:
         return f"it has layers of {', '.join(others)}"
-    if any(rope.get("mrope_section") for rope in _ropes(config)):
+    if config.model_type not in OF_GRIDS and any(rope.get("mrope_section") for rope in _ropes(config)):
         return "a position is three numbers, not one"
     kinds = sorted({_kind(rope) for rope in _ropes(config)} - {*UNCHANGING, *BY_LENGTH})
     return f"its rotary embedding is {', '.join(kinds)}, which is not known" if kinds else ""

@@ -2,99 +2,149 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from interventions.errors import InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.architectures.architecture import Place
+from mmneuron_lens.wire.types import Step
 
 _EAGER = "the weights are returned beside the output, not used again; write vision.attention.z"
 
 
-def clip(config: Any, base: str) -> dict[str, Place]:
-    """CLIP's vision model: separate q, k, v projections."""
-    places = _shared(config, base)
-    layer = f"{base}.encoder.layers.{{l}}"
-    head = _head(config)
-    for letter in "qkv":
-        places[f"vision.attention.{letter}"] = Place(
-            f"{layer}.self_attn.{letter}_proj", config.num_hidden_layers, head, view=("heads", head["dimension"])
-        )
-    places["vision.attention.z"] = replace(
-        places["vision.attention.q"], path=f"{layer}.self_attn.out_proj", at="input", item="input"
-    )
-    places["vision.attention.out"] = Place(
-        f"{layer}.self_attn.out_proj", config.num_hidden_layers, {"hidden": config.hidden_size}
-    )
-    return places
+@dataclass(frozen=True)
+class Tower:
+    """How a family names its modules, and what shape it holds.
 
-
-def blip(config: Any, base: str) -> dict[str, Place]:
-    """The ViT of BLIP-2 and InstructBLIP: q, k and v fused in one projection."""
-    places = _shared(config, base)
-    layer = f"{base}.encoder.layers.{{l}}"
-    head = _head(config)
-    for index, letter in enumerate("qkv"):
-        places[f"vision.attention.{letter}"] = Place(
-            f"{layer}.self_attn.qkv", config.num_hidden_layers, head, view=("part", index, 3, head["dimension"])
-        )
-    places["vision.attention.z"] = Place(
-        f"{layer}.self_attn.projection",
-        config.num_hidden_layers,
-        head,
-        at="input",
-        item="input",
-        view=("heads", head["dimension"]),
-    )
-    places["vision.attention.out"] = Place(
-        f"{layer}.self_attn.projection", config.num_hidden_layers, {"hidden": config.hidden_size}
-    )
-    return places
-
-
-def dinov2(config: Any, base: str) -> dict[str, Place]:
-    """DINOv2, as `Dinov2Model`: separate q, k, v projections; the giant one's MLP is gated, as in a Llama.
-
-    The features a projector reads are the layers' own outputs: the final norm lies on the way to the pooled embedding
-    (the normed CLS token) alone.
+    - layer: of the tower, with `{l}`; attention and mlp lie in it
+    - query: of separate projections the first, with `q` for `k` and `v`; or the one in which all three are fused
+    - out: in attention, what mixes the heads
+    - act, down: in the MLP, the activation function, and what takes its neurons
+    - steps: from what the tower holds to rows of patches
+    - pattern: whether attention returns its weights
+    - pooled: whether the tower returns a pooled embedding that nothing reads
     """
-    layer, layers = f"{base}.encoder.layer.{{l}}", config.num_hidden_layers
-    neurons, act = int(config.hidden_size * config.mlp_ratio), "activation_fn"
-    if config.use_swiglu_ffn:
-        # Two thirds of the width, rounded up to a multiple of 8: a gated MLP has three matrices in place of two.
-        neurons, act = (int(neurons * 2 / 3) + 7) // 8 * 8, "act_fn"
-    head = _head(config)
-    heads = Place(f"{layer}.attention.q_proj", layers, head, view=("heads", head["dimension"]))
-    return {
-        "vision.attention.q": heads,
-        "vision.attention.k": replace(heads, path=f"{layer}.attention.k_proj"),
-        "vision.attention.v": replace(heads, path=f"{layer}.attention.v_proj"),
-        "vision.attention.pattern": Place(
-            f"{layer}.attention", layers, {"head": config.num_attention_heads}, item=1, fixed=_EAGER
-        ),
-        "vision.attention.z": replace(heads, path=f"{layer}.attention.o_proj", at="input", item="input"),
-        "vision.attention.out": Place(f"{layer}.attention.o_proj", layers, {"hidden": config.hidden_size}),
-        "vision.mlp.act": Place(f"{layer}.mlp.{act}", layers, {"neuron": neurons}),
-        "vision.residual": Place(layer, layers, {"hidden": config.hidden_size}),
-        "vision.pooled": _pooled(config, base),
+
+    layer: str = "encoder.layers.{l}"
+    attention: str = "self_attn"
+    query: str = "q_proj"
+    out: str = "out_proj"
+    mlp: str = "mlp"
+    act: str = "activation_fn"
+    down: str = "fc2"
+    steps: tuple[Step, ...] = ()
+    pattern: bool = True
+    pooled: bool = False
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a tower: width of the residual stream, heads, neurons of a layer, layers."""
+
+    hidden: int
+    heads: int
+    neurons: int
+    layers: int
+
+
+PACKED: tuple[Step, ...] = (("packed",),)
+
+TOWERS: dict[str, Tower] = {
+    "clip_vision_model": Tower(pooled=True),
+    "siglip_vision_model": Tower(),
+    "idefics3_vision": Tower(),
+    "smolvlm_vision": Tower(),
+    "instructblip_vision_model": Tower(query="qkv", out="projection", pooled=True),
+    "blip_2_vision_model": Tower(query="qkv", out="projection", pooled=True),
+    "dinov2": Tower(layer="encoder.layer.{l}", attention="attention", out="o_proj", pooled=True),
+    "internvl_vision": Tower(layer="encoder.layer.{l}", attention="attention", out="projection_layer"),
+    "pixtral": Tower(
+        layer="transformer.layers.{l}",
+        attention="attention",
+        out="o_proj",
+        mlp="feed_forward",
+        act="act_fn",
+        down="down_proj",
+    ),
+    "qwen2_vl_vision": Tower("blocks.{l}", "attn", "qkv", "proj", act="act", steps=PACKED, pattern=False),
+    "qwen2_5_vl_vision": Tower(
+        *("blocks.{l}", "attn", "qkv", "proj"),
+        act="act_fn",
+        down="down_proj",
+        steps=(("ordered", 1), *PACKED),
+        pattern=False,
+    ),
+    "qwen3_vl_vision": Tower(
+        "blocks.{l}", "attn", "qkv", "proj", act="act_fn", down="linear_fc2", steps=PACKED, pattern=False
+    ),
+    "glm4v_vision": Tower(
+        "blocks.{l}", "attn", "qkv", "proj", act="act_fn", down="down_proj", steps=PACKED, pattern=False
+    ),
+}
+"""By model type."""
+
+
+def places(config: Any, base: str, read_at: int | list[int] | None = None) -> dict[str, Place]:
+    """Sites of a vision tower at `base`. `read_at` is `vision_feature_layer`: deeper layers are marked dead.
+
+    Raises `InvalidValue` for a model type that is not known, with those that are.
+    """
+    if config.model_type not in TOWERS:
+        raise InvalidValue(unknown("vision tower", config.model_type, list(TOWERS)))
+    tower, sizes = TOWERS[config.model_type], sizes_of(config)
+    if getattr(config, "use_swiglu_ffn", False):
+        tower = replace(tower, act="act_fn", down="down_proj")
+    layer = f"{base}.{tower.layer}"
+    attention, mlp = f"{layer}.{tower.attention}", f"{layer}.{tower.mlp}"
+
+    def at(path: str, axes: dict[str, int], *steps: Step, where: Literal["output", "input"] = "output") -> Place:
+        return Place(path, sizes.layers, axes, at=where, item="input" if where == "input" else None,
+                     view=(*tower.steps, *steps))  # fmt: skip
+
+    dimension, hidden, neurons = sizes.hidden // sizes.heads, {"hidden": sizes.hidden}, {"neuron": sizes.neurons}
+    heads: Step = ("heads", dimension)
+    head = {"head": sizes.heads, "dimension": dimension}
+    found: dict[str, Place] = {}
+    for number, letter in enumerate("qkv"):
+        if tower.query == "qkv":
+            part: Step = ("columns", number * sizes.hidden, (number + 1) * sizes.hidden)
+            found[f"vision.attention.{letter}"] = at(f"{attention}.qkv", head, part, heads)
+        else:
+            found[f"vision.attention.{letter}"] = at(f"{attention}.{letter}{tower.query[1:]}", head, heads)
+    found |= {
+        "vision.attention.z": at(f"{attention}.{tower.out}", head, heads, where="input"),
+        "vision.attention.out": at(f"{attention}.{tower.out}", hidden),
+        "vision.mlp.act": at(f"{mlp}.{tower.act}", neurons),
+        "vision.mlp.post": at(f"{mlp}.{tower.down}", neurons, where="input"),
+        "vision.residual": at(layer, hidden),
     }
+    if tower.pattern:
+        pattern = Place(attention, sizes.layers, {"head": sizes.heads}, item=1, fixed=_EAGER)
+        found["vision.attention.pattern"] = pattern
+    if tower.pooled:
+        found["vision.pooled"] = _pooled(config, base)
+    return found if read_at is None else _read_at(found, read_at, sizes.layers)
 
 
-def _head(config: Any) -> dict[str, int]:
-    return {"head": config.num_attention_heads, "dimension": config.hidden_size // config.num_attention_heads}
+def sizes_of(config: Any) -> Sizes:
+    """The sizes of a tower from its configuration."""
+    kind = config.model_type
+    if kind == "qwen2_vl_vision":
+        return Sizes(config.embed_dim, config.num_heads, int(config.embed_dim * config.mlp_ratio), config.depth)
+    if kind in ("qwen2_5_vl_vision", "qwen3_vl_vision"):
+        return Sizes(config.hidden_size, config.num_heads, config.intermediate_size, config.depth)
+    if kind == "glm4v_vision":
+        # The one named intermediate_size is that of the merger.
+        return Sizes(config.hidden_size, config.num_heads, config.out_hidden_size, config.depth)
+    neurons = _dinov2_neurons(config) if kind == "dinov2" else config.intermediate_size
+    return Sizes(config.hidden_size, config.num_attention_heads, neurons, config.num_hidden_layers)
 
 
-def _shared(config: Any, base: str) -> dict[str, Place]:
-    layer, layers = f"{base}.encoder.layers.{{l}}", config.num_hidden_layers
-    return {
-        "vision.attention.pattern": Place(
-            f"{layer}.self_attn", layers, {"head": config.num_attention_heads}, item=1, fixed=_EAGER
-        ),
-        "vision.mlp.act": Place(f"{layer}.mlp.activation_fn", layers, {"neuron": config.intermediate_size}),
-        "vision.residual": Place(layer, layers, {"hidden": config.hidden_size}),
-        "vision.pooled": _pooled(config, base),
-    }
+def _dinov2_neurons(config: Any) -> int:
+    neurons = int(config.hidden_size * config.mlp_ratio)
+    # Two thirds of the width, rounded up to a multiple of 8: a gated MLP has three matrices in place of two.
+    return (int(neurons * 2 / 3) + 7) // 8 * 8 if config.use_swiglu_ffn else neurons
 
 
 def _pooled(config: Any, base: str) -> Place:
@@ -108,27 +158,11 @@ def _pooled(config: Any, base: str) -> Place:
     )
 
 
-FAMILIES = {
-    "clip_vision_model": clip,
-    "instructblip_vision_model": blip,
-    "blip_2_vision_model": blip,
-    "dinov2": dinov2,
-}
-
-
-def places(config: Any, base: str, read_at: int | list[int] | None = None) -> dict[str, Place]:
-    """Sites of a vision tower at `base`. `read_at` is `vision_feature_layer`: deeper layers are marked dead.
-
-    Raises `ValueError` for a model type that is not known, with those that are.
-    """
-    if config.model_type not in FAMILIES:
-        raise InvalidValue(unknown("vision tower", config.model_type, list(FAMILIES)))
-    found = FAMILIES[config.model_type](config, base)
-    if read_at is None:
-        return found
-    layers = config.num_hidden_layers
+def _read_at(found: dict[str, Place], read_at: int | list[int], layers: int) -> dict[str, Place]:
+    """The places with those layers dead that the projector does not read."""
+    listed = list(read_at) if isinstance(read_at, list | tuple) else [read_at]
     # hidden_states has one entry more than there are layers: entry i is what layer i - 1 returns.
-    deepest = max(index if index >= 0 else layers + 1 + index for index in _listed(read_at))
+    deepest = max(index if index >= 0 else layers + 1 + index for index in listed)
     dead = frozenset(range(deepest, layers))
     why = f"the projector reads hidden state {deepest} of {layers} (vision_feature_layer={read_at})"
     return {
@@ -137,10 +171,7 @@ def places(config: Any, base: str, read_at: int | list[int] | None = None) -> di
     }
 
 
-def _listed(value: int | list[int]) -> list[int]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
 def patches(config: Any) -> int:
     """Patches of one tile, the CLS token left out."""
-    return (config.image_size // config.patch_size) ** 2
+    side, patch = (one[0] if isinstance(one, list | tuple) else one for one in (config.image_size, config.patch_size))
+    return (side // patch) ** 2

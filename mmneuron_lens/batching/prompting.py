@@ -10,6 +10,7 @@ from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.prompts import ModelKind, without_image_lines
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.runtime.encoding import placeholder_of
 
 Prompt = Literal["identification", "evaluation"]
 """Which of the paper's two prompts (Table 5)."""
@@ -23,7 +24,7 @@ def model_kind(lens: Lens) -> ModelKind:
 def prompt_of(
     lens: Lens, sample: Sample, prompt: Prompt, images: int | None = None, prompt_form: PromptForm = "auto"
 ) -> str:
-    """A sample's prompt, with one `<image>` line for each image where images stand in the text.
+    """A sample's prompt, with a placeholder for each image where images stand in the text.
 
     - images: how many the model is shown; all of the sample's unless given.
     - prompt_form: the frame of the evaluation prompt, see `chat.form_of`.
@@ -41,4 +42,4 @@ def prompt_of(
         text = prompts.evaluation(kind, question, sample.options, sample.domain)
     else:
         raise InvalidValue(f"unknown prompt {prompt!r}; choose from identification, evaluation.")
-    return text.replace("<image>\n", "<image>\n" * count, 1) if kind == "llava-next" else text
+    return text.replace("<image>\n", placeholder_of(lens.model) * count, 1) if kind == "llava-next" else text

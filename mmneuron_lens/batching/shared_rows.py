@@ -10,8 +10,8 @@ from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.encoding import why_not_packed
-from mmneuron_lens.wire.layout import longest_image
 from mmneuron_lens.wire.pack import limit_of
+from mmneuron_lens.wire.tiles import longest_image
 
 
 def packing_of(

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.frames import Frames, Size, strip_size, that_fit
 from mmneuron_lens.corpora.sample import Sample
-from mmneuron_lens.wire.layout import anyres_length
+from mmneuron_lens.wire.tiles import anyres_length
 from mmneuron_lens.wire.types import Tiles
 
 CONTEXT, ANSWER = 4096, 512

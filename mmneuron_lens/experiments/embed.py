@@ -27,7 +27,7 @@ from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.finite import refuse_not_finite
-from mmneuron_lens.wire.layout import tiles_per_image
+from mmneuron_lens.wire.tiles import tiles_per_image
 
 
 def embed_images(

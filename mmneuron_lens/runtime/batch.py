@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interventions.errors import InvalidType, InvalidValue
 from interventions.sites import GROUP_KINDS
-from mmneuron_lens.wire import layout
+from mmneuron_lens.runtime.image_spans import image_spans
 from mmneuron_lens.wire.images import file_bytes
 from mmneuron_lens.wire.types import BatchData, Facts, Item, Sharing
 
@@ -59,30 +59,33 @@ class Batch:
     def tokens(self) -> list[list[str]]:
         """Every position as text. Image positions are named by image and place in its span: `<image 1: 17>`."""
         shown: list[list[str]] = []
-        counts = self.span_lengths()
-        for ids, kinds in zip(_lists(self.inputs["input_ids"]), self.kind, strict=True):
+        for row, (ids, kinds) in enumerate(zip(_lists(self.inputs["input_ids"]), self.kind, strict=True)):
             words = self.tokenizer.convert_ids_to_tokens(ids)
-            spans = [(number, place) for number, length in enumerate(next(counts), 1) for place in range(length)]
-            names = iter(spans)
-            row: list[str] = []
-            for word, kind in zip(words, kinds, strict=True):
-                if kind == "image":
-                    number, place = next(names)
-                    row.append(f"<image {number}: {place}>")
-                else:
-                    row.append(word if kind != "padding" else self.tokenizer.pad_token)
-            shown.append(row)
+            named = {
+                column: f"<image {number}: {place}>"
+                for number, span in enumerate(self.image_spans(row), 1)
+                for place, column in enumerate(span)
+            }
+            shown.append(
+                [
+                    named.get(column, word) if kind != "padding" else self.tokenizer.pad_token
+                    for column, (word, kind) in enumerate(zip(words, kinds, strict=True))
+                ]
+            )
         return shown
 
-    def span_lengths(self) -> Iterator[list[int]]:
-        """Per row, how many positions each of its images takes."""
-        is_image = self.fields["llm"]["kind"][..., 0] & (self.fields["llm"]["weight"] > 0)
-        lengths = iter(layout.image_lengths(self.inputs, self.facts))
-        for row, count in enumerate(self.images):
-            if not self.facts["images_in_text"]:
-                yield [int(is_image[row].sum())] if count else []
-                continue
-            yield [next(lengths) for _ in range(count)]
+    def image_spans(self, row: int) -> list[list[int]]:
+        """The columns of each image of a row, in order, from its image positions."""
+        kinds = self.kind[row]
+        image = [column for column, kind in enumerate(kinds) if kind == "image"]
+        if not self.images[row] or not self.facts["images_in_text"]:
+            return [image] if self.images[row] else []
+        end = max(image, default=-1) + 1
+        # What ends an image may follow its last position.
+        ids = _lists(self.inputs["input_ids"][row : row + 1])[0][: end + 1]
+        ending = self.facts["ending"]
+        mark = None if ending is None else self.tokenizer.convert_tokens_to_ids(ending[1])
+        return image_spans(ids, self.images[row], self.facts, mark)
 
     def with_fields(self, **fields: Tensor) -> Batch:
         """Add your own fields along the language model's axes `[rows, tokens, ...]`, for `batch_field(name)`.

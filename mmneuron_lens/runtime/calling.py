@@ -34,7 +34,7 @@ class Call:
         module: torch.nn.Module,
     ) -> None:
         self.act, self.plan, self.batch, self.shape, self.module = act, plan, batch, shape, module
-        self.dtype = torch.bool if plan["port"]["view"] == ("mask",) else dtype
+        self.dtype = torch.bool if ("mask",) in plan["port"]["view"] else dtype
         self.shapes = ""
         self.returned: Any = None
 

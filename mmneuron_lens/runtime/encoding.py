@@ -28,7 +28,7 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
 
     - images_of: per text an image, a list of images, or None; an image is a path, the bytes of a file, a PIL image or
       an array
-    - texts: prompts; where images stand in the text (LLaVA), one without `<image>` gets one per image before it
+    - texts: prompts; where images stand in the text (LLaVA), one without placeholders gets one per image before it
 
     Raises `InvalidValue` for an image that cannot be read, a count that does not match, a text without an image where
     the architecture needs one, and as `limits.refuse_beyond` does.
@@ -38,13 +38,12 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
     pictures = [_decoded(some) for some in per_text]
     facts = model.architecture.facts
     if facts["images_in_text"]:
-        token = getattr(model.processor, "image_token", "<image>")
-        texts = [with_placeholders(text, len(some), token) for text, some in zip(texts, pictures, strict=True)]
+        texts = [with_placeholders(model, text, len(some)) for text, some in zip(texts, pictures, strict=True)]
     else:
         _refuse_several(model, pictures)
     # Wherever new tensors go by default, these are made here and sent to the model with the batch.
     with torch.device("cpu"):
-        inputs = encode_inputs(model.processor, pictures, texts)
+        inputs = encode_inputs(model.processor, pictures, texts, facts)
         fields = layout.lay_out(inputs, facts)
     refuse_beyond(model, inputs, names_of("texts", len(texts)))
     _refuse_rescaled(inputs, facts)
@@ -98,7 +97,7 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
         if several and (why := why_not_packed(model)):
             raise InvalidValue(f"Prompts cannot share a row: {why}; encode them, lens.encode(images, texts).")
         texts = [
-            [with_placeholders(prompt, len(some), processor.image_token) for prompt in prompts]
+            [with_placeholders(model, prompt, len(some)) for prompt in prompts]
             for some, (_, prompts) in zip(pictures, rows, strict=True)
         ]
         additive = model.dtype if model.attention == "eager" else None
@@ -134,17 +133,24 @@ def names_of(what: str, count: int) -> list[str]:
     return [f"{what}[{place}]: " if count > 1 else "" for place in range(count)]
 
 
-def with_placeholders(text: str, count: int, token: str) -> str:
-    """The prompt with a placeholder line per image before it, unless it has them.
+def with_placeholders(model: Model, text: str, count: int) -> str:
+    """The prompt with a placeholder per image before it, unless it has them.
 
     Raises `InvalidValue` where it has another number of them.
     """
+    token = str(model.processor.image_token)
     present = text.count(token)
     if present == 0 and count:
-        return f"{token}\n" * count + text
+        return placeholder_of(model) * count + text
     if present != count:
         raise InvalidValue(f"{present} {token} in the text for {count} images: {text[:80]!r}.")
     return text
+
+
+def placeholder_of(model: Model) -> str:
+    """What stands for an image in a text, where images stand in the text."""
+    before, behind = model.architecture.facts["around"]
+    return f"{before}{model.processor.image_token}{behind}"
 
 
 def _decoded(some: Sequence[Any]) -> list[Image.Image]:
@@ -163,7 +169,7 @@ def _refuse_several(model: Model, pictures: Sequence[Sequence[Any]]) -> None:
 def _refuse_rescaled(inputs: Inputs, facts: Facts) -> None:
     """Rows share a batch where each would have the same position embedding alone."""
     limit = facts["sharable"]["rescaled"] if "sharable" in facts else None
-    rows, longest = inputs["position_ids"].shape[0], int(inputs["position_ids"].max()) + 1
+    rows, longest = inputs["input_ids"].shape[0], int(inputs["position_ids"].max()) + 1
     if limit is not None and rows > 1 and longest > limit:
         raise InvalidValue(
             f"The position embedding of these {rows} rows depends on the longest, of {longest} positions, "

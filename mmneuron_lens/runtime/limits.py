@@ -10,6 +10,7 @@ from torch import Tensor
 from interventions.errors import InvalidValue
 from mmneuron_lens.model import Model
 from mmneuron_lens.wire.pack import too_long
+from mmneuron_lens.wire.positions import lengths as lengths_of
 
 
 def positions_of(model: Model) -> int | None:
@@ -36,7 +37,7 @@ def refuse_beyond(model: Model, inputs: Mapping[str, Tensor], names: Sequence[st
     """
     facts, tokenizer = model.architecture.facts, model.processor.tokenizer
     ids, image = inputs["input_ids"], facts["image_token"]
-    lengths = inputs["position_ids"].amax(1) + 1
+    lengths = lengths_of(inputs["position_ids"])
     if facts["queries"] and "pixel_values" in inputs:
         # Where no placeholder stands in the text, the Q-Former's output is put before it.
         lengths = lengths + facts["queries"] * ~(ids == image).any(1)

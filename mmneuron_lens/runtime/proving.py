@@ -19,6 +19,7 @@ from mmneuron_lens.runtime.caching import reached
 from mmneuron_lens.runtime.encoding import encode
 from mmneuron_lens.runtime.run import run
 from mmneuron_lens.runtime.shapes import site_shape
+from mmneuron_lens.wire.views import see
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,8 @@ def _prove(model: Model, site: str, batch: Batch, before: Tensor) -> Proof:
     expected = site_shape(site, batch, model.architecture)
     for (layer, path), value in zip(place.paths(), values, strict=True):
         assert tuple(value.shape) == expected, f"{site} layer {layer}: shape {tuple(value.shape)}, not {expected}"
-        if place.view != ("mask",):
-            assert torch.equal(value, hooked(model, path, place, batch).reshape(value.shape)), (
-                f"{site} layer {layer}: not what a hook sees"
-            )
+        seen = hooked(model, layer, path, place, batch)
+        assert torch.equal(value, seen), f"{site} layer {layer}: not what a hook sees"
     if place.fixed:
         return Proof(site, expected, (), tuple(layer for layer, _ in place.paths()), place.fixed)
     moved: list[int | None] = []
@@ -94,30 +93,31 @@ def _logits(model: Model, batch: Batch) -> Tensor:
         return model.module(**batch.inputs).logits.cpu()
 
 
-def hooked(model: Model, path: str, place: Place, batch: Batch) -> Tensor:
-    """The value that a plain torch hook sees at a place."""
-    seen: list[Any] = []
+def hooked(model: Model, layer: int | None, path: str, place: Place, batch: Batch) -> Tensor:
+    """What a site shows of the value that a plain torch hook sees at a place."""
+    seen: list[tuple[Any, Any]] = []
 
-    def see(module: Any, positional: Any, keywords: Any, output: Any = None) -> None:
+    def see_module(module: Any, positional: Any, keywords: Any, output: Any = None) -> None:
         if place.at == "output":
-            seen.append(output if place.item is None else output[place.item])
+            seen.append((output, output if place.item is None else output[place.item]))
+        elif place.at == "keyword":
+            seen.append(((positional, keywords), keywords.get(place.item)))
         else:
-            seen.append(positional[0] if positional else keywords[place.item])
+            seen.append(((positional, keywords), positional[0] if positional else keywords[place.item]))
 
     module = model.module.get_submodule(path)
     if place.at == "output":
-        handle = module.register_forward_hook(see, with_kwargs=True)
+        handle = module.register_forward_hook(see_module, with_kwargs=True)
     else:
-        handle = module.register_forward_pre_hook(see, with_kwargs=True)
+        handle = module.register_forward_pre_hook(see_module, with_kwargs=True)
     try:
         with torch.no_grad():
             model.module(**batch.inputs)
     finally:
         handle.remove()
-    value = seen[0].clone()
-    if place.view and place.view[0] == "part":
-        value = value.chunk(place.view[2], dim=-1)[place.view[1]]
-    return value
+    held, value = seen[0]
+    order = batch.fields.get("vision", {}).get("order")
+    return see(value, place.view, {"held": held, "layer": layer, "rows": batch.rows, "order": order}).clone()
 
 
 def _as_list(value: Any, layers: int | None) -> list[Tensor]:

@@ -30,7 +30,7 @@ def serve(plan: SitePlan, root: Module, context: Context, step: int, results: Re
                 value = write(act, plan, context, step, value, arguments)
                 changed = True
         if changed:
-            put(envoy, plan["port"], held, value)
+            put(envoy, plan["port"], held, value, layer, context)
 
 
 def acts_here(act: Act, layer: Layer, step: int, columns: list[int] | None) -> bool:

@@ -58,7 +58,7 @@ def prepare(processor: Processor, item: Item, job: Job) -> BatchData:
     elif packs:
         inputs, fields, sharing = share(processor, pictures, packs, job["facts"])
     else:
-        inputs = encode(processor, pictures, [text for text in item["texts"] if isinstance(text, str)])
+        inputs = encode(processor, pictures, [text for text in item["texts"] if isinstance(text, str)], job["facts"])
         fields = lay_out(inputs, job["facts"])
     fields["llm"] = {**fields["llm"], **item["extra"]}
     return {"inputs": inputs, "fields": fields, "prompt_length": inputs["input_ids"].shape[1], "sharing": sharing}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mmneuron_lens.wire.types import Facts, Fields, Group, Tiles
+from mmneuron_lens.wire.tiles import tiles_per_image
+from mmneuron_lens.wire.types import Facts, Fields, Group
+from mmneuron_lens.wire.views import windowed_order
 
 
 def lay_out(inputs: Mapping[str, Tensor], facts: Facts, prompt_length: int | None = None) -> Fields:
@@ -25,12 +27,7 @@ def lay_out(inputs: Mapping[str, Tensor], facts: Facts, prompt_length: int | Non
         generated[:, prompt_length:] = True
     fields = {"llm": group(real, [image & ~generated, ~image & ~generated, generated])}
     if "pixel_values" in inputs:
-        tiles = sum(tiles_per_image(inputs, facts))
-        ones = torch.ones(tiles, facts["patches"] + 1, dtype=torch.int64, device=ids.device)
-        cls = torch.zeros_like(ones, dtype=torch.bool)
-        cls[:, 0] = True
-        fields["vision"] = group(ones, [cls, ~cls])
-        fields["projector"] = group(ones[:, 1:], [~cls[:, 1:]])
+        fields |= before_the_llm(inputs, facts, (image & ~generated).sum(1).tolist())
     if facts["queries"] and "pixel_values" in inputs:
         ones = torch.ones(ids.shape[0], facts["queries"], dtype=torch.int64, device=ids.device)
         fields["qformer.query"] = fields["projector"] = group(ones, [ones.bool()])
@@ -45,55 +42,52 @@ def group(weight: Int[Tensor, "*where"], kinds: list[Bool[Tensor, "*where"]]) ->
     return {"weight": weight, "kind": torch.stack(kinds, dim=-1)}
 
 
-def tiles_per_image(inputs: Mapping[str, Tensor], facts: Facts) -> list[int]:
-    """How many rows of the vision tower each image takes: one, or its anyres tiles without the padding ones."""
-    pixels = inputs["pixel_values"]
-    if pixels.ndim == 4:
-        return [1] * pixels.shape[0]
-    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+def before_the_llm(
+    inputs: Mapping[str, Tensor],
+    facts: Facts,
+    positions: Sequence[int],
+    times: Sequence[int] | None = None,
+    images: Sequence[int] | None = None,
+) -> Fields:
+    """Fields of the vision tower and the projector.
 
-    sides = anyres_grid(facts)
-    return [image_size_to_num_patches(size.tolist(), *sides) for size in inputs["image_sizes"]]
-
-
-def anyres_grid(facts: Tiles) -> tuple[list[list[int]], int]:
-    """Sizes that an image may be tiled into, and the side of a tile, in pixels. Raises `ValueError` without them."""
-    if "grid_pinpoints" not in facts or "tile_size" not in facts:
-        raise ValueError("This architecture's facts name no grid_pinpoints and tile_size, and its images are tiled.")
-    return facts["grid_pinpoints"], facts["tile_size"]
-
-
-def image_lengths(inputs: Mapping[str, Tensor], facts: Facts) -> list[int]:
-    """How many language model positions each image takes, in order (models that place images in the text)."""
-    if "pixel_values" not in inputs:
-        return []
-    base = facts["patches"]
-    if "image_sizes" not in inputs:
-        return [base] * inputs["pixel_values"].shape[0]
-    return [anyres_length(size.tolist(), facts) for size in inputs["image_sizes"]]
-
-
-def anyres_length(size: list[int], facts: Tiles) -> int:
-    """LLaVA-NeXT: the base tile, then the unpadded grid of tiles with one newline position per row."""
-    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
-
-    side = int(facts["patches"] ** 0.5)
-    down, across = get_anyres_image_grid_shape(size, *anyres_grid(facts))
-    rows, columns = down * side, across * side
-    height, width = size
-    if width / height > columns / rows:
-        scaled = int(round(height * (columns / width), 7))
-        rows -= 2 * ((rows - scaled) // 2)
+    - positions: image positions of each row of the language model
+    - times: how often what each row's images pass through counts; once if left out
+    - images: of each row, needed with `times`
+    """
+    merged, device = facts["merged"], inputs["input_ids"].device
+    counts = torch.tensor(tower_positions(inputs, facts, positions))
+    if times is None:
+        each = torch.ones_like(counts)
+    elif len(counts) == len(times):
+        each = torch.tensor(times)
     else:
-        scaled = int(round(width * (rows / height), 7))
-        columns -= 2 * ((columns - scaled) // 2)
-    return facts["patches"] + rows * (columns + 1)
+        each = torch.tensor([time for time, some in zip(times, images or (), strict=True) for _ in range(some)])
+    if not facts["patches"]:
+        # All patches of the batch in one row.
+        weight = each.repeat_interleave(counts)[None].to(device)
+        fields = {"vision": group(weight, [torch.zeros_like(weight, dtype=torch.bool), weight > 0])}
+        fields["projector"] = group(weight[:, ::merged].contiguous(), [weight[:, ::merged] > 0])
+        if facts["windows"]:
+            fields["vision"]["order"] = windowed_order(inputs["image_grid_thw"], facts["windows"])[None].to(device)
+        return fields
+    tiles = each.repeat_interleave(counts // facts["patches"])[:, None].to(device)
+    weight = tiles.expand(-1, facts["cls"] + facts["patches"]).contiguous()
+    cls = torch.zeros_like(weight, dtype=torch.bool)
+    cls[:, : facts["cls"]] = True
+    merging = tiles.expand(-1, facts["patches"] // merged).contiguous()
+    return {
+        "vision": group(weight, [cls, ~cls]),
+        "projector": group(merging, [torch.ones_like(merging, dtype=torch.bool)]),
+    }
 
 
-def longest_image(facts: Facts) -> int:
-    """The most language model positions that one image can take: its tiles filling the largest grid."""
-    side = int(facts["patches"] ** 0.5)
-    grids = facts.get("grid_pinpoints", [])
-    tile = facts.get("tile_size", 1)
-    filled = [(height // tile * side) * (width // tile * side + 1) for height, width in grids]
-    return facts["patches"] + max(filled, default=0)
+def tower_positions(inputs: Mapping[str, Tensor], facts: Facts, positions: Sequence[int]) -> list[int]:
+    """How many patches each image has in the vision tower; of each row where its tiles follow from its positions."""
+    if facts["tiling"] == "grid":
+        return inputs["image_grid_thw"].prod(1).tolist()
+    if facts["tiling"] == "sizes":
+        return (inputs["image_sizes"] // facts["patch_size"]).prod(1).tolist()
+    if facts["tiling"] == "several":
+        return [count * facts["merged"] for count in positions]
+    return [tiles * facts["patches"] for tiles in tiles_per_image(inputs, facts)]

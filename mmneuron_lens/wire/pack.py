@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,10 +10,16 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
-from mmneuron_lens.wire.encode import encode
-from mmneuron_lens.wire.layout import group, image_lengths, lay_out, tiles_per_image
+from mmneuron_lens.wire.encode import encode, pictures_of
+from mmneuron_lens.wire.layout import before_the_llm, group, lay_out
+from mmneuron_lens.wire.positions import lengths
+from mmneuron_lens.wire.positions import positions as positions_of
 from mmneuron_lens.wire.types import Column, Facts, Fields, Inputs, PackedRow, Processor, Sharing
+
+LLM = ("input_ids", "attention_mask", "position_ids")
+"""Inputs along the tokens of a row."""
 
 LONG = 512
 """Positions of a prefix from which on a second pass costs less than attention between all positions."""
@@ -41,33 +48,95 @@ def pack(
     before its mask is made, and for what does not compute alone what it computes here.
     """
     if all(len(row) == 1 for row in texts):
-        # Nothing to share: without a mask of its own, attention is plainly causal.
-        inputs = encode(processor, images, [row[0] for row in texts])
+        # Nothing to share: without a mask of its own, attention is what the model makes of it.
+        inputs = encode(processor, images, [row[0] for row in texts], facts)
         return inputs, lay_out(inputs, facts), {}
-    pictures = [picture for row in images for picture in row]
-    seen = processor.image_processor(pictures, return_tensors="pt")
-    inputs = {name: value for name, value in seen.items() if isinstance(value, torch.Tensor)}
-    lengths = iter(image_lengths(inputs, facts))
-    spans = [[next(lengths) for _ in row] for row in images]
-    prompts = [tokens_of(processor, row, some) for row, some in zip(texts, spans, strict=True)]
-    lengths_of = [max(map(len, row)) for row in prompts]
-    if positions is not None and max(lengths_of) > positions:
-        place = f"rows[{lengths_of.index(max(lengths_of))}]: " if len(prompts) > 1 else ""
-        raise ValueError(place + too_long(max(lengths_of), positions, "the model"))
+    asked = [ask_together(processor, some, row, facts) for some, row in zip(images, texts, strict=True)]
+    prompts = [row for row, _, _ in asked]
+    longest = [int(max(lengths(one).max() for one in places)) for _, places, _ in asked]
+    if positions is not None and max(longest) > positions:
+        place = f"rows[{longest.index(max(longest))}]: " if len(prompts) > 1 else ""
+        raise ValueError(place + too_long(max(longest), positions, "the model"))
     refuse_apart(facts, max(len(prompt) for row in prompts for prompt in row))
-    rows = [pack_row(row, shared) for row, shared in zip(prompts, prefixes(prompts, facts["image_token"]), strict=True)]
+    starts = prefixes(prompts, facts["image_token"])
+    rows = [pack_row(row, places, shared) for (row, places, _), shared in zip(asked, starts, strict=True)]
     start = max(row["shared"] for row in rows)
     width = start + max(len(row["ids"]) - row["shared"] for row in rows)
-    pad = processor.tokenizer.pad_token_id
-    inputs["input_ids"] = aligned(rows, "ids", start, width, pad if pad is not None else 0)
-    inputs["position_ids"] = aligned(rows, "positions", start, width, 0)
+    padding = processor.tokenizer.pad_token_id
+    inputs = stacked([pixels for _, _, pixels in asked])
+    inputs["input_ids"] = aligned(rows, "ids", start, width, padding if padding is not None else 0)
+    inputs["position_ids"] = aligned_positions(rows, start, width)
     question = aligned(rows, "question", start, width, -1)
-    inputs["attention_mask"] = block_causal(question, additive)
     weight = aligned(rows, "weight", start, width, 0)
     image = inputs["input_ids"] == facts["image_token"]
-    fields = fields_of(inputs, facts, weight, image, [len(row) for row in texts], [len(row) for row in images])
-    cut = cut and start >= LONG and limit_of(facts) is None
+    inputs["attention_mask"] = block_causal(question, additive, image if facts["sees_ahead"] == "image" else None)
+    times = [len(row) for row in texts]
+    fields = {"llm": group(weight, [image, ~image, torch.zeros_like(image)])}
+    fields |= before_the_llm(inputs, facts, image.sum(1).tolist(), times, [len(row) for row in images])
+    cut = cut and start >= LONG and limit_of(facts) is None and not facts["sees_ahead"]
     return inputs, fields, {"cuts": cuts_of(question, start)} if cut else {}
+
+
+def ask_together(
+    processor: Processor, images: list[Image.Image], texts: Sequence[str], facts: Facts
+) -> tuple[list[list[int]], list[Int[Tensor, "*axis row token"]], Inputs]:
+    """Token ids and positions of each text, and what the model sees of the images, which are prepared once.
+
+    The processor itself says what stands for an image in a text: it is asked again with what it made of the images.
+    """
+    once = copy.copy(processor)
+    once.image_processor = copy.copy(processor.image_processor)
+    prepare = processor.image_processor.preprocess
+    made = {}
+
+    def prepared(*given, **settings):
+        made["first"] = prepare(*given, **settings)
+        return copy.copy(made["first"])
+
+    once.image_processor.preprocess = prepared
+    inputs = encode(once, [images], texts[:1], facts)
+    pixels = {name: value for name, value in inputs.items() if name not in LLM and name not in facts["token_ids"]}
+    rest, first = len(texts) - 1, made["first"]
+
+    def repeated(*given, **settings):
+        # Pixels by reference: a text needs their sizes alone.
+        return type(first)(
+            {
+                name: list(value) * rest if name.startswith("pixel") else times(value, rest)
+                for name, value in first.items()
+            }
+        )
+
+    ids = [inputs["input_ids"][0].tolist()]
+    if rest:
+        once.image_processor.preprocess = repeated
+        ids += once(text=list(texts[1:]), **pictures_of([images] * rest, facts))["input_ids"]
+    places = []
+    for row in ids:
+        own = {**pixels, "input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
+        places.append(positions_of(own, facts))
+    return [list(row) for row in ids], places, pixels
+
+
+def times(value: Any, count: int) -> Any:
+    """A list or tensor so many times, one after another."""
+    if isinstance(value, torch.Tensor):
+        return value.repeat(count, *[1] * (value.ndim - 1))
+    return list(value) * count
+
+
+def stacked(parts: Sequence[Inputs]) -> Inputs:
+    """What the model sees of the images of several rows, as one batch: zeros where tiles or pixels are fewer."""
+    whole = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        sizes = [max(value.shape[axis] for value in values) for axis in range(values[0].ndim)]
+        padded = []
+        for value in values:
+            missing = [(0, size - own) for size, own in zip(sizes[1:], value.shape[1:], strict=True)]
+            padded.append(pad(value, [side for both in reversed(missing) for side in both]))
+        whole[name] = torch.cat(padded)
+    return whole
 
 
 def refuse_apart(facts: Facts, longest: int) -> None:
@@ -104,17 +173,6 @@ def too_long(length: int, positions: int, what: str, new_tokens: int = 0) -> str
     return f"the prompt takes {length} positions{answer}, and {what} has {positions}; shorten it, or show less."
 
 
-def tokens_of(processor: Processor, texts: Sequence[str], lengths: list[int]) -> list[list[int]]:
-    """Token ids of each text, its placeholders repeated for the positions its pictures take."""
-    token = processor.image_token
-    expanded = []
-    for text in texts:
-        parts = text.split(token)
-        pieces = [part + token * length for part, length in zip(parts, lengths, strict=False)]
-        expanded.append("".join([*pieces, parts[-1]]))
-    return processor.tokenizer(expanded).input_ids
-
-
 def prefixes(prompts: list[list[list[int]]], image_token: int) -> list[int]:
     """How many tokens the texts of each row share; as many behind the last picture in every row, so that rows with
     pictures of one size need no padding."""
@@ -126,17 +184,30 @@ def prefixes(prompts: list[list[list[int]]], image_token: int) -> list[int]:
     return [end + behind if count >= end else count for count, end in zip(shared, ends, strict=True)]
 
 
-def pack_row(prompts: list[list[int]], shared: int) -> PackedRow:
-    """Token ids, restarted positions, weights, and the question each position belongs to (0: the prefix)."""
-    ids, positions = list(prompts[0][:shared]), list(range(shared))
+def pack_row(prompts: list[list[int]], places: Sequence[Int[Tensor, "*axis row token"]], shared: int) -> PackedRow:
+    """Token ids, restarted positions, weights, and the question each position belongs to (0: the prefix).
+
+    - places: the positions of each prompt, `[1, tokens]` or `[axes, 1, tokens]`.
+    """
+    ids, positions = list(prompts[0][:shared]), [places[0][..., :shared]]
     weight, question = [len(prompts)] * shared, [0] * shared
-    for number, prompt in enumerate(prompts, 1):
+    for number, (prompt, own) in enumerate(zip(prompts, places, strict=True), 1):
         rest = prompt[shared:]
         ids += rest
-        positions += range(shared, len(prompt))
+        positions.append(own[..., shared:])
         weight += [1] * len(rest)
         question += [number] * len(rest)
-    return {"ids": ids, "positions": positions, "weight": weight, "question": question, "shared": shared}
+    whole = torch.cat(positions, dim=-1)
+    return {"ids": ids, "positions": whole, "weight": weight, "question": question, "shared": shared}
+
+
+def aligned_positions(rows: Sequence[PackedRow], start: int, width: int) -> Int[Tensor, "*axis row column"]:
+    """As `aligned`, of positions; zeros where a row has none."""
+    padded = []
+    for row in rows:
+        before, own = start - row["shared"], row["positions"]
+        padded.append(pad(own, [before, width - before - own.shape[-1]]))
+    return torch.cat(padded, dim=-2)
 
 
 def cuts_of(question: Int[Tensor, "row column"], start: int) -> list[int]:
@@ -175,34 +246,23 @@ def aligned(rows: list[PackedRow], name: Column, start: int, width: int, value: 
 
 
 def block_causal(
-    question: Int[Tensor, "row column"], additive: torch.dtype | None
+    question: Int[Tensor, "row column"],
+    additive: torch.dtype | None,
+    image: Bool[Tensor, "row column"] | None = None,
 ) -> Shaped[Tensor, "row 1 query key"]:
-    """`[row, 1, query, key]`: a position sees the prefix and its own question up to itself; padding sees itself."""
+    """`[row, 1, query, key]`: a position sees the prefix and its own question up to itself; padding sees itself.
+
+    - image: image positions, where those of one image see each other.
+    """
     width = question.shape[1]
     mine, theirs = question[:, :, None], question[:, None, :]
-    seen = torch.ones(width, width, dtype=torch.bool).tril() & ((theirs == 0) | (theirs == mine)) & (theirs >= 0)
+    before = torch.ones(width, width, dtype=torch.bool).tril()
+    if image is not None:
+        starts = image & ~pad(image, (1, 0))[:, :-1]
+        number = starts.cumsum(1) * image
+        before = before | ((number[:, :, None] == number[:, None, :]) & image[:, :, None])
+    seen = before & ((theirs == 0) | (theirs == mine)) & (theirs >= 0)
     seen = (seen | torch.eye(width, dtype=torch.bool))[:, None]
     if additive is None:
         return seen
     return torch.zeros(seen.shape, dtype=additive).masked_fill(~seen, torch.finfo(additive).min)
-
-
-def fields_of(
-    inputs: Inputs,
-    facts: Facts,
-    weight: Int[Tensor, "row column"],
-    image: Bool[Tensor, "row column"],
-    questions: list[int],
-    pictures: list[int],
-) -> Fields:
-    """Weights and kinds; what lies before the language model is computed once and counted once per question."""
-    fields = {"llm": group(weight, [image, ~image, torch.zeros_like(image)])}
-    tiles = tiles_per_image(inputs, facts)
-    times = [count for count, several in zip(questions, pictures, strict=True) for _ in range(several)]
-    rows = torch.tensor([count for count, number in zip(times, tiles, strict=True) for _ in range(number)])
-    vision = rows[:, None].expand(-1, facts["patches"] + 1).contiguous()
-    cls = torch.zeros(vision.shape, dtype=torch.bool)
-    cls[:, 0] = True
-    fields["vision"] = group(vision, [cls, ~cls])
-    fields["projector"] = group(vision[:, 1:].contiguous(), [~cls[:, 1:]])
-    return fields

@@ -60,6 +60,6 @@ def columns_of(batch: BatchData, start: int, end: int) -> BatchData:
     """A batch of some columns of the language model; what lies before it is untouched."""
     inputs = dict(batch["inputs"])
     for name in ("input_ids", "position_ids"):
-        inputs[name] = inputs[name][:, start:end]
+        inputs[name] = inputs[name][..., start:end]
     own = {name: field[:, start:end] for name, field in batch["fields"]["llm"].items()}
     return {"inputs": inputs, "fields": {**batch["fields"], "llm": own}, "prompt_length": end - start, "sharing": {}}

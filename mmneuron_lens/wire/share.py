@@ -24,7 +24,7 @@ def share(
     """
     if "vision_tower" not in facts:
         raise ValueError("This architecture's facts name no vision_tower that runs once an image; use lens.encode.")
-    inputs = encode(processor, images, [text for some in texts for text in some])
+    inputs = encode(processor, images, [text for some in texts for text in some], facts)
     fields = lay_out(inputs, facts)
     counts = torch.tensor([len(some) for some in texts])
     fields["vision"]["weight"] = fields["vision"]["weight"] * counts[:, None]

@@ -83,7 +83,7 @@ def generate_and_read(
 def with_answers(batch: BatchData, answers: Int[Tensor, "row token"], job: Job) -> tuple[BatchData, list[int]]:
     """The batch with its answers behind the prompt, and the generation step that each column belongs to."""
     visible = answers.masked_fill(answers == job["end"], job["pad"])
-    inputs = extend(batch["inputs"], visible, job["pad"])
+    inputs = extend(batch["inputs"], visible, job["pad"], job["facts"])
     start = batch["prompt_length"]
     fields = {**batch["fields"], "llm": lay_out(inputs, job["facts"], start)["llm"]}
     columns = [0] * start + [step + 1 for step in range(answers.shape[1])]
