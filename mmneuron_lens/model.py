@@ -86,6 +86,12 @@ class Model:
         """The attention implementation of the language model: "sdpa", "eager", ..."""
         return self.module.config.get_text_config()._attn_implementation or "eager"
 
+    @property
+    def attentions(self) -> dict[str, str]:
+        """The attention implementations of the language model, "llm", and of the vision tower, "vision"."""
+        tower = getattr(self.module.config, "vision_config", None)
+        return {"llm": self.attention, "vision": getattr(tower, "_attn_implementation", None) or "eager"}
+
     def facts(self) -> ModelFacts:
         """What identifies this model; `device` is "server" where the weights are on one and it does not say more."""
         here = "server" if self.device.type == "meta" else self.device.type

@@ -78,5 +78,5 @@ def test_an_encoder_decoder_language_model_is_refused():
 
 def test_neuron_sites_are_those_of_the_paper():
     projectors = ("projector.deep.act", "projector.act")
-    assert NEURON_SITES == ("vision.mlp.act", "qformer.query.act", "qformer.text.act", *projectors, "llm.mlp.act")
+    assert ("vision.mlp.act", "qformer.query.act", "qformer.text.act", *projectors, "llm.mlp.act") == NEURON_SITES
     assert all(SITES[site].axes.endswith("neuron") for site in NEURON_SITES)

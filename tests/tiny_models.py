@@ -36,9 +36,13 @@ from transformers import (
 LLAVA_NEXT_GRID = [[32, 64], [64, 32], [64, 64]]
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A character tokenizer: any text encodes, every character is a token."""
-    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+def tokenizer(*more: str, **named: str) -> PreTrainedTokenizerFast:
+    """A character tokenizer: any text encodes, every character is a token.
+
+    - more: special tokens in place of `<image>`.
+    - named: special tokens by the attributes that processors ask for.
+    """
+    special = ["<pad>", "<s>", "</s>", "<unk>", *(more or ["<image>"])]
     alphabet = [chr(code) for code in range(32, 127)] + ["\n"]
     vocabulary = {token: index for index, token in enumerate(special + alphabet)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -49,7 +53,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=list(more or ["<image>"]),
+        **({"extra_special_tokens": named} if named else {}),
         padding_side="left",
     )
     return made
@@ -71,7 +76,7 @@ def _text_config(layers: int = 3) -> LlamaConfig:
     )
 
 
-def _loud(model: torch.nn.Module) -> torch.nn.Module:
+def loud(model: torch.nn.Module) -> torch.nn.Module:
     """Give every weight a scale at which each site visibly moves the logits."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -107,7 +112,7 @@ def llava_next():
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
-    return _loud(LlavaNextForConditionalGeneration(config)), processor
+    return loud(LlavaNextForConditionalGeneration(config)), processor
 
 
 def llava_next_on(text_config):
@@ -116,7 +121,7 @@ def llava_next_on(text_config):
     config = copy.deepcopy(module.config)
     config.text_config = text_config
     torch.manual_seed(0)
-    return _loud(LlavaNextForConditionalGeneration(config)), processor
+    return loud(LlavaNextForConditionalGeneration(config)), processor
 
 
 def text_sizes() -> dict[str, int]:
@@ -147,7 +152,7 @@ def llava():
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
-    return _loud(LlavaForConditionalGeneration(config)), processor
+    return loud(LlavaForConditionalGeneration(config)), processor
 
 
 @cache
@@ -176,7 +181,7 @@ def instructblip():
     processor = InstructBlipProcessor(
         BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer(), tokenizer(), num_query_tokens=4
     )
-    return _loud(InstructBlipForConditionalGeneration(config)), processor
+    return loud(InstructBlipForConditionalGeneration(config)), processor
 
 
 @cache
@@ -202,7 +207,7 @@ def blip2():
     )
     torch.manual_seed(0)
     processor = Blip2Processor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer(), num_query_tokens=4)
-    return _loud(Blip2ForConditionalGeneration(config)), processor
+    return loud(Blip2ForConditionalGeneration(config)), processor
 
 
 def checkpoint(name: str, folder: Path) -> Path:

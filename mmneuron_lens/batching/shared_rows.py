@@ -31,8 +31,8 @@ def packing_of(
     if exact or not all(sample.images for sample in samples):
         return False, "none"
     facts = lens.architecture.facts
-    if not facts["images_in_text"]:
-        return "vision_tower" in facts, "vision tower" if "vision_tower" in facts else "none"
+    if facts.get("vision_tower"):
+        return True, "vision tower"
     if prompt == "evaluation" and not images_come_first(lens, prompt_form):
         return False, "none: the chat template puts images behind the question"
     if why := why_not_packed(lens.model):

@@ -76,9 +76,7 @@ def _prove_packed(model: Model, images: Sequence[Any], text: str) -> None:
     prompts = [text, f"{text} Why?", f"{text} Since when, and who says so?"]
     single = [encode(model, [list(images)], [prompt]) for prompt in prompts]
     longest = max(one.inputs["input_ids"].shape[1] for one in single)
-    if model.architecture.facts["images_in_text"] and why_not_packed(model, longest):
-        return
-    if not model.architecture.facts["images_in_text"] and "vision_tower" not in model.architecture.facts:
+    if not model.architecture.facts.get("vision_tower") and why_not_packed(model, longest):
         return
     expected = run(model, SUMS, single)
     for cut in (False, True):

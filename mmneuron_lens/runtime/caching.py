@@ -37,6 +37,6 @@ def cache_of(out: Result, graph: Graph) -> tuple[Tensor, dict[str, Any]]:
 
 def reached(model: Model, site: str, batch: Batch) -> bool:
     """Whether a forward of this batch comes by a site: text alone has no image, and SDPA returns no weights."""
-    if site.endswith("attention.pattern") and model.attention != "eager":
+    if site.endswith("attention.pattern") and model.attentions[site.partition(".")[0]] != "eager":
         return False
     return site.startswith("llm.") or "vision" in batch.fields

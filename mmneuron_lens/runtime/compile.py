@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Shaped
@@ -15,13 +16,17 @@ from mmneuron_lens.runtime.acting import acting_sites, layers_at, refuse_narrowi
 from mmneuron_lens.runtime.typed import typed_function
 from mmneuron_lens.wire.types import Act, Key, Over, SitePlan
 
+SDPA = {"llm": "sdpa", "vision": "sdpa"}
+"""Attention as transformers runs it unless told otherwise."""
+
 
 def compile_graph(
-    graph: Graph, architecture: Architecture, typed: bool = True, attention: str = "sdpa"
+    graph: Graph, architecture: Architecture, typed: bool = True, attention: Mapping[str, str] = SDPA
 ) -> list[SitePlan]:
     """One plan per site that the graph touches, in forward order.
 
-    typed: check each function's jaxtyping annotations at every call (local runs). Raises before anything runs:
+    typed: check each function's jaxtyping annotations at every call (local runs). attention: as `Model.attentions`.
+    Raises before anything runs:
     `TypeError` for an unbound argument, `KeyError` for a site, module or kind of position that this
     architecture does not have, `IndexError` for a layer, `ValueError` for a per-layer tensor of the wrong
     length, a write to a place that cannot be written, attention weights without eager attention, or layers, positions
@@ -125,15 +130,14 @@ def _act(intervention: Intervention, site: str, place: Place, architecture: Arch
     }
 
 
-def _refuse(intervention: Intervention, site: str, place: Place, attention: str) -> None:
+def _refuse(intervention: Intervention, site: str, place: Place, attention: Mapping[str, str]) -> None:
     if intervention.mode != "reads" and place.fixed:
         raise InvalidValue(f"{intervention.name}: {site} cannot be written: {place.fixed}.")
-    if site.endswith("attention.pattern") and attention != "eager":
+    runs = attention.get(site.partition(".")[0], "eager")
+    if site.endswith("attention.pattern") and runs != "eager":
         raise InvalidValue(
-            f"{intervention.name}: {site} exists with eager attention only, and this model runs {attention}. "
+            f"{intervention.name}: {site} exists with eager attention only, and this model runs {runs}. "
             'Load it with attn_implementation="eager".'
         )
-    if site == "llm.attention.mask" and attention not in ("eager", "sdpa"):
-        raise InvalidValue(
-            f"{intervention.name}: {site} needs eager or sdpa attention, and this model runs {attention}."
-        )
+    if site == "llm.attention.mask" and runs not in ("eager", "sdpa"):
+        raise InvalidValue(f"{intervention.name}: {site} needs eager or sdpa attention, and this model runs {runs}.")

@@ -66,8 +66,10 @@ def why_not_packed(model: Model, longest: int = 0) -> str:
     BLIP-2) `packed` still shares the vision tower's pass.
     """
     facts = model.architecture.facts
-    if not facts["images_in_text"]:
+    if facts["queries"]:
         return "each question has image positions of its own"
+    if facts["sees_ahead"] == "prompt":
+        return "image positions see the question"
     if model.attention not in MASKED:
         return f"{model.attention} attention takes no mask of a packed row; load the model with sdpa or eager"
     return why_apart(facts, longest)
@@ -80,10 +82,10 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
     - cut: run prefixes of 512 positions and more, and their questions, one after the other behind a cache, which saves
       attention between all positions; then only reads that sum over positions fit, `over="sum"` or `"mean"`
 
-    LLaVA family: one row each; its images and common prefix once, the questions behind it in the same row.
-    InstructBLIP, BLIP-2: a row per prompt, as in `encode`, but each image passes the vision tower once. Every position
-    that several prompts share carries their number as its weight, so a graph that counts with weights counts what it
-    would count one prompt at a time, but for float rounding at zero. Not for generation.
+    Most architectures: one row each; its images and common prefix once, the questions behind it in the same row.
+    InstructBLIP, BLIP-2, PaliGemma: a row per prompt, as in `encode`, but each image passes the tower once. Every
+    position that several prompts share carries their number as its weight, so a graph that counts with weights counts
+    what it would count one prompt at a time, but for float rounding at zero. Not for generation.
 
     Raises `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one,
     where several prompts in a row would not compute what each computes alone, and as `limits.refuse_beyond` does.
@@ -92,14 +94,23 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
         raise InvalidValue("Every packed row needs at least one image and one prompt.")
     pictures = [_decoded(some) for some, _ in rows]
     processor, facts = model.processor, model.architecture.facts
+    texts = [list(prompts) for _, prompts in rows]
     if facts["images_in_text"]:
-        several = any(len(prompts) > 1 for _, prompts in rows)
-        if several and (why := why_not_packed(model)):
-            raise InvalidValue(f"Prompts cannot share a row: {why}; encode them, lens.encode(images, texts).")
         texts = [
             [with_placeholders(model, prompt, len(some)) for prompt in prompts]
-            for some, (_, prompts) in zip(pictures, rows, strict=True)
+            for some, prompts in zip(pictures, texts, strict=True)
         ]
+    else:
+        _refuse_several(model, pictures)
+    if facts.get("vision_tower"):
+        with torch.device("cpu"):
+            inputs, fields, sharing = share(processor, pictures, texts, facts)
+        refuse_beyond(model, inputs, names_of("prompts", inputs["input_ids"].shape[0]))
+        held = tuple(len(some) for some, prompts in zip(pictures, texts, strict=True) for _ in prompts)
+    else:
+        several = any(len(prompts) > 1 for prompts in texts)
+        if several and (why := why_not_packed(model)):
+            raise InvalidValue(f"Prompts cannot share a row: {why}; encode them, lens.encode(images, texts).")
         additive = model.dtype if model.attention == "eager" else None
         try:
             with torch.device("cpu"):
@@ -108,13 +119,6 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
             raise InvalidValue(str(error)) from error
         held = tuple(len(some) for some in pictures)
         refuse_beyond(model, inputs, names_of("rows", len(rows)))
-    else:
-        _refuse_several(model, pictures)
-        texts = [list(prompts) for _, prompts in rows]
-        with torch.device("cpu"):
-            inputs, fields, sharing = share(processor, pictures, texts, facts)
-        refuse_beyond(model, inputs, names_of("prompts", inputs["input_ids"].shape[0]))
-        held = (1,) * inputs["input_ids"].shape[0]
     _refuse_rescaled(inputs, facts)
     return Batch(
         inputs=inputs,

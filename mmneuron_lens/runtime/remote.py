@@ -57,7 +57,7 @@ def run_remote(
     batches, sources = list(batches), None if sources is None else list(sources)
     settings = checked_generation(model, generation or {})
     graph = guarded(graph) if settings else graph
-    checked = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
+    checked = compile_graph(graph, model.architecture, typed=True, attention=model.attentions)
     overs = results_over(graph, model.architecture)
     job: FoldedJob = {**job_of(model, settings, logits), "overs": overs}
     pairs = list(paired(batches, sources, needs_source(checked)))
@@ -132,7 +132,7 @@ def in_one_line(backend: Any) -> Iterator[None]:
 def travelling(graph: Graph, model: Model) -> tuple[list[SitePlan], Any]:
     """The compiled graph with bare functions, and the bare function that runs it."""
     made: dict[int, Any] = {}
-    plans = compile_graph(graph, model.architecture, typed=False, attention=model.attention)
+    plans = compile_graph(graph, model.architecture, typed=False, attention=model.attentions)
     for plan in plans:
         for act in plan["acts"]:
             act["function"] = bare(act["function"], made)

@@ -59,7 +59,7 @@ def generate(
 
 def check(model: Model, graph: Graph, batch: Batch, generation: Mapping[str, Any]) -> Check:
     """What `run`, or `generate` with these settings, sees before the model runs. Raises what does not fit."""
-    plans = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
+    plans = compile_graph(graph, model.architecture, typed=True, attention=model.attentions)
     refuse_unfit(model, plans, batch, None, job_of(model, checked_generation(model, generation), False))
     return check_plans(plans, batch, model.architecture, model.module, model.dtype)
 
@@ -86,7 +86,7 @@ def _run(
 ) -> Result:
     refuse_weightless(model)
     graph = guarded(graph) if generation else graph
-    plans = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
+    plans = compile_graph(graph, model.architecture, typed=True, attention=model.attentions)
     overs = results_over(graph, model.architecture)
     job = job_of(model, generation, logits)
     total: dict[tuple[str, str], Any] = {}

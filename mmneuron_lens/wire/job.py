@@ -50,7 +50,7 @@ def prepare(processor: Processor, item: Item, job: Job) -> BatchData:
     pictures = [[decode(image) for image in some] for some in item["images"]]
     packs = [text for text in item["texts"] if isinstance(text, list)]
     sharing: Sharing = {}
-    if packs and job["facts"]["images_in_text"]:
+    if packs and not job["facts"].get("vision_tower"):
         # Several prompts of the same images, in one row.
         inputs, fields, sharing = pack(
             processor, pictures, packs, job["facts"], job["additive"], item.get("cut", False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,6 @@ from mmneuron_lens.wire.layout import before_the_llm, group, lay_out
 from mmneuron_lens.wire.positions import lengths
 from mmneuron_lens.wire.positions import positions as positions_of
 from mmneuron_lens.wire.types import Column, Facts, Fields, Inputs, PackedRow, Processor, Sharing
-
-LLM = ("input_ids", "attention_mask", "position_ids")
-"""Inputs along the tokens of a row."""
 
 LONG = 512
 """Positions of a prefix from which on a second pass costs less than attention between all positions."""
@@ -52,18 +49,19 @@ def pack(
         inputs = encode(processor, images, [row[0] for row in texts], facts)
         return inputs, lay_out(inputs, facts), {}
     asked = [ask_together(processor, some, row, facts) for some, row in zip(images, texts, strict=True)]
-    prompts = [row for row, _, _ in asked]
-    longest = [int(max(lengths(one).max() for one in places)) for _, places, _ in asked]
+    prompts = [[one["input_ids"] for one in row] for row, _ in asked]
+    placed = [places_of(row, pixels, facts) for row, (_, pixels) in zip(prompts, asked, strict=True)]
+    longest = [int(max(lengths(one).max() for one in places)) for places in placed]
     if positions is not None and max(longest) > positions:
         place = f"rows[{longest.index(max(longest))}]: " if len(prompts) > 1 else ""
         raise ValueError(place + too_long(max(longest), positions, "the model"))
     refuse_apart(facts, max(len(prompt) for row in prompts for prompt in row))
     starts = prefixes(prompts, facts["image_token"])
-    rows = [pack_row(row, places, shared) for (row, places, _), shared in zip(asked, starts, strict=True)]
+    rows = [pack_row(*row) for row in zip(prompts, placed, starts, strict=True)]
     start = max(row["shared"] for row in rows)
     width = start + max(len(row["ids"]) - row["shared"] for row in rows)
     padding = processor.tokenizer.pad_token_id
-    inputs = stacked([pixels for _, _, pixels in asked])
+    inputs = stacked([pixels for _, pixels in asked])
     inputs["input_ids"] = aligned(rows, "ids", start, width, padding if padding is not None else 0)
     inputs["position_ids"] = aligned_positions(rows, start, width)
     question = aligned(rows, "question", start, width, -1)
@@ -79,8 +77,8 @@ def pack(
 
 def ask_together(
     processor: Processor, images: list[Image.Image], texts: Sequence[str], facts: Facts
-) -> tuple[list[list[int]], list[Int[Tensor, "*axis row token"]], Inputs]:
-    """Token ids and positions of each text, and what the model sees of the images, which are prepared once.
+) -> tuple[list[dict[str, list[int]]], Inputs]:
+    """What the processor makes of each text, by name, and of the images, which are prepared once.
 
     The processor itself says what stands for an image in a text: it is asked again with what it made of the images.
     """
@@ -95,7 +93,8 @@ def ask_together(
 
     once.image_processor.preprocess = prepared
     inputs = encode(once, [images], texts[:1], facts)
-    pixels = {name: value for name, value in inputs.items() if name not in LLM and name not in facts["token_ids"]}
+    names = ["input_ids", "attention_mask", *(name for name in facts["token_ids"] if name in inputs)]
+    pixels = {name: value for name, value in inputs.items() if name not in (*names, "position_ids")}
     rest, first = len(texts) - 1, made["first"]
 
     def repeated(*given, **settings):
@@ -107,15 +106,27 @@ def ask_together(
             }
         )
 
-    ids = [inputs["input_ids"][0].tolist()]
+    rows = [{name: inputs[name][0].tolist() for name in names}]
     if rest:
         once.image_processor.preprocess = repeated
-        ids += once(text=list(texts[1:]), **pictures_of([images] * rest, facts))["input_ids"]
+        pictures = pictures_of([images] * rest, facts)
+        found = once(text=list(texts[1:]), padding=True, return_tensors=None, **pictures)
+        for row in range(rest):
+            real = found["attention_mask"][row]
+            own = {name: found[name][row] for name in names}
+            rows.append({name: [one for one, here in zip(own[name], real, strict=True) if here] for name in names})
+    return rows, pixels
+
+
+def places_of(
+    prompts: Sequence[Sequence[int]], pixels: Mapping[str, Tensor], facts: Facts
+) -> list[Int[Tensor, "*axis row token"]]:
+    """The positions of each prompt alone."""
     places = []
-    for row in ids:
-        own = {**pixels, "input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
-        places.append(positions_of(own, facts))
-    return [list(row) for row in ids], places, pixels
+    for ids in prompts:
+        own = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        places.append(positions_of({**pixels, **own}, facts))
+    return places
 
 
 def times(value: Any, count: int) -> Any:

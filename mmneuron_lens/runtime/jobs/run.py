@@ -58,7 +58,7 @@ def run_jobs(
     Raises `JobFailed` with the message of a job that raised, `JobsUnfinished` when time runs out, and before anything
     is sent what `lens.check` raises.
     """
-    checked = compile_graph(graph, model.architecture, typed=True, attention=model.attention)
+    checked = compile_graph(graph, model.architecture, typed=True, attention=model.attentions)
     if needs_source(checked):
         raise InvalidValue("A graph that rewires needs paired batches; run it with lens.run(..., sources=[...]).")
     plans, entry = travelling(graph, model)

@@ -1,0 +1,387 @@
+"""Tiny random models of newer architectures in the stock transformers classes, with processors built in code."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import transformers
+from tiny_models import loud, tokenizer
+from transformers import processing_utils
+
+LAYERS, VISION_LAYERS = 3, 3
+GRID = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
+
+
+def text_config(kind: str, vocabulary: int, **own: Any) -> Any:
+    """A text configuration of this class with the sizes of all tiny models."""
+    return getattr(transformers, kind)(
+        **{
+            "vocab_size": vocabulary,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 512,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "initializer_range": 0.2,
+            **own,
+        }
+    )
+
+
+def sections(*lengths: int) -> dict[str, Any]:
+    """Rotary parameters with a part of the frequencies for time, row and column each."""
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(lengths)}
+
+
+class VideoProcessorMixin:
+    """Stands for a video processor, which cannot be built without torchvision; pictures do not meet it."""
+
+    model_input_names: tuple[str, ...] = ()
+    temporal_patch_size, merge_size = 2, 2
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+
+def processor_of(kind: str, image_processor: Any, words: Any, **own: Any) -> Any:
+    """A processor of this class; one that wants a video processor is given the stand-in."""
+    made = _pixtral_processor() if kind == "PixtralProcessor" else getattr(transformers, kind)
+    if "video_processor" in made.get_attributes():
+        # Where transformers looks for the class that it expects.
+        known = SimpleNamespace(_extra_content={"video": VideoProcessorMixin})
+        processing_utils.transformers_module.VIDEO_PROCESSOR_MAPPING = known
+        own["video_processor"] = VideoProcessorMixin()
+    return made(image_processor=image_processor, tokenizer=words, **own)
+
+
+def _pixtral_processor() -> Any:
+    """Its file asks for torchvision to have one function, which stands in the file for PIL too."""
+    there = importlib.import_module("transformers.models.pixtral.image_processing_pil_pixtral")
+    if importlib.util.find_spec("torchvision") is None:
+        sys.modules["transformers.models.pixtral.image_processing_pixtral"] = there
+    return importlib.import_module("transformers.models.pixtral.processing_pixtral").PixtralProcessor
+
+
+def siglip(**own: Any) -> Any:
+    return transformers.SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=40,
+        num_hidden_layers=VISION_LAYERS,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        **own,
+    )
+
+
+def _qwen_processor(kind: str, words: Any, patch_size: int = 8) -> Any:
+    pixels = transformers.Qwen2VLImageProcessorPil(
+        patch_size=patch_size, merge_size=2, temporal_patch_size=2, min_pixels=16 * 16, max_pixels=64 * 64
+    )
+    return processor_of(kind, pixels, words)
+
+
+def _qwen_words() -> Any:
+    return tokenizer(
+        "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", image_token="<|image_pad|>"
+    )
+
+
+def _qwen_ids(words: Any) -> dict[str, int]:
+    names = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    return {name: words.convert_tokens_to_ids(token) for name, token in names.items()}
+
+
+@cache
+def qwen2_vl():
+    words = _qwen_words()
+    config = transformers.Qwen2VLConfig(
+        vision_config={
+            "depth": VISION_LAYERS,
+            "embed_dim": 16,
+            "num_heads": 2,
+            "mlp_ratio": 3,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "hidden_size": 32,
+        },
+        text_config=text_config("Qwen2VLTextConfig", len(words), rope_parameters=sections(2, 1, 1)).to_dict(),
+        **_qwen_ids(words),
+    )
+    return loud(transformers.Qwen2VLForConditionalGeneration(config)), _qwen_processor("Qwen2VLProcessor", words)
+
+
+@cache
+def qwen2_5_vl():
+    words = _qwen_words()
+    config = transformers.Qwen2_5_VLConfig(
+        vision_config={
+            "depth": VISION_LAYERS,
+            "hidden_size": 16,
+            "intermediate_size": 40,
+            "num_heads": 2,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 32,
+            "window_size": 32,
+            "fullatt_block_indexes": [1],
+        },
+        text_config=text_config("Qwen2_5_VLTextConfig", len(words), rope_parameters=sections(2, 1, 1)).to_dict(),
+        **_qwen_ids(words),
+    )
+    return loud(transformers.Qwen2_5_VLForConditionalGeneration(config)), _qwen_processor("Qwen2_5_VLProcessor", words)
+
+
+@cache
+def qwen3_vl():
+    words = _qwen_words()
+    config = transformers.Qwen3VLConfig(
+        vision_config={
+            "depth": VISION_LAYERS,
+            "hidden_size": 16,
+            "intermediate_size": 40,
+            "num_heads": 2,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        text_config=text_config("Qwen3VLTextConfig", len(words), rope_parameters=sections(2, 1, 1)).to_dict(),
+        **_qwen_ids(words),
+    )
+    return loud(transformers.Qwen3VLForConditionalGeneration(config)), _qwen_processor("Qwen3VLProcessor", words)
+
+
+@cache
+def glm4v():
+    words = tokenizer(
+        *("<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>"),
+        *("<|begin_of_video|>", "<|end_of_video|>"),
+        image_token="<|image|>",
+    )
+    names = {
+        "image_token_id": "<|image|>",
+        "video_token_id": "<|video|>",
+        "image_start_token_id": "<|begin_of_image|>",
+        "image_end_token_id": "<|end_of_image|>",
+        "video_start_token_id": "<|begin_of_video|>",
+        "video_end_token_id": "<|end_of_video|>",
+    }
+    config = transformers.Glm4vConfig(
+        vision_config={
+            "depth": VISION_LAYERS,
+            "hidden_size": 16,
+            "intermediate_size": 40,
+            "num_heads": 2,
+            "patch_size": 8,
+            "image_size": 32,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 32,
+        },
+        text_config=text_config("Glm4vTextConfig", len(words), rope_parameters=sections(2, 1, 1)).to_dict(),
+        **{name: words.convert_tokens_to_ids(token) for name, token in names.items()},
+    )
+    pixels = transformers.Glm4vImageProcessorPil(
+        patch_size=8,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": 16 * 16 * 2, "longest_edge": 64 * 64 * 2},
+    )
+    return loud(transformers.Glm4vForConditionalGeneration(config)), processor_of("Glm4vProcessor", pixels, words)
+
+
+@cache
+def internvl():
+    words = tokenizer(
+        *("<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    config = transformers.InternVLConfig(
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 40,
+            "num_hidden_layers": VISION_LAYERS,
+            "num_attention_heads": 2,
+            "image_size": [32, 32],
+            "patch_size": [8, 8],
+            "layer_scale_init_value": 0.5,
+        },
+        text_config=text_config("Qwen2Config", len(words)).to_dict(),
+        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
+    pixels = transformers.GotOcr2ImageProcessorPil(
+        size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4
+    )
+    processor = processor_of("InternVLProcessor", pixels, words, image_seq_length=4)
+    return loud(transformers.InternVLForConditionalGeneration(config)), processor
+
+
+@cache
+def llava_onevision():
+    words = tokenizer("<image>", "<video>", image_token="<image>", video_token="<video>")
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=siglip(vision_use_head=False),
+        text_config=text_config("Qwen2Config", len(words)),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        video_token_index=words.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=GRID,
+        vision_aspect_ratio="anyres_max_2",
+    )
+    pixels = transformers.LlavaOnevisionImageProcessorPil(size={"height": 32, "width": 32}, image_grid_pinpoints=GRID)
+    processor = processor_of(
+        *("LlavaOnevisionProcessor", pixels, words),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+    )
+    return loud(transformers.LlavaOnevisionForConditionalGeneration(config)), processor
+
+
+@cache
+def gemma3():
+    words = tokenizer(
+        *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
+    )
+    config = transformers.Gemma3Config(
+        vision_config=siglip(vision_use_head=False),
+        text_config=text_config(
+            *("Gemma3TextConfig", len(words)),
+            sliding_window=256,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            query_pre_attn_scalar=8,
+        ),
+        mm_tokens_per_image=4,
+        image_token_index=words.convert_tokens_to_ids("<image_soft_token>"),
+        boi_token_index=words.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=words.convert_tokens_to_ids("<end_of_image>"),
+    )
+    pixels = transformers.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, do_pan_and_scan=False)
+    processor = processor_of("Gemma3Processor", pixels, words, image_seq_length=4)
+    return loud(transformers.Gemma3ForConditionalGeneration(config)), processor
+
+
+def paligemma_on(kind: str, **own: Any):
+    words = tokenizer("<image>", image_token="<image>")
+    pixels = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    pixels.image_seq_length = 16
+    processor = processor_of("PaliGemmaProcessor", pixels, words)
+    config = transformers.PaliGemmaConfig(
+        vision_config=siglip(vision_use_head=False, projection_dim=32),
+        text_config=text_config(kind, len(words), **own),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        projection_dim=32,
+        hidden_size=32,
+    )
+    return loud(transformers.PaliGemmaForConditionalGeneration(config)), processor
+
+
+@cache
+def paligemma():
+    return paligemma_on("GemmaConfig")
+
+
+@cache
+def paligemma2():
+    return paligemma_on("Gemma2Config", sliding_window=256, query_pre_attn_scalar=8)
+
+
+def _idefics(kind: str, vision: dict[str, Any], pixels: Any):
+    words = tokenizer(
+        *("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
+        *(f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)),
+        image_token="<image>",
+        fake_image_token="<fake_token_around_image>",
+        global_image_token="<global-img>",
+        end_of_utterance_token="<end_of_utterance>",
+        video_token="<video>",
+    )
+    processor = processor_of(f"{kind}Processor", pixels, words, image_seq_len=4)
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=vision,
+        text_config=text_config("LlamaConfig", len(words)),
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    return loud(getattr(transformers, f"{kind}ForConditionalGeneration")(config)), processor
+
+
+_IDEFICS = {
+    "hidden_size": 16,
+    "intermediate_size": 40,
+    "num_hidden_layers": VISION_LAYERS,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+@cache
+def idefics3():
+    pixels = transformers.Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    return _idefics("Idefics3", _IDEFICS, pixels)
+
+
+@cache
+def smolvlm():
+    pixels = transformers.SmolVLMImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    return _idefics("SmolVLM", _IDEFICS, pixels)
+
+
+def _pixtral(name: str, merged: int, **own: Any):
+    words = tokenizer("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    pixels = transformers.PixtralImageProcessorPil(
+        size={"longest_edge": 64}, patch_size={"height": 8 * merged, "width": 8 * merged}
+    )
+    processor = processor_of("PixtralProcessor", pixels, words, patch_size=8, spatial_merge_size=merged)
+    config = getattr(transformers, f"{name}Config")(
+        vision_config=transformers.PixtralVisionConfig(
+            hidden_size=16,
+            intermediate_size=40,
+            num_hidden_layers=VISION_LAYERS,
+            num_attention_heads=2,
+            image_size=64,
+            patch_size=8,
+        ),
+        text_config=text_config("MistralConfig", len(words), sliding_window=None),
+        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        **own,
+    )
+    return loud(getattr(transformers, f"{name}ForConditionalGeneration")(config)), processor
+
+
+@cache
+def mistral3():
+    return _pixtral("Mistral3", 2, spatial_merge_size=2)
+
+
+@cache
+def pixtral():
+    return _pixtral("Llava", 1, vision_feature_select_strategy="full")
