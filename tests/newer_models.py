@@ -385,3 +385,37 @@ def mistral3():
 @cache
 def pixtral():
     return _pixtral("Llava", 1, vision_feature_select_strategy="full")
+
+
+_SIGLIP = "model.vision_tower.encoder.layers.{l}.mlp.activation_fn"
+_QWEN = "model.visual.blocks.{l}.mlp.act_fn"
+_LLM = "model.language_model.layers.{l}.mlp.act_fn"
+_PROJECTOR = "model.multi_modal_projector.act"
+
+ARCHITECTURES: dict[str, tuple[str, str, str, str]] = {
+    "qwen2_vl": ("model.visual.blocks.{l}.mlp.act", "model.visual.merger.mlp.1", "", _LLM),
+    "qwen2_5_vl": (_QWEN, "model.visual.merger.mlp.1", "", _LLM),
+    "qwen3_vl": (_QWEN, "model.visual.merger.act_fn", "model.visual.deepstack_merger_list.{l}.act_fn", _LLM),
+    "glm4v": (
+        *(_QWEN, "model.visual.merger.act_fn", ""),
+        "model.language_model.layers.{l}.mlp.activation_fn",
+    ),
+    "internvl": ("model.vision_tower.encoder.layer.{l}.mlp.activation_fn", _PROJECTOR, "", _LLM),
+    "llava_onevision": (_SIGLIP, _PROJECTOR, "", _LLM),
+    "gemma3": (_SIGLIP, "", "", _LLM),
+    "paligemma": (_SIGLIP, "", "", _LLM),
+    "paligemma2": (_SIGLIP, "", "", _LLM),
+    "idefics3": (
+        "model.vision_model.encoder.layers.{l}.mlp.activation_fn",
+        *("", ""),
+        "model.text_model.layers.{l}.mlp.act_fn",
+    ),
+    "smolvlm": (
+        "model.vision_model.encoder.layers.{l}.mlp.activation_fn",
+        *("", ""),
+        "model.text_model.layers.{l}.mlp.act_fn",
+    ),
+    "mistral3": ("model.vision_tower.transformer.layers.{l}.feed_forward.act_fn", _PROJECTOR, "", _LLM),
+    "pixtral": ("model.vision_tower.transformer.layers.{l}.feed_forward.act_fn", _PROJECTOR, "", _LLM),
+}
+"""Where the neurons of the vision tower, the projector, projectors inside the tower and the language model lie."""

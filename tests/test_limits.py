@@ -112,7 +112,8 @@ def test_a_prompt_may_fill_all_positions(any_lens):
     words = 512 - lens.encode([image], "w").inputs["input_ids"].shape[1] + 1
     if facts["queries"] and "qformer_input_ids" in lens.encode([image], "w").inputs:
         words = 128
-    made = plainly(lens.processor, [[image]], [("<image>\n" if facts["images_in_text"] else "") + "w" * words])
+    text = ("<image>\n" if facts["images_in_text"] else "") + "w" * words
+    made = plainly(lens.processor, [[image]], [text], facts)
     assert lens.encode([image], "w" * words).inputs["input_ids"].shape == made["input_ids"].shape
     if words != 128:
         assert made["input_ids"].shape[1] == 512

@@ -19,6 +19,7 @@ from mmneuron_lens.runtime.agreement import prove_shortcuts
 from mmneuron_lens.runtime.proving import example
 from mmneuron_lens.wire import encode as encoding_there
 from mmneuron_lens.wire import pack as packing
+from mmneuron_lens.wire.positions import positions
 
 GRAPH = count_active_by_kind.at("*.act") | count_positions.at("*.act")
 QUESTIONS = ["is it red?", "is it blue?", "how many cars are there?", "x"]
@@ -233,7 +234,7 @@ def test_prove_sees_a_window_that_packing_ignores(made):
 
 def test_prove_sees_wrong_positions(monkeypatch):
     lens = tiny_lens("llava_next")
-    monkeypatch.setattr(encoding_there, "positions", lambda mask: 2 * (mask.long().cumsum(-1) - 1).clamp(min=0))
+    monkeypatch.setattr(encoding_there, "positions", lambda inputs, facts: 2 * positions(inputs, facts))
     with pytest.raises(AssertionError, match=r"logits of lens.encode are not those of the processor's own inputs, for"):
         prove_shortcuts(lens.model, example(lens.model))
 
@@ -241,7 +242,7 @@ def test_prove_sees_wrong_positions(monkeypatch):
 def test_prove_sees_padding_that_is_counted_as_positions(monkeypatch):
     lens = tiny_lens("blip2")
     text = copy.deepcopy(lens.module)
-    monkeypatch.setattr(encoding_there, "positions", lambda mask: torch.arange(mask.shape[1]).expand(mask.shape) ** 2)
+    monkeypatch.setattr(encoding_there, "positions", lambda inputs, facts: positions(inputs, facts) ** 2)
     with pytest.raises(AssertionError, match=r"logits of lens.encode are not"):
         prove_shortcuts(Lens.wrap(text, lens.processor).model, example(lens.model))
 

@@ -74,7 +74,6 @@ def places(config: Any, base: str, head: str) -> dict[str, Place]:
     assert neurons is not None
     layers, layer = config.num_hidden_layers, f"{body}.layers.{{l}}"
     attention, hidden, vocabulary = f"{layer}.self_attn", {"hidden": config.hidden_size}, config.vocab_size
-    given = {"at": "input", "item": "input"}
     found = _heads(config, decoder, attention)
     return found | {
         "llm.embedding": Place(layer.format(l=0), None, hidden, at="input", item="hidden_states"),
@@ -86,11 +85,13 @@ def places(config: Any, base: str, head: str) -> dict[str, Place]:
             hidden,
         ),
         "llm.mlp.act": Place(f"{layer}.{decoder.act}", layers, {"neuron": neurons}, view=decoder.steps),
-        "llm.mlp.post": Place(f"{layer}.{decoder.down}", layers, {"neuron": neurons}, view=decoder.steps, **given),
+        "llm.mlp.post": Place(
+            *(f"{layer}.{decoder.down}", layers, {"neuron": neurons}), at="input", item="input", view=decoder.steps
+        ),
         "llm.mlp.out": Place(f"{layer}.{decoder.mlp_out}", layers, hidden, view=decoder.steps),
         "llm.residual": Place(layer, layers, hidden),
         "llm.norm": Place(f"{body}.{decoder.norm}", None, hidden),
-        "llm.unembed": Place(head, None, hidden, **given),
+        "llm.unembed": Place(head, None, hidden, at="input", item="input"),
         "llm.logits": Place(head, None, {"vocabulary": vocabulary}),
     }
 

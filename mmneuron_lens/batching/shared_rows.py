@@ -42,15 +42,18 @@ def packing_of(
         return True, f"{at_most} questions"
     # The same words for every domain, so that their counts may be compared.
     said = f"{at_most} questions where no prompt of the domain is longer than {limit} positions, else none"
-    packs = longest_prompt(lens, samples, prompt, frames, prompt_form) <= limit
+    longest = longest_prompt(lens, samples, prompt, frames, prompt_form)
+    packs = longest is not None and longest <= limit
     return packs, f"{said}: attention beyond them is not plainly causal"
 
 
 def longest_prompt(
     lens: Lens, samples: Sequence[Sample], prompt: Prompt, frames: Frames, prompt_form: PromptForm
-) -> int:
-    """Positions that the longest prompt takes at most, with each image on the largest grid."""
+) -> int | None:
+    """Positions that the longest prompt takes at most, each image on the largest grid; None where that is not known."""
     tokenizer, image = lens.processor.tokenizer, longest_image(lens.architecture.facts)
+    if image is None:
+        return None
 
     def positions(sample: Sample) -> int:
         images = 1 if frames == "strip" else len(sample.images)

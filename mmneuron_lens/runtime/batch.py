@@ -59,6 +59,7 @@ class Batch:
     def tokens(self) -> list[list[str]]:
         """Every position as text. Image positions are named by image and place in its span: `<image 1: 17>`."""
         shown: list[list[str]] = []
+        padding = str(self.tokenizer.pad_token)
         for row, (ids, kinds) in enumerate(zip(_lists(self.inputs["input_ids"]), self.kind, strict=True)):
             words = self.tokenizer.convert_ids_to_tokens(ids)
             named = {
@@ -68,7 +69,7 @@ class Batch:
             }
             shown.append(
                 [
-                    named.get(column, word) if kind != "padding" else self.tokenizer.pad_token
+                    named.get(column, word) if kind != "padding" else padding
                     for column, (word, kind) in enumerate(zip(words, kinds, strict=True))
                 ]
             )

@@ -39,8 +39,7 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
     facts = model.architecture.facts
     if facts["images_in_text"]:
         texts = [with_placeholders(model, text, len(some)) for text, some in zip(texts, pictures, strict=True)]
-    else:
-        _refuse_several(model, pictures)
+    _refuse_number(model, pictures)
     # Wherever new tensors go by default, these are made here and sent to the model with the batch.
     with torch.device("cpu"):
         inputs = encode_inputs(model.processor, pictures, texts, facts)
@@ -100,8 +99,7 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
             [with_placeholders(model, prompt, len(some)) for prompt in prompts]
             for some, prompts in zip(pictures, texts, strict=True)
         ]
-    else:
-        _refuse_several(model, pictures)
+    _refuse_number(model, pictures)
     if facts.get("vision_tower"):
         with torch.device("cpu"):
             inputs, fields, sharing = share(processor, pictures, texts, facts)
@@ -164,10 +162,13 @@ def _decoded(some: Sequence[Any]) -> list[Image.Image]:
         raise InvalidValue(str(error)) from error
 
 
-def _refuse_several(model: Model, pictures: Sequence[Sequence[Any]]) -> None:
-    if any(len(some) != 1 for some in pictures):
-        counts = [len(some) for some in pictures]
+def _refuse_number(model: Model, pictures: Sequence[Sequence[Any]]) -> None:
+    """Raise `InvalidValue` for a text of fewer or more images than the architecture takes."""
+    facts, counts = model.architecture.facts, [len(some) for some in pictures]
+    if not facts["images_in_text"] and any(count != 1 for count in counts):
         raise InvalidValue(f"{model.architecture.name} takes exactly one image per text; these have {counts}.")
+    if not facts["text_only"] and 0 in counts:
+        raise InvalidValue(f"{model.architecture.name} takes at least one image per text; these have {counts}.")
 
 
 def _refuse_rescaled(inputs: Inputs, facts: Facts) -> None:

@@ -43,6 +43,7 @@ def shown(value: Any, step: Step, seeing: Seeing) -> Shaped[Tensor, "..."]:
         return value[order_of(step[1], seeing).to(value.device).argsort()]
     if step[0] == "columns":
         return value[..., step[1] : step[2]]
+    assert step[0] == "heads"
     return value.unflatten(-1, (-1, step[1]))
 
 
