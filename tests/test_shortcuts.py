@@ -36,7 +36,7 @@ def text_config(kind, **settings):
 
 
 def lens_on(kind, **settings):
-    return Lens.wrap(*tiny_models.llava_next_on(text_config(kind, **settings)))
+    return Lens.wrap(*tiny_models.on("llava_next", text_config(kind, **settings)))
 
 
 def one_by_one(lens, graph=GRAPH, rows=ROWS):

@@ -115,13 +115,13 @@ def llava_next():
     return loud(LlavaNextForConditionalGeneration(config)), processor
 
 
-def llava_next_on(text_config):
-    """LLaVA-NeXT on another language model, of the sizes of `_text_config`."""
-    module, processor = llava_next()
+def on(name: str, text_config):
+    """One of these models on another language model, of the sizes of `_text_config`."""
+    module, processor = globals()[name]()
     config = copy.deepcopy(module.config)
     config.text_config = text_config
     torch.manual_seed(0)
-    return loud(LlavaNextForConditionalGeneration(config)), processor
+    return loud(type(module)(config)), processor
 
 
 def text_sizes() -> dict[str, int]:

@@ -61,7 +61,7 @@ class Batch:
         shown: list[list[str]] = []
         padding = str(self.tokenizer.pad_token)
         for row, (ids, kinds) in enumerate(zip(_lists(self.inputs["input_ids"]), self.kind, strict=True)):
-            words = self.tokenizer.convert_ids_to_tokens(ids)
+            words: list[str] = self.tokenizer.convert_ids_to_tokens(ids)
             named = {
                 column: f"<image {number}: {place}>"
                 for number, span in enumerate(self.image_spans(row), 1)

@@ -122,6 +122,8 @@ def places_of(
     prompts: Sequence[Sequence[int]], pixels: Mapping[str, Tensor], facts: Facts
 ) -> list[Int[Tensor, "*axis row token"]]:
     """The positions of each prompt alone."""
+    if facts["positions"] == "row":
+        return [torch.arange(facts["first"], facts["first"] + len(ids))[None] for ids in prompts]
     places = []
     for ids in prompts:
         own = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
