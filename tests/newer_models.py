@@ -2,85 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import transformers
+from further_models import deepseek_vl, lighton_ocr, llava_next_video, llava_siglip, vipllava  # noqa: F401
+from newer_parts import GRID, PIXTRAL, TOWER, VISION_LAYERS, processor_of, sections, siglip, text_config
 from tiny_models import loud, tokenizer
-from transformers import processing_utils
-
-LAYERS, VISION_LAYERS = 3, 3
-GRID = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
-
-
-def text_config(kind: str, vocabulary: int, **own: Any) -> Any:
-    """A text configuration of this class with the sizes of all tiny models."""
-    return getattr(transformers, kind)(
-        **{
-            "vocab_size": vocabulary,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "max_position_embeddings": 512,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "initializer_range": 0.2,
-            **own,
-        }
-    )
-
-
-def sections(*lengths: int) -> dict[str, Any]:
-    """Rotary parameters with a part of the frequencies for time, row and column each."""
-    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(lengths)}
-
-
-class VideoProcessorMixin:
-    """Stands for a video processor, which cannot be built without torchvision; pictures do not meet it."""
-
-    model_input_names: tuple[str, ...] = ()
-    temporal_patch_size, merge_size = 2, 2
-
-    def to_dict(self) -> dict[str, Any]:
-        return {}
-
-
-def processor_of(kind: str, image_processor: Any, words: Any, **own: Any) -> Any:
-    """A processor of this class; one that wants a video processor is given the stand-in."""
-    made = _pixtral_processor() if kind == "PixtralProcessor" else getattr(transformers, kind)
-    if "video_processor" in made.get_attributes():
-        # Where transformers looks for the class that it expects.
-        known = SimpleNamespace(_extra_content={"video": VideoProcessorMixin})
-        processing_utils.transformers_module.VIDEO_PROCESSOR_MAPPING = known
-        own["video_processor"] = VideoProcessorMixin()
-    return made(image_processor=image_processor, tokenizer=words, **own)
-
-
-def _pixtral_processor() -> Any:
-    """Its file asks for torchvision to have one function, which stands in the file for PIL too."""
-    there = importlib.import_module("transformers.models.pixtral.image_processing_pil_pixtral")
-    if importlib.util.find_spec("torchvision") is None:
-        sys.modules["transformers.models.pixtral.image_processing_pixtral"] = there
-    return importlib.import_module("transformers.models.pixtral.processing_pixtral").PixtralProcessor
-
-
-def siglip(**own: Any) -> Any:
-    return transformers.SiglipVisionConfig(
-        hidden_size=16,
-        intermediate_size=40,
-        num_hidden_layers=VISION_LAYERS,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        **own,
-    )
 
 
 def _qwen_processor(kind: str, words: Any, patch_size: int = 8) -> Any:
@@ -332,26 +260,16 @@ def _idefics(kind: str, vision: dict[str, Any], pixels: Any):
     return loud(getattr(transformers, f"{kind}ForConditionalGeneration")(config)), processor
 
 
-_IDEFICS = {
-    "hidden_size": 16,
-    "intermediate_size": 40,
-    "num_hidden_layers": VISION_LAYERS,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
-
-
 @cache
 def idefics3():
     pixels = transformers.Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
-    return _idefics("Idefics3", _IDEFICS, pixels)
+    return _idefics("Idefics3", TOWER, pixels)
 
 
 @cache
 def smolvlm():
     pixels = transformers.SmolVLMImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
-    return _idefics("SmolVLM", _IDEFICS, pixels)
+    return _idefics("SmolVLM", TOWER, pixels)
 
 
 def _pixtral(name: str, merged: int, **own: Any):
@@ -361,14 +279,7 @@ def _pixtral(name: str, merged: int, **own: Any):
     )
     processor = processor_of("PixtralProcessor", pixels, words, patch_size=8, spatial_merge_size=merged)
     config = getattr(transformers, f"{name}Config")(
-        vision_config=transformers.PixtralVisionConfig(
-            hidden_size=16,
-            intermediate_size=40,
-            num_hidden_layers=VISION_LAYERS,
-            num_attention_heads=2,
-            image_size=64,
-            patch_size=8,
-        ),
+        vision_config=transformers.PixtralVisionConfig(**PIXTRAL),
         text_config=text_config("MistralConfig", len(words), sliding_window=None),
         image_token_index=words.convert_tokens_to_ids("[IMG]"),
         vision_feature_layer=-1,
@@ -385,6 +296,26 @@ def mistral3():
 @cache
 def pixtral():
     return _pixtral("Llava", 1, vision_feature_select_strategy="full")
+
+
+@cache
+def glm46v():
+    module, own = glm4v()
+    words = own.tokenizer
+    config = {**module.config.to_dict(), "model_type": "glm46v"}
+    pixels = transformers.Glm46VImageProcessorPil(**own.image_processor.to_dict())
+    processor = processor_of("Glm46VProcessor", pixels, words)
+    made = loud(transformers.Glm46VForConditionalGeneration(transformers.Glm46VConfig(**config)))
+    return made, processor
+
+
+@cache
+def qianfan_ocr():
+    module, own = internvl()
+    config = module.config.to_dict()
+    config["vision_config"]["model_type"] = "qianfan_ocr_vision"
+    made = loud(transformers.QianfanOCRForConditionalGeneration(transformers.QianfanOCRConfig(**config)))
+    return made, own
 
 
 _SIGLIP = "model.vision_tower.encoder.layers.{l}.mlp.activation_fn"
@@ -417,5 +348,21 @@ ARCHITECTURES: dict[str, tuple[str, str, str, str]] = {
     ),
     "mistral3": ("model.vision_tower.transformer.layers.{l}.feed_forward.act_fn", _PROJECTOR, "", _LLM),
     "pixtral": ("model.vision_tower.transformer.layers.{l}.feed_forward.act_fn", _PROJECTOR, "", _LLM),
+    "glm46v": (
+        *(_QWEN, "model.visual.merger.act_fn", ""),
+        "model.language_model.layers.{l}.mlp.activation_fn",
+    ),
+    "qianfan_ocr": ("model.vision_tower.layers.{l}.mlp.activation_fn", _PROJECTOR, "", _LLM),
+    "deepseek_vl": (
+        *("model.vision_model.encoder.layers.{l}.mlp.activation_fn", "model.aligner.activation", ""),
+        _LLM,
+    ),
+    "vipllava": (_SIGLIP, _PROJECTOR, "", _LLM),
+    "llava_siglip": (_SIGLIP, _PROJECTOR, "", _LLM),
+    "llava_next_video": (_SIGLIP, _PROJECTOR, "", _LLM),
+    "lighton_ocr": (
+        *("model.vision_encoder.transformer.layers.{l}.feed_forward.act_fn", "model.vision_projection.act", ""),
+        _LLM,
+    ),
 }
 """Where the neurons of the vision tower, the projector, projectors inside the tower and the language model lie."""

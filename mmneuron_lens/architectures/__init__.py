@@ -8,11 +8,13 @@ from interventions.errors import InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.architectures import (
     blip2,
+    deepseek_vl,
     gemma3,
     glm4v,
     idefics3,
     instructblip,
     internvl,
+    lighton_ocr,
     llava,
     llava_next,
     llava_onevision,
@@ -21,6 +23,7 @@ from mmneuron_lens.architectures import (
     qwen2_5_vl,
     qwen2_vl,
     qwen3_vl,
+    vipllava,
 )
 from mmneuron_lens.architectures.architecture import Architecture, Place
 
@@ -40,6 +43,12 @@ ARCHITECTURES = {
     "smolvlm": idefics3.architecture,
     "mistral3": mistral3.architecture,
     "glm4v": glm4v.architecture,
+    "glm46v": glm4v.architecture,
+    "deepseek_vl": deepseek_vl.architecture,
+    "vipllava": vipllava.architecture,
+    "llava_next_video": llava_next.architecture,
+    "lighton_ocr": lighton_ocr.architecture,
+    "qianfan_ocr": internvl.architecture,
 }
 """Architectures by the configuration's `model_type`."""
 

@@ -1,4 +1,4 @@
-"""InternVL: several tiles of an image one after the other, patches merged two by two, an MLP projector."""
+"""InternVL, Qianfan-OCR: several tiles of an image one after the other, patches merged two by two, an MLP projector."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mmneuron_lens.architectures.facts import facts
 
 
 def architecture(config: Any) -> Architecture:
-    """From an `InternVLConfig`. Raises `InvalidValue` for features that keep the CLS token."""
+    """From an `InternVLConfig` or a `QianfanOCRConfig`. Raises `InvalidValue` for features that keep the CLS token."""
     llava.refuse_cls(config)
     return Architecture(
-        name="InternVL",
+        name="Qianfan-OCR" if config.model_type == "qianfan_ocr" else "InternVL",
         places=vision.places(config.vision_config, "model.vision_tower", config.vision_feature_layer)
         | llava.projector(config)
         | language.places(config.text_config, "model.language_model", "lm_head"),

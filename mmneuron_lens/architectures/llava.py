@@ -1,4 +1,4 @@
-"""LLaVA-1.5: CLIP on one square image, an MLP projector, a language model."""
+"""LLaVA-1.5: CLIP or SigLIP on one square image, an MLP projector, a language model."""
 
 from __future__ import annotations
 
@@ -35,12 +35,19 @@ def own_facts(config: Any, **own: Any) -> Facts:
     """What laying out a batch needs. Raises `InvalidValue` for features that keep the CLS token."""
     if config.vision_config.model_type == "pixtral":
         return pixtral_facts(config)
-    refuse_cls(config)
+    cls = vision.cls(config.vision_config)
+    if cls:
+        refuse_cls(config)
+    elif config.vision_feature_select_strategy != "full":
+        raise InvalidValue(
+            f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} drops the first patch of a "
+            "tower without a CLS token; only 'full' is supported."
+        )
     return facts(
         config.text_config,
         image_token=config.image_token_index,
         patches=vision.patches(config.vision_config),
-        cls=1,
+        cls=cls,
         **own,
     )
 

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (llava-v1.6): CLIP on anyres tiles, an MLP projector, a language model."""
+"""LLaVA-NeXT (llava-v1.6), and LLaVA-NeXT-Video on pictures: CLIP on anyres tiles, an MLP projector."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mmneuron_lens.architectures.architecture import Architecture
 
 
 def architecture(config: Any) -> Architecture:
-    """From a `LlavaNextConfig`."""
+    """From a `LlavaNextConfig` or a `LlavaNextVideoConfig`."""
     return Architecture(
-        name="LLaVA-NeXT",
+        name="LLaVA-NeXT-Video" if config.model_type == "llava_next_video" else "LLaVA-NeXT",
         places=vision.places(config.vision_config, "model.vision_tower", config.vision_feature_layer)
         | llava.projector(config)
         | language.places(config.text_config, "model.language_model", "lm_head"),

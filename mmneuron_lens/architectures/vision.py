@@ -59,6 +59,7 @@ TOWERS: dict[str, Tower] = {
     "blip_2_vision_model": Tower(query="qkv", out="projection", pooled=True),
     "dinov2": Tower(layer="encoder.layer.{l}", attention="attention", out="o_proj", pooled=True),
     "internvl_vision": Tower(layer="encoder.layer.{l}", attention="attention", out="projection_layer"),
+    "qianfan_ocr_vision": Tower(layer="layers.{l}", attention="attention", out="projection_layer"),
     "pixtral": Tower(
         layer="transformer.layers.{l}",
         attention="attention",
@@ -169,6 +170,11 @@ def _read_at(found: dict[str, Place], read_at: int | list[int], layers: int) -> 
         site: replace(place, dead=dead, why_dead=why) if place.layers is not None and dead else place
         for site, place in found.items()
     }
+
+
+def cls(config: Any) -> int:
+    """Positions of a tower before its patches: SigLIP has none, CLIP and DINOv2 the CLS token."""
+    return 0 if config.model_type == "siglip_vision_model" else 1
 
 
 def patches(config: Any) -> int:
