@@ -7,7 +7,17 @@ from typing import Any
 
 import transformers
 from further_models import deepseek_vl, lighton_ocr, llava_next_video, llava_siglip, vipllava  # noqa: F401
-from newer_parts import GRID, PIXTRAL, TOWER, VISION_LAYERS, processor_of, sections, siglip, text_config
+from newer_parts import (  # noqa: F401
+    GRID,
+    LAYERS,
+    PIXTRAL,
+    TOWER,
+    VISION_LAYERS,
+    processor_of,
+    sections,
+    siglip,
+    text_config,
+)
 from tiny_models import loud, tokenizer
 
 
