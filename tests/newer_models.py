@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
 from typing import Any
 
@@ -278,6 +279,9 @@ def idefics3():
 
 @cache
 def smolvlm():
+    words = importlib.import_module("transformers.models.smolvlm.processing_smolvlm")
+    # Numbers in words, for the times of videos alone.
+    words.num2words = words.num2words or str
     pixels = transformers.SmolVLMImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     return _idefics("SmolVLM", TOWER, pixels)
 

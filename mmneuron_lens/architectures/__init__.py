@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from interventions.errors import InvalidValue
-from interventions.sites import unknown
 from mmneuron_lens.architectures import (
     blip2,
     deepseek_vl,
@@ -26,6 +25,7 @@ from mmneuron_lens.architectures import (
     vipllava,
 )
 from mmneuron_lens.architectures.architecture import Architecture, Place
+from mmneuron_lens.architectures.refused import refusal
 
 ARCHITECTURES = {
     "llava_next": llava_next.architecture,
@@ -54,10 +54,13 @@ ARCHITECTURES = {
 
 
 def architecture_of(config: Any) -> Architecture:
-    """The architecture of a model from its configuration. Raises `ValueError` with the choices for an unknown type."""
+    """The architecture of a model from its configuration.
+
+    Raises `InvalidValue` with the choices for a type that is refused, with the reason, or unknown.
+    """
     if config.model_type not in ARCHITECTURES:
         raise InvalidValue(
-            f"{unknown('architecture', config.model_type, list(ARCHITECTURES))} "
+            f"{refusal('architecture', config.model_type, ARCHITECTURES)} "
             "docs/adding-an-architecture.md says what it takes to add one."
         )
     return ARCHITECTURES[config.model_type](config)

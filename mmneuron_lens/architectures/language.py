@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from interventions.errors import InvalidValue
-from interventions.sites import unknown
 from mmneuron_lens.architectures.architecture import Place
+from mmneuron_lens.architectures.refused import refusal
 from mmneuron_lens.wire.types import Step
 
 _EAGER = "the weights are returned beside the output, not used again; write llm.attention.mask or llm.attention.z"
@@ -59,10 +59,11 @@ DECODERS: dict[str, Decoder] = {
 def places(config: Any, base: str, head: str) -> dict[str, Place]:
     """Sites of a language model whose body is at `base` and whose unembedding is at `head`.
 
-    Raises `InvalidValue` for a model type that is not known, with those that are, and for an OPT without a final norm.
+    Raises `InvalidValue` for a model type that is refused or not known, with those that are, and for an OPT without a
+    final norm.
     """
     if config.model_type not in DECODERS:
-        raise InvalidValue(unknown("language model", config.model_type, list(DECODERS)))
+        raise InvalidValue(refusal("language model", config.model_type, DECODERS))
     decoder, body = DECODERS[config.model_type], base
     neurons = getattr(config, "intermediate_size", None)
     if config.model_type == "opt":

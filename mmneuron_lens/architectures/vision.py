@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from interventions.errors import InvalidValue
-from interventions.sites import unknown
 from mmneuron_lens.architectures.architecture import Place
+from mmneuron_lens.architectures.refused import refusal
 from mmneuron_lens.wire.types import Step
 
 _EAGER = "the weights are returned beside the output, not used again; write vision.attention.z"
@@ -89,10 +89,10 @@ TOWERS: dict[str, Tower] = {
 def places(config: Any, base: str, read_at: int | list[int] | None = None) -> dict[str, Place]:
     """Sites of a vision tower at `base`. `read_at` is `vision_feature_layer`: deeper layers are marked dead.
 
-    Raises `InvalidValue` for a model type that is not known, with those that are.
+    Raises `InvalidValue` for a model type that is refused or not known, with those that are.
     """
     if config.model_type not in TOWERS:
-        raise InvalidValue(unknown("vision tower", config.model_type, list(TOWERS)))
+        raise InvalidValue(refusal("vision tower", config.model_type, TOWERS))
     tower, sizes = TOWERS[config.model_type], sizes_of(config)
     if getattr(config, "use_swiglu_ffn", False):
         tower = replace(tower, act="act_fn", down="down_proj")

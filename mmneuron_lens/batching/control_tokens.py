@@ -19,13 +19,13 @@ MARKUP = re.compile(r"<\S+>|\[[A-Z_0-9]+\]")
 
 
 class ControlTokens:
-    """The control tokens of a processor: of its tokenizer, of its Q-Former's tokenizer, and the image's placeholder."""
+    """The control tokens of a processor: of its tokenizers, and the placeholders of an image and a video."""
 
     def __init__(self, processor: Any) -> None:
         tokenizers = [processor.tokenizer, getattr(processor, "qformer_tokenizer", None)]
         self.readers = [(one, _control_ids(one)) for one in tokenizers if one is not None]
         texts = {tokenizer.added_tokens_decoder[one].content for tokenizer, ids in self.readers for one in ids}
-        texts |= {str(one) for one in [getattr(processor, "image_token", None)] if one}
+        texts |= {str(one) for name in ("image_token", "video_token") if (one := getattr(processor, name, None))}
         self.texts = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
     def first_in(self, text: str) -> str | None:

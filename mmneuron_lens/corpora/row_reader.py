@@ -30,6 +30,8 @@ class RowReader:
         row = _object(line)
         missing = [name for name in ("domain", "question", "answer") if name not in row]
         missing += [] if "image" in row or "images" in row else ["image"]
+        if "image" in missing and (video := next((row[name] for name in ("video", "videos") if name in row), None)):
+            raise BadRow(f"video {quote(video)} is not read; save the frames that are asked about as images.")
         if missing:
             raise BadRow(f"no {', '.join(missing)} in {quote(row)}; a row needs domain, image, question and answer.")
         options = self._options(row)

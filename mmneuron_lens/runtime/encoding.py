@@ -31,9 +31,10 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
     - texts: prompts; where images stand in the text (LLaVA), one without placeholders gets one per image before it
 
     Raises `InvalidValue` for an image that cannot be read, a count that does not match, a text without an image where
-    the architecture needs one, and as `limits.refuse_beyond` does.
+    the architecture needs one, a placeholder of a video, and as `limits.refuse_beyond` does.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
+    _refuse_videos(model, texts)
     per_text = _per_text(images_of, len(texts))
     pictures = [_decoded(some) for some in per_text]
     facts = model.architecture.facts
@@ -87,13 +88,15 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
     what it would count one prompt at a time, but for float rounding at zero. Not for generation.
 
     Raises `InvalidValue` for a row without an image or prompt, or of several images where the architecture takes one,
-    where several prompts in a row would not compute what each computes alone, and as `limits.refuse_beyond` does.
+    where several prompts in a row would not compute what each computes alone, for a placeholder of a video, and as
+    `limits.refuse_beyond` does.
     """
     if not all(some and prompts for some, prompts in rows):
         raise InvalidValue("Every packed row needs at least one image and one prompt.")
     pictures = [_decoded(some) for some, _ in rows]
     processor, facts = model.processor, model.architecture.facts
     texts = [list(prompts) for _, prompts in rows]
+    _refuse_videos(model, [text for some in texts for text in some])
     if facts["images_in_text"]:
         texts = [
             [with_placeholders(model, prompt, len(some)) for prompt in prompts]
@@ -160,6 +163,17 @@ def _decoded(some: Sequence[Any]) -> list[Image.Image]:
         return [images.decode(image) for image in some]
     except ValueError as error:
         raise InvalidValue(str(error)) from error
+
+
+def _refuse_videos(model: Model, texts: Sequence[str]) -> None:
+    """Raise `InvalidValue` for a text with the placeholder of a video."""
+    token = getattr(model.processor, "video_token", None)
+    for name, text in zip(names_of("texts", len(texts)), texts, strict=True):
+        if token and str(token) in text:
+            raise InvalidValue(
+                f"{name}{text[:80]!r} holds {token}, where a video would stand; mmneuron reads pictures: put "
+                f"{model.processor.image_token} there for each frame, or write it otherwise."
+            )
 
 
 def _refuse_number(model: Model, pictures: Sequence[Sequence[Any]]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mmneuron_lens.wire.colours import of_array, to_rgb
 from mmneuron_lens.wire.types import Picture
+from mmneuron_lens.wire.videos import refuse_video
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -122,6 +123,7 @@ def rgb(image: Image.Image, raw: str, turn: Any, name: str) -> Image.Image:
 
 def header(file: BinaryIO, name: str) -> tuple[Image.Image, Any, tuple[int, int]]:
     """An image of which no pixel is decoded, the turn that it asks for, and its width and height when it is turned."""
+    refuse_video(file, name)
     image = by_pillow(lambda: Image.open(file), name)
     check_size(image.size, name)
     size, tags = image.size, getattr(image, "tag_v2", None)
