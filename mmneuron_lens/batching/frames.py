@@ -11,6 +11,7 @@ from interventions.errors import InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.artifacts.counts import FRAMES_SHOWN
 from mmneuron_lens.batching.chat import PromptForm, form_facts
+from mmneuron_lens.batching.image_lengths import ImageLengths, is_llava_next
 from mmneuron_lens.batching.prompting import Prompt, model_kind, prompt_of
 from mmneuron_lens.corpora.folder import image_sizes
 from mmneuron_lens.corpora.frames import FRAMES, Frames, that_fit
@@ -21,9 +22,12 @@ from mmneuron_lens.lens import Lens
 
 
 def token_count(lens: Lens, frames: Frames = "fit") -> TokenCount:
-    """How samples are counted in LLaVA-NeXT tokens: with this model's tokenizer, and its tiles where it has any."""
-    facts = lens.architecture.facts if lens.architecture.facts.get("grid_pinpoints") else LLAVA_NEXT
-    return TokenCount(lens.processor.tokenizer, facts, frames)
+    """How samples are counted in LLaVA-NeXT tokens: with this model's tokenizer, and a LLaVA-NeXT's own tiles.
+
+    Another model is given the budget of the published one, whatever its own images take.
+    """
+    facts = lens.architecture.facts
+    return TokenCount(lens.processor.tokenizer, facts if is_llava_next(facts) else LLAVA_NEXT, frames)
 
 
 def with_frames_that_fit(
@@ -48,17 +52,18 @@ def with_frames_that_fit(
     several = any(len(sample.images) > 1 for sample in samples)
     if frames == "strip" or model_kind(lens) != "llava-next" or not several:
         return list(samples)
-    count = token_count(lens)
+    lengths = ImageLengths(lens)
     text: Any = lens.module.config.get_text_config()
-    context, token = text.max_position_embeddings, getattr(lens.processor, "image_token", "<image>")
+    context = text.max_position_embeddings
     room = context - max(new_tokens, ANSWER if context > ANSWER else 0)
 
     def fitted(sample: Sample) -> Sample:
         sizes = image_sizes(sample, RecordProblems(sample.images[0])) if len(sample.images) > 1 else None
         if sizes is None:
             return sample
-        asked = prompt_of(lens, sample, prompt, prompt_form=prompt_form).replace(token, "")
-        places = that_fit(sizes, room - len(lens.processor.tokenizer(asked)["input_ids"]), count.image)
+        one, two = (lengths.words(prompt_of(lens, sample, prompt, count, prompt_form)) for count in (1, 2))
+        left, around = room - lengths.beside - (2 * one - two), two - one
+        places = that_fit(sizes, left, lambda size: lengths(size) + around)
         return replace(sample, images=tuple(sample.images[place] for place in places))
 
     return [fitted(sample) for sample in samples]
