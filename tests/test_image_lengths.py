@@ -27,7 +27,7 @@ NAMES = (*newer_models.ARCHITECTURES, "llava_next", "llava")
 SIZES = ((40, 56), (64, 30), (33, 31), (20, 90), (200, 150))
 """Width and height."""
 
-FRAMES = 40
+FRAMES = 60
 
 
 @cache
@@ -64,6 +64,8 @@ def test_an_image_takes_what_it_takes_among_several(name):
         taken = [int(batch.inputs["attention_mask"].sum()) for batch in asked]
         around = lengths.words(text * 4 + "which?") - lengths.words(text * 3 + "which?")
         assert lengths(size) + around == taken[1] - taken[0], size
+    # And beside images and words there is no more than this.
+    assert taken[1] == lengths.words(text * 4 + "which?") + 2 * (lengths(size) + lengths((32, 48))) + lengths.beside
 
 
 @pytest.mark.parametrize("prompt", ["identification", "evaluation"])
