@@ -1,4 +1,8 @@
-"""Neuron totals of the published checkpoints (section 4.1.1), from their configurations, on the meta device."""
+"""Neuron totals of published checkpoints, from their configurations, on the meta device.
+
+Those of the paper are in its section 4.1.1; of the others `source` says where their sizes stand. The totals are layers
+times neurons of a layer, written down by hand.
+"""
 
 from __future__ import annotations
 
@@ -31,5 +35,14 @@ def test_totals_of_the_published_checkpoints(name):
     for site in found:
         for _, path in architecture.place(site).paths():
             parent, _, _ = path.rpartition(".")
-            layers = [child for child in module.get_submodule(parent).children() if isinstance(child, torch.nn.Linear)]
-            assert architecture.place(site).sizes["neuron"] in {layer.out_features for layer in layers}
+            made, taken = widths_beside(module.get_submodule(parent))
+            # A Q-Former has what takes its neurons in a module of its own.
+            assert architecture.place(site).sizes["neuron"] in (made if site.startswith("qformer") else made & taken)
+
+
+def widths_beside(parent: torch.nn.Module) -> tuple[set[int], set[int]]:
+    """How wide what the linear layers beside an activation make is, and what they take."""
+    linear = {name: child for name, child in parent.named_children() if isinstance(child, torch.nn.Linear)}
+    # Gate and up in one layer, of which the activation sees the gate.
+    made = {one.out_features // (2 if name == "gate_up_proj" else 1) for name, one in linear.items()}
+    return made, {one.in_features for one in linear.values()}
