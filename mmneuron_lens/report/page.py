@@ -16,6 +16,7 @@ from interventions.files import write_atomically
 from mmneuron_lens.evaluation.findings import Claim
 from mmneuron_lens.report import figures, latex, tables
 from mmneuron_lens.report.claims_table import claims_table, measured
+from mmneuron_lens.report.csv_files import csv
 from mmneuron_lens.report.hover import data_uri
 from mmneuron_lens.report.sections import Grid, Picture, Section, Source
 
@@ -86,7 +87,7 @@ def write(page: Page, folder: str | Path, name: str = INDEX) -> Path:
     for section, grid in page.grids:
         caption = f"{section.name}. {grid.caption}" if section.name else grid.caption
         file = tables_folder(index) / grid.name
-        write_atomically(file.with_name(f"{grid.name}.csv"), tables.csv(grid.file))
+        write_atomically(file.with_name(f"{grid.name}.csv"), csv(grid.file))
         write_atomically(
             file.with_name(f"{grid.name}.tex"), latex.latex(grid.frame, caption, grid.decimals, grid.notes)
         )
@@ -94,7 +95,7 @@ def write(page: Page, folder: str | Path, name: str = INDEX) -> Path:
         write_atomically(figures_folder(index) / f"{one}.png", images.light)
     if page.claims:
         frame = claims_table(page.claims)
-        write_atomically(tables_folder(index) / "claims.csv", tables.csv(frame))
+        write_atomically(tables_folder(index) / "claims.csv", csv(frame))
         write_atomically(tables_folder(index) / "claims.tex", latex.latex(frame, "The paper’s claims."))
     write_atomically(index, render(page, pictures))
     return index

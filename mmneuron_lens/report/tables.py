@@ -203,11 +203,6 @@ def wide(frame: pl.DataFrame, value: str, domains: Iterable[str]) -> pl.DataFram
     return table.select(*index, *(pl.col(f"domain {domain}").alias(name) for domain, name in names.items()))
 
 
-def csv(frame: pl.DataFrame) -> str:
-    """The frame as CSV, floats in full precision."""
-    return frame.write_csv()
-
-
 DECIMALS = {"accuracy": 1, "difference": 1, "low": 1, "high": 1, "null_mean": 1}
 """Decimals at which a column is shown; other fractions have three. Files keep full precision."""
 
