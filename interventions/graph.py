@@ -282,7 +282,9 @@ class Graph:
             for site, interventions in self.by_site().items()
             for index, intervention in enumerate(interventions)
         )
-        return f"<table><tr><th>site</th><th>acts, in this order</th></tr>{rows}</table>"
+        head = "<tr><th>site</th><th>acts, in this order</th></tr>"
+        # What is bound may hold `$`, which Jupyter would take for mathematics.
+        return f'<table class="tex2jax_ignore mathjax_ignore">{head}{rows}</table>'
 
 
 def reads(*sites: str, over: Over, **bindings: object) -> Callable[[Callable[..., Any]], Intervention]:
