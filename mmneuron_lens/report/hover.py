@@ -12,7 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from mmneuron_lens.report.html_text import html
+from mmneuron_lens.report.html_text import html, visible
 
 
 def hover(document: Mapping[str, Any], pictures: Sequence[Tensor], caption: str) -> Markup:
@@ -22,7 +22,8 @@ def hover(document: Mapping[str, Any], pictures: Sequence[Tensor], caption: str)
     - pictures: uint8 [height, width, 3], by the number that the document's boxes name.
     - caption: what a screen reader calls it.
     """
-    data = {**document, "pictures": [data_uri(picture) for picture in pictures]}
+    seen = {name: [*map(visible, one)] if isinstance(one, list) else visible(one) for name, one in document.items()}
+    data = {**seen, "pictures": [data_uri(picture) for picture in pictures]}
     # Nothing in the data may begin or end an element; half a character is written as JSON writes it.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     text = text.encode("utf-8", "backslashreplace").decode()
