@@ -19,8 +19,8 @@ from mmneuron_lens.runs.store import Store
 
 IMAGE = "<img src=x onerror=alert(1)>"
 DOMAINS = (
-    *("[/] :smile:", "cost $x_$", "=cmd|' /C calc'!A0", f'">{IMAGE}<script>alert(1)</script>', "_hid_den"),
-    *("\\textbf{x} % & #", "x" * 300, "日本 😀 שלום", "neurons off in"),
+    *("[/] :smile: cost $x_$ %", "=cmd|' /C calc'!A0", f'">{IMAGE}<script>alert(1)</script>', "neurons off in"),
+    f"_hid_den \\textbf{{x}} 日本 😀 שלום {'x' * 300}",
 )
 MODELS = (f'x">{IMAGE}', "$\\frac$ [bold]@SUM(1) \x1b]0;title\x07")
 QUESTION = f"{IMAGE} \u202e</script><!-- $x_$ \x1b[31m"
@@ -46,4 +46,4 @@ def strange_run(folder: Path) -> tuple[Path, Any]:
     paper(Store(out), models=[str(folder / MODELS[0])], questions=folder_questions(corpus, plan), plan=plan)
     counted = mmneuron("count", "--model", folder / MODELS[1], "--corpus", corpus, "--out", out, "--images", 1)
     assert counted.exit_code == 0, counted.stderr
-    return out, mmneuron("select", out, "--fraction", "0.05")
+    return out, mmneuron("select", out, "--fraction", "0.05", "--replace")
