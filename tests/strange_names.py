@@ -1,4 +1,4 @@
-"""Names that are a command to something that shows them, and a run of the paper on a corpus and models called so."""
+"""Names that are a command to something that shows them, and a run on models and domains called so."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ MODELS = (f'x">{IMAGE}', "$\\frac$ [bold]@SUM(1) \x1b]0;title\x07")
 QUESTION = f"{IMAGE} \u202e</script><!-- $x_$ \x1b[31m"
 
 
-def strange_run(folder: Path) -> tuple[Path, Any]:
-    """The paper on the first model, then counts of the second: the run, and what `select` printed of both."""
+def strange_run(folder: Path, whole: bool = False) -> tuple[Path, Any]:
+    """Both models counted and selected, the first one's questions answered: the run, and what the last command printed.
+
+    - whole: the paper on the first model before that, whose page is then the first one.
+    """
     torch.set_num_threads(1)
     for name, stock in zip(MODELS, ("instructblip", "llava-next"), strict=True):
         shutil.copytree(Path(mmneuron_lens.__file__).parent / "embedded" / stock, folder / name)
@@ -43,7 +46,13 @@ def strange_run(folder: Path) -> tuple[Path, Any]:
         deviation_questions=1, entropy_images=1, embedding_images=2, random_draws=1, permutations=1, cross=False,
         generation={**LITTLE.generation, "num_beams": 1, "max_new_tokens": 1},
     )  # fmt: skip
-    paper(Store(out), models=[str(folder / MODELS[0])], questions=folder_questions(corpus, plan), plan=plan)
-    counted = mmneuron("count", "--model", folder / MODELS[1], "--corpus", corpus, "--out", out, "--images", 1)
-    assert counted.exit_code == 0, counted.stderr
-    return out, mmneuron("select", out, "--fraction", "0.05", "--replace")
+    if whole:
+        paper(Store(out), models=[str(folder / MODELS[0])], questions=folder_questions(corpus, plan), plan=plan)
+    asked = [("--corpus", corpus, "--images", 1, "--model", folder / name) for name in MODELS]
+    counting = [mmneuron("count", *one, "--out", out, *["--replace"] * whole) for one in asked]
+    selecting = mmneuron("select", out, "--fraction", "0.05", "--replace")
+    few = ("--random-draws", 1, "--max-new-tokens", 1, "--replace")
+    answering = mmneuron("ablate", out, *asked[0], *few)
+    for one in (*counting, selecting, answering):
+        assert one.exit_code == 0, one.stderr
+    return out, answering

@@ -14,7 +14,7 @@ from interventions.printable import printable
 
 @pytest.fixture(scope="module")
 def strange(tmp_path_factory):
-    return strange_run(tmp_path_factory.mktemp("strange"))[0]
+    return strange_run(tmp_path_factory.mktemp("strange"), whole=True)[0]
 
 
 @pytest.mark.parametrize("name", ["index", "selection"])
