@@ -118,11 +118,12 @@ def _add_legend(figure: Figure, handles: list[Any]) -> None:
     for columns in range(COLUMNS, 0, -1):
         legend = figure.legend(handles=handles, ncols=columns, **style)
         box = legend.get_window_extent()
-        if box.width <= figure.bbox.width or columns == 1:
-            break
-        legend.remove()
-    if columns < COLUMNS:
-        figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
+        if box.width > figure.bbox.width and columns > 1:
+            legend.remove()
+            continue
+        if columns < COLUMNS:
+            figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
+        return
 
 
 def look(domain: str) -> dict[str, Any]:
