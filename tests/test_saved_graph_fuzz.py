@@ -24,7 +24,7 @@ ALLOWED = {one.function for one in vars(interventions).values() if isinstance(on
 
 STRANGE: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 10**30, 0.5, math.nan, math.inf, "", "evil", "*", "[", "[!]", "llm.mlp.act",
-    "slice",
+    "slice", "reads", "writes", "rewires", "sum", "mean", "list",
     "x" * 5000, "\ud800", "\0", "a\nb\x1b[31m", [], {}, [[]], [None], [0, 0], {"a": 1}, {"tensor": "0" * 64},
     ["slice", 1, None, 0], ["slice"], {"constant": None}, {"constants": [1, "a"]}, {"module": ["llm.norm"]},
     {"per_layer_of": {}}, "os:system", "builtins:eval", "interventions.saving:load_graph", "mmneuron_lens.__main__:app",
