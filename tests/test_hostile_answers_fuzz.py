@@ -69,6 +69,13 @@ def exchanged(asked: Asked, one: Exchange, clock: Clock, patch: pytest.MonkeyPat
         return asked.checked(client.found, client.host)
 
 
+def assert_in_a_line(error: MMNeuronError, where: str) -> None:
+    said = str(error)
+    assert said.isprintable(), where
+    assert len(said) <= LONGEST + 4, where
+    assert "127.0.0.1" in said or isinstance(error, NotFinite), f"{where}: {said}"
+
+
 def use(folder: Path, count: int, seed: int) -> dict[str, Counter[str]]:
     """By level, how many drawn exchanges changed nothing ("used"), and were refused in a line ("named")."""
     import httpx._transports.default as httpx_transport
@@ -92,10 +99,7 @@ def use(folder: Path, count: int, seed: int) -> dict[str, Counter[str]]:
             try:
                 found = exchanged(asked, one, clock, patch)
             except MMNeuronError as error:
-                said = str(error)
-                assert said.isprintable(), where
-                assert len(said) <= LONGEST + 4, where
-                assert "127.0.0.1" in said or isinstance(error, NotFinite), f"{where}: {said}"
+                assert_in_a_line(error, where)
                 came[one.level]["named"] += 1
             except Exception as error:
                 raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
@@ -122,6 +126,6 @@ def test_an_honest_exchange_gives_its_result(monkeypatch, tmp_path):
 
 
 def test_hundreds_of_hostile_answers_are_refused_or_change_nothing(tmp_path):
-    came = use(tmp_path, 400, 0)
-    assert all(counted["named"] > 5 for counted in came.values()), came
-    assert sum(counted["used"] for counted in came.values()) > 20
+    came = use(tmp_path, 300, 0)
+    assert all(counted["named"] > 3 for counted in came.values()), came
+    assert sum(counted["used"] for counted in came.values()) > 10

@@ -101,7 +101,7 @@ def use(folder: Path, count: int, seed: int) -> Counter[str]:
     return came
 
 
-def test_a_thousand_damaged_documents_load_as_plain_interventions_or_are_named(tmp_path):
-    came = use(tmp_path, 1000, 0)
-    assert came["named"] > 500
-    assert came["used"] > 50
+def test_hundreds_of_damaged_documents_load_as_plain_interventions_or_are_named(tmp_path):
+    came = use(tmp_path, 400, 0)
+    assert came["named"] > 200
+    assert came["used"] > 20
