@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
 import resource
 import warnings
@@ -15,7 +16,7 @@ import httpcore
 import pytest
 import torch
 from conftest import mixed_batch, tiny_lens
-from hostile_answers import KEY, LEVELS, URL, Clock, Exchange, Stream, marker_in
+from hostile_answers import JOB, KEY, LEVELS, URL, Clock, Exchange, Stream, http, marker_in
 
 from interventions import count_checked, count_positions
 from interventions.errors import LONGEST, MMNeuronError, NotFinite
@@ -31,6 +32,11 @@ from mmneuron_lens.runtime.returned import checked_returned
 GRAPH, SITE = count_checked | count_positions.at(layers=0), "llm.mlp.act"
 LONG = 2 * transport.WHOLE_RESULT
 """Seconds after which every exchange has ended."""
+
+
+@functools.cache
+def asked_once() -> Asked:
+    return Asked()
 
 
 class Asked:
@@ -80,7 +86,7 @@ def use(folder: Path, count: int, seed: int) -> dict[str, Counter[str]]:
     """By level, how many drawn exchanges changed nothing ("used"), and were refused in a line ("named")."""
     import httpx._transports.default as httpx_transport
 
-    asked, draw, marker = Asked(), random.Random(seed), marker_in(folder)
+    asked, draw, marker = asked_once(), random.Random(seed), marker_in(folder)
     honest = asked.checked(asked.result, URL)
     came = {level: Counter[str]() for level in LEVELS}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -117,12 +123,25 @@ def use(folder: Path, count: int, seed: int) -> dict[str, Counter[str]]:
 
 
 def test_an_honest_exchange_gives_its_result(monkeypatch, tmp_path):
-    asked, clock = Asked(), Clock()
+    asked, clock = asked_once(), Clock()
     one = Exchange(asked.result, random.Random(0), marker_in(tmp_path))
     one.where = "nowhere"
     honest = asked.checked(asked.result, URL)
     found = exchanged(asked, one, clock, monkeypatch)
     assert all(torch.equal(found[name], honest[name]) for name in honest)
+
+
+@pytest.mark.parametrize(("path", "name"), [("/request", "id"), (f"/response/{JOB}", "data")])
+@pytest.mark.parametrize("strange", ["a\nb", f"{URL}/\x00", "\x1b[2J", "\ud800"])
+def test_a_job_or_a_result_that_is_no_address_is_one_line(path, name, strange, monkeypatch, tmp_path):
+    asked, clock = asked_once(), Clock()
+    one = Exchange(asked.result, random.Random(0), marker_in(tmp_path))
+    one.where, one.asked = path, 2
+    status = "RECEIVED" if name == "id" else "COMPLETED"
+    one.hostile = lambda content: iter([http(json.dumps({"id": JOB, "status": status, name: strange}).encode())])
+    with pytest.raises(MMNeuronError) as caught:
+        exchanged(asked, one, clock, monkeypatch)
+    assert_in_a_line(caught.value, strange)
 
 
 def test_hundreds_of_hostile_answers_are_refused_or_change_nothing(tmp_path):

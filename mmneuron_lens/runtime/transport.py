@@ -124,6 +124,11 @@ def _fetch(
 
     from mmneuron_lens.runtime.deadline import end_at
 
+    try:
+        httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        # A job's id, or where its result lies, as the server says.
+        raise RemoteFailed(f"{host.url} names a job or a result by what is no address ({error}); {WHOSE}.") from error
     timeout = httpx.Timeout(CONNECT, read=min(SILENCE, seconds))
     # Packed answers could be many times their size.
     headers = {**headers, "Accept-Encoding": "identity"}
