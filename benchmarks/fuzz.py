@@ -26,8 +26,10 @@ sys.path[:0] = [str(ROOT / "tests")]
 import mmneuron_lens  # noqa: E402, F401, I001  (first: it imports beartype before nnsight)
 import damaged_pictures  # noqa: E402
 import PIL  # noqa: E402
+import test_hostile_answers_fuzz as hostile  # noqa: E402
 import test_malformed_fuzz as malformed  # noqa: E402
 import test_refused_rows_fuzz as refused  # noqa: E402
+import test_saved_graph_fuzz as saved_graph  # noqa: E402
 
 from mmneuron_lens.corpora import records  # noqa: E402
 from mmneuron_lens.corpora.records import RecordProblems  # noqa: E402
@@ -87,7 +89,25 @@ def rows_that_only_a_model_refuses(each: int, seed: int, folder: Path) -> Pieces
             yield f"row: {fault}", lambda found=counted[fault]: Counter(named=found)
 
 
-GROUPS: tuple[Callable[[int, int, Path], Pieces], ...] = (malformed_records, pictures, rows_that_only_a_model_refuses)
+def answers_of_a_server(each: int, seed: int, folder: Path) -> Pieces:
+    """Exchanges with a server in which one thing is hostile, at every level from the wire to the values."""
+    came = hostile.use(folder, each, seed)
+    for level, counted in came.items():
+        yield f"answer of a server: {level}", lambda counted=counted: counted
+
+
+def saved_graphs(each: int, seed: int, folder: Path) -> Pieces:
+    """Saved graphs, changed and sealed again."""
+    yield "saved graph", lambda: saved_graph.use(folder, each, seed)
+
+
+GROUPS: tuple[Callable[[int, int, Path], Pieces], ...] = (
+    malformed_records,
+    pictures,
+    rows_that_only_a_model_refuses,
+    answers_of_a_server,
+    saved_graphs,
+)
 
 
 def main() -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -83,17 +84,22 @@ def cancel(run: Run) -> None:
 
 
 @jobs_app.command()
-def resume(run: Run) -> None:
+def resume(context: typer.Context, run: Run) -> None:
     """Run again the command that started a run's jobs: what is finished is kept, what is missing is sent."""
     from mmneuron_lens.runs.jobs import jobs_of
+    from mmneuron_lens.runs.resuming import checked_command, closed_environment
 
     found = jobs_of(run)
     for jobs in found:
         echo(jobs)
-    again = next((jobs.records.run for jobs in found if jobs.records.run["again"]), None)
-    if again is None:
+    started = next((jobs for jobs in found if jobs.records.run["again"]), None)
+    if started is None:
         echo("It was started from Python: run the same call again, and only what is missing is sent.")
         return
-    command = [sys.executable, "-m", "mmneuron_lens", *again["again"]]
+    root: Any = context.find_root().command
+    words, where = checked_command(started, root.commands)
+    echo(f"In {where}: mmneuron {shlex.join(words)}")
     # Paths in the command are those of the folder it was given in.
-    raise typer.Exit(subprocess.run(command, cwd=again["where"], check=False).returncode)
+    command = [sys.executable, "-m", "mmneuron_lens", *words]
+    done = subprocess.run(command, cwd=where, env=closed_environment(), check=False)
+    raise typer.Exit(done.returncode)
