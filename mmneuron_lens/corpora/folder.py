@@ -25,6 +25,9 @@ from mmneuron_lens.wire import images
 
 QUESTIONS = "questions.jsonl"
 
+TOGETHER = 2**27
+"""Pixels that are held decoded at one time: those of one batch, and of the images of one question."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -124,8 +127,11 @@ def read_folder(folder: str | Path, domains: Container[str] | None = None) -> tu
 def open_images(sample: Sample, problems: Problems | None = None) -> list[Image.Image] | None:
     """The images of a sample as RGB, as a viewer shows them; None when one cannot be, which is named in `problems`.
 
-    Without `problems` an image that cannot be decoded raises `InvalidValue` naming its file.
+    Without `problems` an image that cannot be decoded raises `InvalidValue` naming its file. So do several images of
+    more than `TOGETHER` pixels.
     """
+    if len(sample.images) > 1 and image_sizes(sample, problems) is None:
+        return None
     try:
         return [images.decode(path) for path in sample.images]
     except ValueError as error:
@@ -135,7 +141,10 @@ def open_images(sample: Sample, problems: Problems | None = None) -> list[Image.
 def image_sizes(sample: Sample, problems: Problems | None = None) -> list[tuple[int, int]] | None:
     """Width and height of each image that `open_images` gives, from headers alone; None and a problem as there."""
     try:
-        return [images.size(path) for path in sample.images]
+        sizes = [images.size(path) for path in sample.images]
+        if len(sizes) > 1 and (pixels := sum(width * height for width, height in sizes)) > TOGETHER:
+            raise ValueError(f"{len(sizes)} images of {pixels} pixels, where {TOGETHER} are held at one time.")
+        return sizes
     except ValueError as error:
         return _unreadable(sample, problems, error)
 
