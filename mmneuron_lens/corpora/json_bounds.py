@@ -12,7 +12,10 @@ DEPTH = 64
 """Lists and objects that may stand in one another. A deeper record costs parsers memory that grows with its square."""
 
 LONGEST = 2**20
-"""Characters of a row, a record, or one text of it, at most. Parsed they take up to 30 times their bytes."""
+"""Characters of a row or a record, at most. Parsed they take up to 30 times their bytes."""
+
+TEXT = 2**17
+"""Characters of one text of a row, at most: more than a model has positions. As tokens each takes about 600 bytes."""
 
 PIECE = 65_536
 """Bytes that are looked through at once."""
@@ -23,6 +26,7 @@ RECORDS = 2
 DEEP, LONG = f"nested more than {DEPTH} deep", f"longer than {LONGEST} characters"
 
 ESCAPE = re.compile(rb"\\.", re.DOTALL)
+HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F]).", re.DOTALL)
 TOKEN = re.compile(rb'\\.|["\[\]{},]|[^"\\\[\]{},]+|\\\Z', re.DOTALL)
 
 
@@ -70,6 +74,16 @@ def within_bounds(stream: Readable) -> bool:
             return False
         depth, inside = depth + change, inside ^ (quotations % 2 == 1)
     return True
+
+
+def half_characters(stream: Readable) -> bool:
+    """Whether a JSON document may write the first half of a character alone, which quick parsers read as another."""
+    last = b""
+    while piece := stream.read(PIECE):
+        if (b"\\u" in piece or last) and HALF.search(last + piece):
+            return True
+        last = piece[-12:] if b"\\" in piece[-12:] else b""
+    return False
 
 
 class Bounded:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.corpora.json_bounds import LONG, LONGEST
+from mmneuron_lens.corpora.json_bounds import TEXT
 
 SHOWN = 100
 """Characters of a value that a problem quotes."""
@@ -63,8 +63,8 @@ def good_text(name: str, value: Any, empty: bool = False) -> str:
         raise BadRow(f"{name} {quote(value)} is {type(value).__name__}, not text; put it in quotation marks.")
     if not value.strip() and not empty:
         raise BadRow(f"{name} {quote(value)} is empty; fill it in, or remove the row.")
-    if len(value) > LONGEST:
-        raise BadRow(f"{name} {quote(value)} is {LONG}; shorten it.")
+    if len(value) > TEXT:
+        raise BadRow(f"{name} {quote(value)} is longer than {TEXT} characters; shorten it.")
     try:
         value.encode()
     except UnicodeEncodeError as error:

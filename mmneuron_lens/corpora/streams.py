@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmneuron_lens.corpora.json_bounds import DEEP, LONG, Bounded, OutOfBounds, Readable, within_bounds
+from mmneuron_lens.corpora.json_bounds import DEEP, LONG, Bounded, OutOfBounds, Readable, half_characters, within_bounds
 from mmneuron_lens.corpora.json_damage import RepairedJson, json_damage
 from mmneuron_lens.corpora.records import RawRecord, RecordProblems
 from mmneuron_lens.corpora.rows import CorpusError, bare
@@ -33,8 +33,10 @@ def json_records(file: Path, key: str, problems: RecordProblems) -> Iterator[Raw
             stream.seek(start)
             bounded = _as_it_is if within_bounds(stream) else Bounded
             stream.seek(start)
+            parser = ijson.get_backend("python") if half_characters(stream) else parser
+            stream.seek(start)
             try:
-                for number, value in enumerate(ijson.items(bounded(stream), f"{key}.item", use_float=True), start=1):
+                for number, value in enumerate(parser.items(bounded(stream), f"{key}.item", use_float=True), start=1):
                     yield RawRecord(file, number, _found(value))
             except (ijson.JSONError, UnicodeDecodeError) as error:
                 # The quick parser cannot go on behind a byte that is not UTF-8, half a character written as an escape,
