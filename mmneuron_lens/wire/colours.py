@@ -44,11 +44,7 @@ def to_rgb(image: Image.Image, raw: str = "") -> Image.Image:
         raise ValueError("its palette is missing; save it as RGB.")
     boxes = bands(*image.size)
     numbers = image.mode in ("I", "F") or image.mode.startswith("I;16")
-
-    def values() -> Iterator[numpy.ndarray]:
-        return (numpy.asarray(image.crop(box)) for box in boxes)
-
-    greys = scaled(values, *range_of(image, tags)) if numbers else None
+    greys = scaled(lambda: cropped(image, boxes), *range_of(image, tags)) if numbers else None
     picture = Image.new("RGB", image.size)
     for box in boxes:
         part = image.crop(box)
@@ -70,6 +66,11 @@ def bands(width: int, height: int) -> list[tuple[int, int, int, int]]:
     """Boxes of whole rows that cover a picture from top to bottom, of at most `BAND` pixels, or of one row."""
     rows = max(1, BAND // width)
     return [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+
+
+def cropped(image: Image.Image, boxes: list[tuple[int, int, int, int]]) -> Iterator[numpy.ndarray]:
+    """The values of a picture, box by box."""
+    return (numpy.asarray(image.crop(box)) for box in boxes)
 
 
 def of_array(image: Any) -> Image.Image:
