@@ -206,6 +206,19 @@ def test_a_large_value_is_not_quoted_whole(value):
     assert len(quote(HUGE)) == len(bare(HUGE)) == 103
 
 
+def test_no_more_of_a_value_is_written_out_than_is_shown():
+    written = []
+
+    class Told(int):
+        def __repr__(self) -> str:
+            written.append(self)
+            return "1"
+
+    assert quote([Told()] * 10_000).startswith("[1, 1,")
+    assert quote({number: [Told()] * 1000 for number in range(1000)}).startswith("{0: [1, ")
+    assert len(written) <= 100 + 100 * 100
+
+
 def test_values_that_fit_are_quoted_whole():
     for value in ("it's", 'a"b', b"x", [1, ["a", {"b": None}]], {"a": (1, 2)}, 1.5, None):
         assert quote(value) == repr(value)
