@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import logging
+import os
+import resource
+import signal
 import sys
 import tempfile
 import time
@@ -26,11 +30,16 @@ sys.path[:0] = [str(ROOT / "tests")]
 import mmneuron_lens  # noqa: E402, F401, I001  (first: it imports beartype before nnsight)
 import damaged_pictures  # noqa: E402
 import PIL  # noqa: E402
+import test_hostile_answers_fuzz as hostile  # noqa: E402
 import test_malformed_fuzz as malformed  # noqa: E402
 import test_refused_rows_fuzz as refused  # noqa: E402
+import test_saved_graph_fuzz as saved_graph  # noqa: E402
 
 from mmneuron_lens.corpora import records  # noqa: E402
 from mmneuron_lens.corpora.records import RecordProblems  # noqa: E402
+
+TOGETHER, MEMORY, SECONDS = 100, 2**31, 10
+"""Pictures in one process, and what it may take beside what it begins with: bytes of memory, seconds a picture."""
 
 Pieces = Iterator[tuple[str, Callable[[], Counter[str]]]]
 """Kinds of bad input, each with what uses some of it and counts what came of it."""
@@ -61,15 +70,48 @@ def malformed_records(each: int, seed: int, folder: Path) -> Pieces:
 
 
 def pictures(each: int, seed: int, folder: Path) -> Pieces:
-    """Whole, turned and damaged image files: one at a time."""
-    problems = RecordProblems(folder)
-    for number, (kind, one) in enumerate(damaged_pictures.drawn(seed, each * len(damaged_pictures.KINDS))):
-        path = folder / f"{number}.{one.ending}"
+    """Whole, turned and damaged image files, a hundred in a process that may take `MEMORY` and `SECONDS` for each."""
+    damaged_pictures.wholes()
+    files = damaged_pictures.drawn(seed, each * len(damaged_pictures.KINDS))
+    by_kind: dict[str, list[damaged_pictures.Drawn]] = {}
+    for number, (kind, one) in enumerate(files, start=1):
+        by_kind.setdefault(kind, []).append(one)
+        if number % (TOGETHER * len(damaged_pictures.KINDS)) and number < each * len(damaged_pictures.KINDS):
+            continue
+        for name, some in by_kind.items():
+            yield f"picture: {name}", partial(_within_limits, some, folder)
+        by_kind = {}
 
-        def used(path: Path = path, one: damaged_pictures.Drawn = one) -> Counter[str]:
-            return Counter({{"decoded": "used", "refused": "named"}[malformed.outcome(path, one, problems)]: 1})
 
-        yield f"picture: {kind}", used
+def _within_limits(files: list[damaged_pictures.Drawn], folder: Path) -> Counter[str]:
+    """What came of each file, in a process of their own; raises if it was ended, or one was as it must not be."""
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        os.close(reading)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY + _address_space(), resource.RLIM_INFINITY))
+        problems, came, says = RecordProblems(folder), Counter[str](), ""
+        for number, one in enumerate(files):
+            signal.alarm(SECONDS)
+            try:
+                came[malformed.outcome(folder / f"{number}.{one.ending}", one, problems)] += 1
+            except BaseException as error:
+                says = f"{number}: {type(error).__name__}: {error}"
+        os.write(writing, json.dumps([came, says[:1000]]).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as pipe:
+        told = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status or not told:
+        raise RuntimeError(f"the process ended with {status}")
+    came, says = json.loads(told)
+    if says:
+        raise RuntimeError(says)
+    return Counter(used=came.get("decoded", 0), named=came.get("refused", 0))
+
+
+def _address_space() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
 
 
 def rows_that_only_a_model_refuses(each: int, seed: int, folder: Path) -> Pieces:
@@ -87,7 +129,25 @@ def rows_that_only_a_model_refuses(each: int, seed: int, folder: Path) -> Pieces
             yield f"row: {fault}", lambda found=counted[fault]: Counter(named=found)
 
 
-GROUPS: tuple[Callable[[int, int, Path], Pieces], ...] = (malformed_records, pictures, rows_that_only_a_model_refuses)
+def answers_of_a_server(each: int, seed: int, folder: Path) -> Pieces:
+    """Exchanges with a server in which one thing is hostile, at every level from the wire to the values."""
+    came = hostile.use(folder, each, seed)
+    for level, counted in came.items():
+        yield f"answer of a server: {level}", lambda counted=counted: counted
+
+
+def saved_graphs(each: int, seed: int, folder: Path) -> Pieces:
+    """Saved graphs, changed and sealed again."""
+    yield "saved graph", lambda: saved_graph.use(folder, each, seed)
+
+
+GROUPS: tuple[Callable[[int, int, Path], Pieces], ...] = (
+    malformed_records,
+    pictures,
+    rows_that_only_a_model_refuses,
+    answers_of_a_server,
+    saved_graphs,
+)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Typed intervention graphs over named submodules. Imports torch and jaxtyping; knows no checkpoint."""
+"""Typed intervention graphs over named submodules. Knows no checkpoint."""
 
 from interventions.ablating import mean_ablate_neurons, scale_neurons, zero_neurons
 from interventions.attention import knock_out_attention

@@ -10,16 +10,23 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypedDict, TypeGuard, cast
+from typing import Protocol, TypeAlias, TypeGuard, cast
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from interventions.errors import InvalidType, InvalidValue, UnknownName
 from interventions.sites import SITES, unknown
 
 Plain: TypeAlias = bool | int | float | str | None
+
+
+class PackedTensor(TypedDict):
+    """A tensor in the file beside, by its digest."""
+
+    tensor: str
 
 
 class Packed(TypedDict, total=False):
@@ -28,8 +35,8 @@ class Packed(TypedDict, total=False):
     tensor: str
     constant: Plain
     constants: list[Plain]
-    per_layer: Packed
-    per_layer_of: dict[str, Packed]
+    per_layer: PackedTensor
+    per_layer_of: dict[str, PackedTensor]
     batch_field: str
     module: list[str]
 
@@ -116,7 +123,7 @@ class ConstantTensor(Binding):
         return _show(self.tensor)
 
     def pack(self, tensors: dict[str, Tensor]) -> Packed:
-        return _pack(self.tensor, tensors)
+        return {"tensor": _keep(self.tensor, tensors)}
 
     def identity(self) -> tuple[Hashable, ...]:
         return ("tensor", digest(self.tensor))
@@ -160,8 +167,8 @@ class PerLayer(Binding):
 
     def pack(self, tensors: dict[str, Tensor]) -> Packed:
         if isinstance(self.values, Tensor):
-            return {"per_layer": _pack(self.values, tensors)}
-        return {"per_layer_of": {site: _pack(tensor, tensors) for site, tensor in self.values.items()}}
+            return {"per_layer": {"tensor": _keep(self.values, tensors)}}
+        return {"per_layer_of": {site: {"tensor": _keep(one, tensors)} for site, one in self.values.items()}}
 
     def identity(self) -> tuple[Hashable, ...]:
         if isinstance(self.values, Tensor):
@@ -220,18 +227,27 @@ def binding(value: object) -> Binding:
 
 
 def unpack(packed: Packed, tensors: Mapping[str, Tensor]) -> Binding:
-    """The binding that `pack` made this of. Raises `InvalidValue` for a kind of a later version."""
+    """The binding that `pack` made this of.
+
+    Raises `InvalidValue` for a kind of a later version, or none or several, and for a tensor that is not there,
+    `UnknownName` for a module that is no site, and what making the binding raises.
+    """
+    if len(packed) != 1:
+        raise InvalidValue(f"A binding in a saved graph is of one kind, not {' and '.join(packed) or 'none'}.")
     match packed:
         case {"tensor": name}:
-            return ConstantTensor(tensors[name])
+            return ConstantTensor(_kept(name, tensors))
         case {"per_layer": inner}:
-            return PerLayer(_unpack(inner, tensors))
+            return PerLayer(_kept(inner["tensor"], tensors))
         case {"per_layer_of": several}:
-            return PerLayer({site: _unpack(inner, tensors) for site, inner in several.items()})
+            return PerLayer({site: _kept(inner["tensor"], tensors) for site, inner in several.items()})
         case {"batch_field": name}:
             return BatchField(name)
         case {"module": sites}:
-            return ModuleCall(tuple(sites))
+            for site in sites:
+                if site not in SITES:
+                    raise UnknownName(f"module: {unknown('site', site, tuple(SITES))}")
+            return module(*sites)
         case {"constants": values}:
             return Constant(tuple(values))
         case {"constant": value}:
@@ -253,14 +269,16 @@ def _show(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}[{', '.join(map(str, tensor.shape))}]"
 
 
-def _pack(tensor: Tensor, tensors: dict[str, Tensor]) -> Packed:
+def _keep(tensor: Tensor, tensors: dict[str, Tensor]) -> str:
     name = digest(tensor)
     tensors[name] = tensor.detach().cpu().contiguous()
-    return {"tensor": name}
+    return name
 
 
-def _unpack(packed: Packed, tensors: Mapping[str, Tensor]) -> Tensor:
-    return tensors[packed.get("tensor", "")]
+def _kept(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    if name not in tensors:
+        raise InvalidValue(f"tensor {name[:12]!r} is not in the file beside; save the graph again.")
+    return tensors[name]
 
 
 def _is_plain(value: object) -> TypeGuard[Plain]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from interventions.printable import printable
+
 LONGEST = 2000
 """Characters of a message; what is quoted in it may be longer."""
 
@@ -21,7 +23,7 @@ class MMNeuronError(Exception):
         # KeyError shows its argument quoted, OSError with its number; a sentence is shown as it is. What a server, a
         # corpus or a file name put into it stays one line, and moves no cursor.
         said = _BREAK.sub(" ", " ".join(str(argument) for argument in self.args)).strip()
-        said = said if said.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in said)
+        said = printable(said)
         return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 

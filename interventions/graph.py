@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from interventions.bindings import Binding, binding
 from interventions.errors import InvalidType, InvalidValue
@@ -24,6 +24,9 @@ from interventions.sites import SITES, named_sites, site_order, unknown
 
 Mode: TypeAlias = Literal["reads", "writes", "rewires"]
 Over: TypeAlias = Literal["sum", "mean", "list"]
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+OVERS: tuple[Over, ...] = get_args(Over)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +68,12 @@ class Intervention:
             object.__setattr__(self, attribute, getattr(self.function, attribute, None))
         object.__setattr__(self, "__wrapped__", self.function)
         object.__setattr__(self, "name", self.name or self.function.__name__)
+        if self.mode not in MODES:
+            raise InvalidValue(f"{self.name}: {unknown('mode', self.mode, MODES)}")
+        if self.mode == "reads":
+            _checked_over(self.over, self.name)
+        elif self.over is not None:
+            raise InvalidValue(f"{self.name}: over={self.over!r} is how a read's batches become one; it {self.mode}.")
         object.__setattr__(self, "sites", checked_sites(self.sites))
         if self.layers is not None:
             object.__setattr__(self, "layers", checked_layers(self.layers, self.mode == "reads"))
@@ -282,7 +291,9 @@ class Graph:
             for site, interventions in self.by_site().items()
             for index, intervention in enumerate(interventions)
         )
-        return f"<table><tr><th>site</th><th>acts, in this order</th></tr>{rows}</table>"
+        head = "<tr><th>site</th><th>acts, in this order</th></tr>"
+        # What is bound may hold `$`, which Jupyter would take for mathematics.
+        return f'<table class="tex2jax_ignore mathjax_ignore">{head}{rows}</table>'
 
 
 def reads(*sites: str, over: Over, **bindings: object) -> Callable[[Callable[..., Any]], Intervention]:
@@ -299,8 +310,6 @@ def reads(*sites: str, over: Over, **bindings: object) -> Callable[[Callable[...
     - `UnknownName`: for a site that does not exist.
     - `InvalidType`: for no site, or a function with `*arguments` or `**keywords`.
     """
-    if over not in ("sum", "mean", "list"):
-        raise InvalidValue(unknown("over", str(over), ["sum", "mean", "list"]))
     return _decorator("reads", sites, over, bindings)
 
 
@@ -335,6 +344,11 @@ def rewires(*sites: str, **bindings: object) -> Callable[[Callable[..., Any]], I
     return _decorator("rewires", sites, None, bindings)
 
 
+def _checked_over(over: object, who: str) -> None:
+    if over not in OVERS:
+        raise InvalidValue(f"{who}: {unknown('over', over, OVERS)}")
+
+
 def _intervention(value: object) -> Intervention:
     if not isinstance(value, Intervention):
         raise InvalidType(
@@ -358,6 +372,8 @@ def _decorator(
         raise InvalidType(
             f'@{mode} names at least one site, e.g. @{mode}("llm.mlp.act"{", over=..." if over else ""}).'
         )
+    if mode == "reads":
+        _checked_over(over, "@reads")
     checked = checked_sites(sites)
 
     def decorate(function: Callable[..., Any]) -> Intervention:

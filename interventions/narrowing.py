@@ -56,9 +56,11 @@ def indices(what: str, value: object) -> tuple[int, ...]:
     found = [_index(what, one) for one in given]
     if not found:
         raise InvalidValue(f"{what}=[] names nothing, so nothing would act; leave it out for all of them.")
-    for number, one in enumerate(found):
-        if one in found[:number]:
+    seen: set[int] = set()
+    for one in found:
+        if one in seen:
             raise InvalidValue(f"{what} names {one} twice; name each once.")
+        seen.add(one)
     return tuple(sorted(found)) if isinstance(value, Set) else tuple(found)
 
 

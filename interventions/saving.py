@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from interventions.bindings import Packed, digest, unpack
-from interventions.errors import FileMissing, InvalidValue, MMNeuronError
+from interventions.bindings import Binding, digest, unpack
+from interventions.errors import FileMissing, InvalidType, InvalidValue, MMNeuronError
 from interventions.files import write_atomically
-from interventions.graph import Graph, Intervention, Mode, Over
-from interventions.narrowing import Positions, Steps
+from interventions.graph import Graph, Intervention
+from interventions.references import intervention_at, module_and_function
+from interventions.saved_form import SavedGraph, SavedIntervention, checked_form
 
 FORMAT, VERSION = "intervention-graph", 2
 TRUSTED = ("interventions", "mmneuron_lens")
-
-
-class SavedIntervention(TypedDict):
-    """One intervention as JSON, where tuples are lists. function: `package.module:function`."""
-
-    function: str
-    mode: Mode
-    sites: list[str]
-    over: Over | None
-    name: str
-    bindings: dict[str, Packed]
-    layers: tuple[int, ...] | None
-    positions: Positions
-    steps: Steps | None
-    all_beams: bool
-
-
-class SavedGraph(TypedDict):
-    """A graph as JSON. tensors: the name of the safetensors file beside it, where one is needed."""
-
-    format: str
-    version: int
-    interventions: list[SavedIntervention]
-    tensors: NotRequired[str]
 
 
 def save_graph(graph: Graph, path: str | Path) -> Path:
@@ -57,10 +36,12 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
 
     Raises:
 
-    - `InvalidValue`: for a function that cannot be found again by name (defined in a notebook, a lambda, nested), or a
-      bound value that JSON cannot hold.
+    - `InvalidValue`: for a function that cannot be found again by name (defined in a notebook, a lambda, nested, not
+      decorated where it is defined), a bound value that JSON cannot hold, or a path that ends as the tensors' file.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        raise InvalidValue(f"{path}: the tensors' file would have this name; give the JSON file, graph.json.")
     tensors: dict[str, Tensor] = {}
     document: SavedGraph = {
         "format": FORMAT,
@@ -75,7 +56,10 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
 
 
 def load_graph(path: str | Path, packages: tuple[str, ...] = TRUSTED) -> Graph:
-    """Read a saved graph. Loading imports the modules its functions live in, so only `packages` are allowed.
+    """Read a saved graph. Loading imports the modules that define its interventions, of `packages` alone.
+
+    Nothing else is imported or called: a function is found by its public name at the top of its module, under one of
+    the decorators (`interventions.references`). The checksum tells of damage; it is no signature.
 
     - path: the JSON file that `save_graph` wrote.
     - packages: names of the top-level packages that may be imported.
@@ -83,49 +67,88 @@ def load_graph(path: str | Path, packages: tuple[str, ...] = TRUSTED) -> Graph:
     Raises:
 
     - `FileMissing`: naming the file.
-    - `InvalidValue`: naming the file, for another format or version, a file that was changed since, a package that is
-      not allowed, or a function that is gone.
-    - what making the interventions raises, naming the file: a site, an argument or positions that are refused.
+    - `InvalidValue`: naming the file, for another format or version, a file that was changed since, a field of another
+      type, a package that is not allowed, or an intervention that is gone.
+    - what making the interventions raises, naming the file, the intervention's number and the field: a site, an
+      argument or positions that are refused.
+    - `InvalidType`: for packages that are one text.
     """
     path = Path(path)
-    saved = _read(path)
+    if isinstance(cast(object, packages), str):
+        raise InvalidType(f"packages is a tuple of names, ({packages!r},), not one text.")
+    with _naming(path):
+        saved = _read(path)
     tensors: dict[str, Tensor] = {}
     if "tensors" in saved:
-        tensors = _read_tensors(path, path.parent / Path(saved["tensors"]).name)
+        beside = path.parent / Path(saved["tensors"]).name
+        if beside.name != saved["tensors"] or beside.suffix != ".safetensors":
+            raise InvalidValue(f"{path}: tensors is {saved['tensors']!r:.200}, which is no safetensors file beside it.")
+        with _naming(beside):
+            tensors = _read_tensors(beside, path.name)
+    graph: list[Intervention] = []
+    for number, entry in enumerate(saved["interventions"]):
+        graph.append(_restore(entry, tensors, packages, f"{path}: interventions[{number}]"))
+    with _naming(path):
+        if unnamed := sorted(set(tensors) - {name for entry in saved["interventions"] for name in _tensors_of(entry)}):
+            raise InvalidValue(f"{saved.get('tensors')} holds {unnamed[0][:12]}, which nothing binds; save it again.")
+        return Graph(tuple(graph))
+
+
+@contextmanager
+def _naming(where: object) -> Generator[None]:
+    """Begins what is raised inside with a file, or a place in it."""
     try:
-        return Graph(tuple(_restore(entry, tensors, packages, path) for entry in saved["interventions"]))
+        yield
     except MMNeuronError as error:
-        said = str(error)
-        raise type(error)(said if said.startswith(f"{path}: ") else f"{path}: {said}") from None
+        raise type(error)(f"{where}: {error}") from error.__cause__
+
+
+def _content(file: Path, missing: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise FileMissing(f"no such file{missing}") from None
+    except (OSError, ValueError) as error:
+        # A name that no file can have is a ValueError.
+        raise InvalidValue(f"cannot be read ({getattr(error, 'strerror', None) or error}).") from None
 
 
 def _read(path: Path) -> SavedGraph:
+    content = _content(path, "; give the JSON file that save_graph wrote.")
     try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise FileMissing(f"{path}: no such file; give the JSON file that save_graph wrote.") from None
-    except ValueError as error:
-        raise InvalidValue(f"{path}: not a saved graph ({error}); give the JSON file that save_graph wrote.") from None
-    fields = cast("dict[str, Any]", document) if isinstance(document, dict) else {}
+        document = json.loads(content, object_pairs_hook=_each_once)
+        fields = cast("dict[str, Any]", document) if isinstance(document, dict) else {}
+        sha256 = fields.pop("sha256", None)
+        unchanged = sha256 == _sha256(fields)
+    except (ValueError, RecursionError) as error:
+        raise InvalidValue(f"not a saved graph ({error}); give the JSON file that save_graph wrote.") from None
     if fields.get("format") != FORMAT:
-        raise InvalidValue(f"{path}: not a saved graph (format {fields.get('format')!r}, expected {FORMAT!r}).")
+        raise InvalidValue(f"not a saved graph (format {fields.get('format')!r:.40}, expected {FORMAT!r}).")
     if fields.get("version") != VERSION:
-        raise InvalidValue(f"{path}: version {fields.get('version')} of saved graphs, not {VERSION}; save it again.")
-    if fields.pop("sha256", None) != _sha256(fields):
-        raise InvalidValue(f"{path}: was changed since the graph was saved; save it again.")
-    return cast("SavedGraph", fields)
+        raise InvalidValue(f"version {fields.get('version')!r:.40} of saved graphs, not {VERSION}; save it again.")
+    if not unchanged:
+        raise InvalidValue("was changed since the graph was saved; save it again.")
+    return checked_form(fields)
 
 
-def _read_tensors(path: Path, beside: Path) -> dict[str, Tensor]:
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{name!r:.80} stands twice in it")
+    return found
+
+
+def _read_tensors(beside: Path, needed_by: str) -> dict[str, Tensor]:
+    content = _content(beside, f", which {needed_by} needs; move both files together.")
     try:
-        tensors = load(beside.read_bytes())
-    except FileNotFoundError:
-        raise FileMissing(f"{beside}: no such file, which {path.name} needs; move both files together.") from None
-    except SafetensorError as error:
-        raise InvalidValue(f"{beside}: no safetensors ({error}); save the graph again.") from None
-    for name, tensor in tensors.items():
-        if digest(tensor) != name:
-            raise InvalidValue(f"{beside}: tensor {name[:12]} was changed since the graph was saved; save it again.")
+        tensors = load(content)
+        digests = {name: digest(tensor) for name, tensor in tensors.items()}
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
+        raise InvalidValue(f"no safetensors ({type(error).__name__}: {error}); save the graph again.") from None
+    for name, found in digests.items():
+        if found != name:
+            raise InvalidValue(f"tensor {name[:12]} was changed since the graph was saved; save it again.")
     return tensors
 
 
@@ -135,19 +158,28 @@ def _sha256(document: Mapping[str, Any]) -> str:
 
 
 def reference(intervention: Intervention) -> str:
-    """`package.module:function`, or `InvalidValue` with the cure where the function has no such name."""
+    """`package.module:function`, or `InvalidValue` with the cure where it cannot be found again by that name."""
     function = intervention.function
-    module, name = function.__module__, function.__qualname__
-    found = None
-    if module != "__main__" and "<" not in name:
-        found = getattr(importlib.import_module(module), name, None)
-        found = getattr(found, "function", found)
-    if found is not function:
+    name = f"{function.__module__}:{function.__qualname__}"
+    try:
+        found = intervention_at(name)
+    except InvalidValue as error:
         raise InvalidValue(
-            f"{intervention.name} cannot be saved: {module}:{name} cannot be imported again. "
-            "Move the function to a module (a .py file) and import it from there."
+            f"{intervention.name} cannot be saved: {error} "
+            "Move the function to a module (a .py file), decorated there, and import it from there."
+        ) from None
+    if found.function is not function:
+        raise InvalidValue(f"{intervention.name} cannot be saved: {name} is another function now; import it again.")
+    if (found.mode, found.over) != (intervention.mode, intervention.over):
+        raise InvalidValue(
+            f"{intervention.name} cannot be saved: it {_does(intervention)} and {name} {_does(found)}; "
+            "decorate a function of its own."
         )
-    return f"{module}:{name}"
+    return name
+
+
+def _does(intervention: Intervention) -> str:
+    return intervention.mode + (f" over={intervention.over!r}" if intervention.over else "")
 
 
 def _describe(intervention: Intervention, tensors: dict[str, Tensor]) -> SavedIntervention:
@@ -158,37 +190,60 @@ def _describe(intervention: Intervention, tensors: dict[str, Tensor]) -> SavedIn
         "over": intervention.over,
         "name": intervention.name,
         "bindings": {name: value.pack(tensors) for name, value in intervention.bindings.items()},
-        "layers": intervention.layers,
-        "positions": intervention.positions,
-        "steps": intervention.steps,
+        "layers": _listed(intervention.layers),
+        "positions": _listed(intervention.positions),
+        "steps": _listed(intervention.steps),
         "all_beams": intervention.all_beams,
     }
 
 
 def _restore(
-    entry: SavedIntervention, tensors: Mapping[str, Tensor], packages: tuple[str, ...], path: Path
+    entry: SavedIntervention, tensors: Mapping[str, Tensor], packages: tuple[str, ...], where: str
 ) -> Intervention:
-    module, _, name = entry["function"].partition(":")
-    if module.split(".")[0] not in packages:
-        raise InvalidValue(
-            f"{path}: {entry['function']} is outside the packages that may be loaded ({', '.join(packages)}). "
-            f"If you trust this file: load_graph(path, packages=(..., {module.split('.')[0]!r}))."
-        )
-    found = getattr(importlib.import_module(module), name, None)
-    if found is None:
-        raise InvalidValue(f"{path}: {module} has no function {name!r}; was it renamed?")
-    return Intervention(
-        function=getattr(found, "function", found),
-        mode=entry["mode"],
-        sites=tuple(entry["sites"]),
-        over=entry["over"],
-        name=entry["name"],
-        bindings={key: unpack(packed, tensors) for key, packed in entry["bindings"].items()},
-        layers=_tupled(entry["layers"]),
-        positions=_tupled(entry["positions"]),
-        steps=_tupled(entry["steps"]),
-        all_beams=entry["all_beams"],
-    )
+    with _naming(f"{where}.function"):
+        package = module_and_function(entry["function"])[0].partition(".")[0]
+        if package not in packages:
+            raise InvalidValue(
+                f"{entry['function']} is outside the packages that may be loaded ({', '.join(packages)}). "
+                f"If you trust this file: load_graph(path, packages=(..., {package!r}))."
+            )
+        made = intervention_at(entry["function"])
+    for field in ("mode", "over"):
+        if entry[field] != getattr(made, field):
+            raise InvalidValue(
+                f"{where}.{field} is {entry[field]!r}, and {entry['function']} {_does(made)}; save the graph again."
+            )
+    bindings: dict[str, Binding] = {}
+    for name, packed in entry["bindings"].items():
+        with _naming(f"{where}.bindings.{name[:80]}"):
+            bindings[name] = unpack(packed, tensors)
+    fields: dict[str, Any] = {
+        "sites": tuple(entry["sites"]),
+        "layers": _tupled(entry["layers"]),
+        "positions": _tupled(entry["positions"]),
+        "steps": _tupled(entry["steps"]),
+        "all_beams": entry["all_beams"],
+        "bindings": bindings,
+    }
+    for field, value in fields.items():
+        with _naming(f"{where}.{field}"):
+            made = replace(made, **{field: value})
+    with _naming(f"{where}.name"):
+        return made.named(entry["name"])
+
+
+def _tensors_of(entry: SavedIntervention) -> Generator[str]:
+    """Digests of the tensors that an intervention binds."""
+    for packed in entry["bindings"].values():
+        several = packed.get("per_layer_of", {}).values()
+        inner = [packed["per_layer"]] if "per_layer" in packed else []
+        yield from (one["tensor"] for one in (*inner, *several))
+        if "tensor" in packed:
+            yield packed["tensor"]
+
+
+def _listed(value: Any) -> Any:
+    return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
 
 
 def _tupled(value: Any) -> Any:

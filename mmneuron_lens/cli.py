@@ -14,6 +14,7 @@ import typer
 
 from mmneuron_lens.commands import Commands
 from mmneuron_lens.corpora.command import corpora_app
+from mmneuron_lens.echo import echo
 from mmneuron_lens.ndif.command import ndif_app
 from mmneuron_lens.options import (
     BatchSize,
@@ -151,7 +152,7 @@ def count(
         print_problems(asked.problems, out)
     for name, found in counts.items():
         if found is not None:
-            typer.echo(str(file_of(out, "counts", lens.name, name)))
+            echo(file_of(out, "counts", lens.name, name))
     whole = all(found is not None for found in counts.values())
     say(f"Next: mmneuron select {out}" if whole else f"Next, with the other shards: mmneuron merge {out} --out ...")
 
@@ -186,7 +187,7 @@ def select(
         for one in found:
             shown = stability_of(list(one.counts), fraction, percentile)
             console().print(stability_table(shown))
-            typer.echo(str(save_stability(shown, target)))
+            echo(save_stability(shown, target))
 
 
 @app.command(epilog="Example: [bold]mmneuron ablate runs/mine --model embedded/llava-next --corpus my-images[/bold]")
@@ -333,7 +334,7 @@ def report(
     from mmneuron_lens.paper.page import publish_paper
 
     other = {"cases": Cases(tuple(lens_at or ()), even_layers)} if lens_at or even_layers else {}
-    typer.echo(f"Page: {publish_paper(run, **other).resolve()}")
+    echo(f"Page: {publish_paper(run, **other).resolve()}")
 
 
 @app.command(epilog="Example: [bold]mmneuron merge runs/one runs/two --out runs/both[/bold]")
@@ -346,7 +347,7 @@ def merge(
     from mmneuron_lens.runs.merging import merge_runs
 
     for file in merge_runs(runs, out, replace):
-        typer.echo(str(file))
+        echo(file)
     say(f"Next: mmneuron select {out}")
 
 

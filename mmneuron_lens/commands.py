@@ -9,6 +9,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from mmneuron_lens.echo import echo
+
 
 class Commands(TyperGroup):
     """A problem with the input is one line on stderr and exit code 1; a fault of this program stays a traceback."""
@@ -17,7 +19,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("mmneuron: stopped; what was written so far is complete files.", err=True)
+            echo("mmneuron: stopped; what was written so far is complete files.", err=True)
             raise typer.Exit(130) from None
         except Exception as error:
             # Not at the top: it would load torch for `--help`.
@@ -25,7 +27,7 @@ class Commands(TyperGroup):
 
             if not isinstance(error, MMNeuronError):
                 raise
-            typer.echo(f"mmneuron: {' '.join(str(error).split())}", err=True)
+            echo(f"mmneuron: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(1) from None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interventions import Graph, Intervention
 from interventions.errors import InvalidType, InvalidValue
+from interventions.printable import printable
 from mmneuron_lens.architectures import Architecture, loading
 from mmneuron_lens.model import Model, model_of, shown_name
 from mmneuron_lens.runtime import encoding, proving
@@ -184,7 +185,7 @@ class Lens:
 
     def __repr__(self) -> str:
         where = f"remote={self.remote!r}" if self.remote else self.device
-        return f"Lens({self.name}: {self.architecture.name}, {len(self.sites)} sites, {self.dtype}, {where})"
+        return f"Lens({printable(self.name)}: {self.architecture.name}, {len(self.sites)} sites, {self.dtype}, {where})"
 
     def __getitem__(self, site: str) -> Any:
         """The nnsight envoys of a site: `lens["llm.mlp.act"][3]`, or one envoy where the site has no layers."""

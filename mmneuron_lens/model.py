@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from interventions.printable import printable
 from mmneuron_lens.architectures import Architecture, architecture_of, loading
 from mmneuron_lens.architectures.checking import check_places
 from mmneuron_lens.architectures.processing import fitted
@@ -122,4 +123,4 @@ def model_of(module: Any, processor: Any, *, repo: str, name: str | None = None,
 
 def shown_name(repo: str) -> str:
     """A checkpoint's name in artifacts and tables: the last part of a folder's path, or the hub id as it is."""
-    return Path(repo).resolve().name if Path(repo).is_dir() else repo
+    return printable(Path(repo).resolve().name) if Path(repo).is_dir() else repo

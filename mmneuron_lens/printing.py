@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+from mmneuron_lens.echo import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,12 +51,14 @@ def bar(items: Sequence[Any], name: str) -> Iterable[Any]:
     """A progress bar on stderr."""
     from tqdm.auto import tqdm
 
-    return tqdm(items, desc=name, file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
+    from interventions.printable import printable
+
+    return tqdm(items, desc=printable(name), file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
 
 
 def say(text: str) -> None:
     """A line on stderr."""
-    typer.echo(text, err=True)
+    echo(text, err=True)
 
 
 def host_of(remote: str | None) -> bool | str:
@@ -105,4 +107,4 @@ def print_tables(page: Path) -> None:
     for table in terminal_tables(page):
         shown.print(table)
         shown.print()
-    typer.echo(f"Page: {page.resolve()}")
+    echo(f"Page: {page.resolve()}")

@@ -9,6 +9,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from picture_files import exif, png, tiff
@@ -19,6 +20,11 @@ TURNED = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "AVIF")
 """Formats that hold an orientation. The last reads a block of EXIF before it writes it."""
 NOT_READ = ("PDF", "EPS", "PALM")
 """Formats that Pillow writes and does not read, EPS without another program."""
+REFUSED = ("EPS",)
+"""Formats that would run another program."""
+EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+"""What a field of a header is set to."""
+PHOTOGRAPHS = Path(__file__).parent.parent / "mmneuron_lens" / "embedded" / "images"
 
 
 class Drawn(NamedTuple):
@@ -73,6 +79,8 @@ def _noise(mode: str, draw: random.Random) -> Image.Image:
 def whole(draw: random.Random) -> Drawn:
     """As it was written."""
     one = draw.choice(wholes())
+    if one.form in REFUSED:
+        return Drawn(one.content, one.ending, "refused")
     unknown = one.form in NOT_READ or one.mode == "I" or one.form == "SPIDER"
     return Drawn(one.content, one.ending, None if unknown else size_of(one))
 
@@ -154,6 +162,46 @@ def changed(draw: random.Random) -> Drawn:
     return Drawn(bytes(content), one.ending, None)
 
 
+def extreme(draw: random.Random) -> Drawn:
+    """With numbers near its beginning set to the least and the greatest that they can be."""
+    one = draw.choice(wholes())
+    content = bytearray(one.content)
+    for _ in range(draw.randint(1, 3)):
+        place, order = draw.randrange(min(len(content), draw.choice((32, 128)))), draw.choice(("<", ">"))
+        number = draw.choice(EXTREMES)
+        field = struct.pack(f"{order}H" if number <= 0xFFFF and draw.random() < 0.5 else f"{order}I", number)
+        content[place : place + len(field)] = field
+    return Drawn(bytes(content), one.ending, None)
+
+
+def spliced(draw: random.Random) -> Drawn:
+    """With parts left out, doubled, or taken from another file."""
+    one, other = draw.choice(wholes()), draw.choice(wholes())
+    content = bytearray(one.content)
+    for _ in range(draw.randint(1, 3)):
+        place, length = draw.randrange(len(content) + 1), draw.choice((1, 4, 40, 400))
+        source = draw.choice((b"", bytes(content), other.content, draw.randbytes(length)))
+        start = draw.randrange(len(source) + 1)
+        content[place : place + draw.choice((0, 0, length))] = source[start : start + length]
+    return Drawn(bytes(content), one.ending, None)
+
+
+@cache
+def photographs() -> list[Path]:
+    """Pictures of cameras and instruments."""
+    return sorted(path for path in PHOTOGRAPHS.rglob("*") if path.suffix in (".jpg", ".png", ".webp"))
+
+
+def photograph(draw: random.Random) -> Drawn:
+    """A real file with a few bytes changed, or cut off."""
+    path = draw.choice(photographs())
+    content = bytearray(path.read_bytes())
+    for _ in range(draw.randint(1, 6)):
+        content[draw.randrange(min(len(content), draw.choice((100, 1000, 10**7))))] = draw.randrange(256)
+    end = len(content) if draw.random() < 0.7 else draw.randrange(len(content))
+    return Drawn(bytes(content[:end]), path.suffix[1:], None)
+
+
 def bomb(draw: random.Random) -> Drawn:
     """A few bytes whose header says more pixels than a picture may have."""
     width = draw.choice((1, 50, 9_500, 14_000, 30_000, 65_000))
@@ -199,6 +247,9 @@ KINDS: dict[str, Callable[[random.Random], Drawn]] = {
     "with a transparent colour": keyed,
     "cut off": cut,
     "bits and bytes changed": changed,
+    "numbers set to extremes": extreme,
+    "spliced": spliced,
+    "photograph, damaged": photograph,
     "bomb": bomb,
     "wrong ending": wrong_ending,
     "empty": empty,

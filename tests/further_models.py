@@ -6,7 +6,7 @@ from functools import cache
 
 import transformers
 from newer_parts import GRID, PIXTRAL, clip, processor_of, siglip, text_config
-from tiny_models import loud, tokenizer
+from tiny_models import tokenizer
 
 
 @cache
@@ -20,7 +20,7 @@ def deepseek_vl():
     )
     pixels = transformers.DeepseekVLImageProcessorPil(size={"height": 32, "width": 32}, min_size=8)
     processor = processor_of("DeepseekVLProcessor", pixels, words, num_image_tokens=16)
-    return loud(transformers.DeepseekVLForConditionalGeneration(config)), processor
+    return built("DeepseekVL", config), processor
 
 
 @cache
@@ -39,7 +39,7 @@ def vipllava():
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
-    return loud(transformers.VipLlavaForConditionalGeneration(config)), processor
+    return built("VipLlava", config), processor
 
 
 @cache
@@ -54,7 +54,7 @@ def llava_siglip():
     )
     pixels = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
     processor = processor_of("LlavaProcessor", pixels, words, patch_size=8, vision_feature_select_strategy="full")
-    return loud(transformers.LlavaForConditionalGeneration(config)), processor
+    return built("Llava", config), processor
 
 
 @cache
@@ -77,7 +77,7 @@ def llava_next_video():
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
-    return loud(transformers.LlavaNextVideoForConditionalGeneration(config)), processor
+    return built("LlavaNextVideo", config), processor
 
 
 @cache
@@ -93,4 +93,4 @@ def lighton_ocr():
         tie_word_embeddings=False,
     )
     processor = processor_of("LightOnOcrProcessor", pixels, words, patch_size=8, spatial_merge_size=2)
-    return loud(transformers.LightOnOcrForConditionalGeneration(config)), processor
+    return built("LightOnOcr", config), processor

@@ -14,12 +14,13 @@ from newer_parts import (  # noqa: F401
     PIXTRAL,
     TOWER,
     VISION_LAYERS,
+    built,
     processor_of,
     sections,
     siglip,
     text_config,
 )
-from tiny_models import loud, tokenizer
+from tiny_models import tokenizer
 
 
 def _qwen_processor(kind: str, words: Any, patch_size: int = 8) -> Any:
@@ -62,7 +63,7 @@ def qwen2_vl():
         text_config=text_config("Qwen2VLTextConfig", len(words), rope_parameters=sections(2, 1, 1)).to_dict(),
         **_qwen_ids(words),
     )
-    return loud(transformers.Qwen2VLForConditionalGeneration(config)), _qwen_processor("Qwen2VLProcessor", words)
+    return built("Qwen2VL", config), _qwen_processor("Qwen2VLProcessor", words)
 
 
 @cache
@@ -84,7 +85,7 @@ def qwen2_5_vl():
         text_config=text_config("Qwen2_5_VLTextConfig", len(words), rope_parameters=sections(2, 1, 1)).to_dict(),
         **_qwen_ids(words),
     )
-    return loud(transformers.Qwen2_5_VLForConditionalGeneration(config)), _qwen_processor("Qwen2_5_VLProcessor", words)
+    return built("Qwen2_5_VL", config), _qwen_processor("Qwen2_5_VLProcessor", words)
 
 
 @cache
@@ -106,7 +107,7 @@ def qwen3_vl():
         text_config=text_config("Qwen3VLTextConfig", len(words), rope_parameters=sections(2, 1, 1)).to_dict(),
         **_qwen_ids(words),
     )
-    return loud(transformers.Qwen3VLForConditionalGeneration(config)), _qwen_processor("Qwen3VLProcessor", words)
+    return built("Qwen3VL", config), _qwen_processor("Qwen3VLProcessor", words)
 
 
 @cache
@@ -145,7 +146,7 @@ def glm4v():
         temporal_patch_size=2,
         size={"shortest_edge": 16 * 16 * 2, "longest_edge": 64 * 64 * 2},
     )
-    return loud(transformers.Glm4vForConditionalGeneration(config)), processor_of("Glm4vProcessor", pixels, words)
+    return built("Glm4v", config), processor_of("Glm4vProcessor", pixels, words)
 
 
 @cache
@@ -175,7 +176,7 @@ def internvl():
         size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4
     )
     processor = processor_of("InternVLProcessor", pixels, words, image_seq_length=4)
-    return loud(transformers.InternVLForConditionalGeneration(config)), processor
+    return built("InternVL", config), processor
 
 
 @cache
@@ -196,7 +197,7 @@ def llava_onevision():
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_2",
     )
-    return loud(transformers.LlavaOnevisionForConditionalGeneration(config)), processor
+    return built("LlavaOnevision", config), processor
 
 
 @cache
@@ -222,7 +223,7 @@ def gemma3():
     )
     pixels = transformers.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, do_pan_and_scan=False)
     processor = processor_of("Gemma3Processor", pixels, words, image_seq_length=4)
-    return loud(transformers.Gemma3ForConditionalGeneration(config)), processor
+    return built("Gemma3", config), processor
 
 
 def paligemma_on(kind: str, **own: Any):
@@ -237,7 +238,7 @@ def paligemma_on(kind: str, **own: Any):
         projection_dim=32,
         hidden_size=32,
     )
-    return loud(transformers.PaliGemmaForConditionalGeneration(config)), processor
+    return built("PaliGemma", config), processor
 
 
 @cache
@@ -268,7 +269,7 @@ def _idefics(kind: str, vision: dict[str, Any], pixels: Any):
         scale_factor=2,
         pad_token_id=0,
     )
-    return loud(getattr(transformers, f"{kind}ForConditionalGeneration")(config)), processor
+    return built(kind, config), processor
 
 
 @cache
@@ -299,7 +300,7 @@ def _pixtral(name: str, merged: int, **own: Any):
         vision_feature_layer=-1,
         **own,
     )
-    return loud(getattr(transformers, f"{name}ForConditionalGeneration")(config)), processor
+    return built(name, config), processor
 
 
 @cache
@@ -319,7 +320,7 @@ def glm46v():
     config = {**module.config.to_dict(), "model_type": "glm46v"}
     pixels = transformers.Glm46VImageProcessorPil(**own.image_processor.to_dict())
     processor = processor_of("Glm46VProcessor", pixels, words)
-    made = loud(transformers.Glm46VForConditionalGeneration(transformers.Glm46VConfig(**config)))
+    made = built("Glm46V", transformers.Glm46VConfig(**config))
     return made, processor
 
 
@@ -328,7 +329,7 @@ def qianfan_ocr():
     module, own = internvl()
     config = module.config.to_dict()
     config["vision_config"]["model_type"] = "qianfan_ocr_vision"
-    made = loud(transformers.QianfanOCRForConditionalGeneration(transformers.QianfanOCRConfig(**config)))
+    made = built("QianfanOCR", transformers.QianfanOCRConfig(**config))
     return made, own
 
 

@@ -7,7 +7,9 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import transformers
+from tiny_models import loud
 from transformers import processing_utils
 
 LAYERS, VISION_LAYERS = 3, 3
@@ -24,6 +26,13 @@ TOWER = {
 """Sizes of a vision tower."""
 
 PIXTRAL = {**TOWER, "image_size": 64}
+
+
+def built(kind: str, config: Any) -> torch.nn.Module:
+    """A model of this class, the same in every process."""
+    # Some parameters are drawn by the class itself.
+    torch.manual_seed(0)
+    return loud(getattr(transformers, f"{kind}ForConditionalGeneration")(config))
 
 
 def text_config(kind: str, vocabulary: int, **own: Any) -> Any:

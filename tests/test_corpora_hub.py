@@ -186,3 +186,55 @@ def test_a_hub_that_breaks_off_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *given, **settings: Rows())
     with pytest.raises(CorpusError, match=r"'a/b', split 'train' cannot be loaded \(connection reset by peer\)"):
         load_corpus("hub:a/b", domain="common", images_folder=tmp_path)
+
+
+def test_a_row_opens_no_path_or_address_outside_its_data_set(tmp_path):
+    """Not as its image, not in another column, not by the ending of a name; nothing ends the stream."""
+    import pyarrow
+    import pyarrow.parquet
+
+    place = tmp_path / "set"
+    place.mkdir()
+    Picture.new("RGB", (3, 3)).save(tmp_path / "secret.png")
+    content = (tmp_path / "secret.png").read_bytes()
+    outside = ["/etc/passwd", "../secret.png", str(tmp_path / "secret.png"), f"{place}/../secret.png", "~/secret.png"]
+    outside += [
+        "file:///etc/passwd",
+        "https://example.org/a.png",
+        "zip://a.png::/tmp/a.zip",
+        "a\0.png",
+        "",
+        ".",
+        "..\\a",
+    ]
+    endings = ["a.png", "a.p\0ng", f"a.{'x' * 300}", "../../a.PNG", "a.exe", "a.png/..", ".."]
+    images = [{"bytes": content, "path": name} for name in endings] + [
+        {"bytes": None, "path": name} for name in outside
+    ]
+    images += [{"bytes": b"", "path": None}, None, {"bytes": content, "path": None}]
+    other = {"bytes": None, "path": "/etc/passwd"}
+    rows = [
+        {
+            "image": one,
+            "question": "q",
+            "questionId": str(number),
+            "answers": ["a"],
+            "more": [{"of": other}],
+            "own": other,
+        }
+        for number, one in enumerate(images)
+    ]
+    image, text = datasets.Image(), datasets.Value("string")
+    features = {"image": image, "question": text, "questionId": text, "answers": datasets.List(text)}
+    features |= {"more": datasets.List({"of": image}), "own": image}
+    schema = datasets.Features(features).arrow_schema
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), place / "train.parquet")
+    problems = RecordProblems(place)
+    found = list(read_hub("document", place, "train", tmp_path / "images", problems))
+    assert [(one.id, one.images[0].suffix) for one in found] == [
+        ("0", ".png"), ("1", ""), ("2", ""), ("3", ".png"), ("4", ""), ("5", ""), ("6", ""), (str(len(rows) - 1), ""),
+    ]  # fmt: skip
+    assert {one.images[0].read_bytes() for one in found} == {content}
+    assert all(one.images[0].is_relative_to(tmp_path / "images") for one in found)
+    assert [one.line for one in problems] == list(range(8, 8 + len(outside) + 2))
+    assert all(str(one).isprintable() for one in problems)

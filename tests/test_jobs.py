@@ -458,21 +458,3 @@ def test_the_command_lists_watches_cancels_and_resumes(served, tmp_path, monkeyp
         assert isinstance(missing.exception, InvalidValue)
         assert "holds no jobs in flight" in str(missing.exception)
     assert "No jobs under" in command("list", str(tmp_path / "none")).output
-
-
-def test_resume_runs_the_command_where_it_was_given(served, tmp_path, monkeypatch):
-    """Whatever folder one stands in: paths of the command are those of the folder it was given in."""
-    (tmp_path / "given").mkdir()
-    monkeypatch.chdir(tmp_path / "given")
-    ran = []
-    monkeypatch.setattr(subprocess, "run", lambda words, **more: ran.append((words, more)) or _Done(3))
-    with FakeNdif(served.model, rounds=10**9) as server, pytest.raises(JobsUnfinished):
-        count(served, server, Path("run"), Limits(in_flight=2, seconds=15.0, poll_seconds=10.0), again=("count", "..."))
-    monkeypatch.chdir(tmp_path)
-    assert command("resume", "given/run").exit_code == 3
-    words = [sys.executable, "-m", "mmneuron_lens", "count", "..."]
-    assert ran == [(words, {"cwd": str(tmp_path / "given"), "check": False})]
-
-
-class _Done(NamedTuple):
-    returncode: int

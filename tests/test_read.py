@@ -23,7 +23,8 @@ from mmneuron_lens.experiments.embed import component_rows, embed_images, princi
 from mmneuron_lens.experiments.entropy import entropy_rows, read_entropy
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.report import heat
-from mmneuron_lens.report.heat_figure import heat_figure, printable
+from mmneuron_lens.report.heat_figure import heat_figure
+from mmneuron_lens.report.lettering import lettered
 from mmneuron_lens.report.notebook import register
 from mmneuron_lens.runtime.patches import boxes_of
 
@@ -122,7 +123,7 @@ def test_registering_loads_neither_torch_nor_matplotlib():
 def test_even_layers_and_colours():
     assert (heat.colour(0.0), heat.colour(1.0), heat.colour(2.0)) == ("#ffffff", "#084594", "#084594")
     assert heat.ink(0.9) == "#ffffff"
-    assert printable("a→漢\n") == "a→U+6F22U+000A"
+    assert lettered("a→漢\n") == "a→U+6F22U+000A"
     one = heat.Heat(("layer 2",), (("<b>", "$x$"),), ((0.75, 0.25),))
     assert re.findall(r">([^<>]*)</td>", heat.heat_table(one)) == ["&lt;b&gt;", "$x$"]
     figure = heat_figure([("$ and 漢", one)])

@@ -324,7 +324,7 @@ def test_saved_graphs_meet_the_same_refusals(untouchable, tmp_path):
         ("sites", ["llm.mlp.akt"], "Unknown site 'llm.mlp.akt'"),
         ("sites", [], "No site is named"),
         ("layers", [2, 1], "write layers=[1, 2]"),
-        ("layers", [1.5], "not float 1.5"),
+        ("layers", [1.5], "layers[0] is 1.5; it should be a valid integer"),
         ("positions", [], "positions=[] names nothing"),
         ("positions", "imag", "Unknown kind of position 'imag'"),
         ("positions", ["slice", 0, 9, 0], "step of a slice is not 0"),

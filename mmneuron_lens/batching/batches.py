@@ -10,17 +10,21 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import bucket_of
 from mmneuron_lens.batching.left_out import LeftOut, raise_none_left
 from mmneuron_lens.corpora.content import image_digest
-from mmneuron_lens.corpora.folder import Problems, image_sizes
+from mmneuron_lens.corpora.folder import TOGETHER, Problems, image_sizes
 from mmneuron_lens.corpora.sample import Sample
 
 
 @dataclass(frozen=True)
 class Sized:
-    """A sample with what decides its place: the sha256 of its first image's file, and its pixels (area, height)."""
+    """A sample with what decides its place: the sha256 of its first image's file, and its pixels (area, height).
+
+    `weight` is what its images take of `TOGETHER`: their pixels, or the bytes of their files where these are more.
+    """
 
     sample: Sample
     digest: str
     pixels: tuple[int, int]
+    weight: int = 0
 
     @property
     def bucket(self) -> int:
@@ -41,7 +45,7 @@ def sized(samples: Iterable[Sample], problems: Problems | None = None) -> list[S
     Raises `InvalidValue` with the first reason if there are samples and none remains.
     """
     samples, left = list(samples), LeftOut.of(problems)
-    known: dict[tuple[Path, ...], tuple[str, tuple[int, int]]] = {}
+    known: dict[tuple[Path, ...], tuple[str, tuple[int, int], int]] = {}
     found = []
     for sample in samples:
         if sample.images not in known:
@@ -50,7 +54,8 @@ def sized(samples: Iterable[Sample], problems: Problems | None = None) -> list[S
                 continue
             # Height first: rows of tiles decide more than columns about the length of a LLaVA-NeXT prompt.
             area, tallest = sum(width * height for width, height in sizes), max(height for _, height in sizes)
-            known[sample.images] = image_digest(sample.images[0]), (area, tallest)
+            weight = max(area, sum(path.stat().st_size for path in sample.images))
+            known[sample.images] = image_digest(sample.images[0]), (area, tallest), weight
         found.append(Sized(sample, *known[sample.images]))
     if samples and not found:
         raise_none_left(samples, left.reason(samples[0]))
@@ -62,16 +67,11 @@ def steps_of(samples: Iterable[Sized], batch_size: int, buckets: bool = True) ->
 
     - buckets: no batch mixes buckets; without it all are in group 0.
 
-    Sorted by bucket, size, image and id, whatever the order given. Raises `InvalidValue` for a batch size below 1.
+    Sorted by bucket, size, image and id, whatever the order given. A batch ends sooner where the images of more
+    samples would be of more than `TOGETHER` pixels. Raises `InvalidValue` for a batch size below 1.
     """
     _check(batch_size)
-    made: list[tuple[int, list[Sample]]] = []
-    for one in _ordered(samples, buckets):
-        group = one.bucket if buckets else 0
-        if not made or made[-1][0] != group or len(made[-1][1]) == batch_size:
-            made.append((group, []))
-        made[-1][1].append(one.sample)
-    return [Step(group, tuple(some)) for group, some in made]
+    return _cut([[one] for one in _ordered(samples, buckets)], batch_size, buckets)
 
 
 def steps_of_whole_images(samples: Iterable[Sized], batch_size: int, at_most: int, rows: bool) -> list[Step]:
@@ -81,13 +81,22 @@ def steps_of_whole_images(samples: Iterable[Sized], batch_size: int, at_most: in
     - rows: whether such questions share a row, so that one image's may be more than `batch_size`.
     """
     _check(batch_size)
+    ordered = iter(found := _ordered(samples, True))
+    parted = rows_of([one.sample for one in found], at_most if rows else min(at_most, batch_size))
+    return _cut([[next(ordered) for _ in row] for row in parted], batch_size, True)
+
+
+def _cut(rows: Iterable[Sequence[Sized]], batch_size: int, buckets: bool) -> list[Step]:
+    """Neighbouring rows as batches; the samples of a row have the same images, which are held once."""
     made: list[tuple[int, list[Sample]]] = []
-    ordered = _ordered(samples, True)
-    for row in rows_of([one.sample for one in ordered], at_most if rows else min(at_most, batch_size)):
-        group = ordered[sum(len(some) for _, some in made)].bucket
-        if not made or made[-1][0] != group or len(made[-1][1]) + len(row) > batch_size:
+    held = 0
+    for row in rows:
+        group, held = row[0].bucket if buckets else 0, held + row[0].weight
+        full = made and (len(made[-1][1]) + len(row) > batch_size or held > TOGETHER)
+        if not made or made[-1][0] != group or full:
             made.append((group, []))
-        made[-1][1].extend(row)
+            held = row[0].weight
+        made[-1][1].extend(one.sample for one in row)
     return [Step(group, tuple(some)) for group, some in made]
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from mmneuron_lens.corpora.folder import image_sizes, open_images
 from mmneuron_lens.corpora.published import PUBLISHED, PublishedCorpus
 from mmneuron_lens.corpora.records import BadRecord, RecordProblems
 from mmneuron_lens.corpora.rows import CorpusError
+from mmneuron_lens.echo import plain
 
 LOOKED_AT = 1000
 """Good records of a split that are looked at unless more are asked for."""
@@ -100,16 +101,19 @@ def as_table(checked: Sequence[Checked]) -> Table:
         read = [
             f"{split}: {samples} good, {len(problems)} bad" + (", the rest not read" if problems.unread else "")
             for split, (samples, problems) in one.read.items()
-        ] or ["nothing"]
-        missing = [escape(line) for line in one.missing]
+        ]
         table.add_row(
-            escape(one.name),
-            one.domain,
-            "\n".join(map(escape, one.found)) or "nothing",
-            "\n".join(read),
-            "\n".join(missing) or "nothing",
+            plain(one.name),
+            plain(one.domain),
+            _lines(one.found),
+            _lines(read),
+            _lines(one.missing),
         )
     return table
+
+
+def _lines(texts: Sequence[str]) -> Text:
+    return Text("\n").join(map(plain, texts or ["nothing"]))
 
 
 def problem_lines(checked: Sequence[Checked], shown: int = 10) -> list[str]:

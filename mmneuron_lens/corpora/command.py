@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mmneuron_lens.echo import echo
+
 corpora_app = typer.Typer(
     name="corpora", help="Corpora as their authors publish them: checked before a run.", no_args_is_help=True
 )
@@ -33,5 +35,5 @@ def check(
     console = console if console.is_terminal else Console(width=140)
     console.print(as_table(checked))
     for line in problem_lines(checked):
-        typer.echo(line, err=True)
+        echo(line, err=True)
     raise typer.Exit(exit_code(checked))

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from mmneuron_lens.corpora import json_bounds
 from mmneuron_lens.corpora.records import RawRecord, RecordProblems
 from mmneuron_lens.corpora.rows import CorpusError, quote
-from mmneuron_lens.corpora.text_files import open_text
+from mmneuron_lens.corpora.text_files import cut_line, open_text
 
 LONGEST = 131_072
 """Characters that the lines of one row may have; a quotation mark that is never closed runs no further."""
@@ -65,6 +66,8 @@ def csv_rows(stream: TextIO) -> Iterator[CsvRow]:
         cells, error = [], ""
         try:
             cells = next(csv.reader(_taking(taken, ahead, stream), strict=True), [])
+            if len(taken[-1] if taken else "") > json_bounds.LONGEST:
+                raise csv.Error(json_bounds.LONG)
         except csv.Error as wrong:
             error = str(wrong)
         if not taken:
@@ -85,7 +88,7 @@ MEND = "close each quotation mark, and double those inside a cell"
 def _taking(taken: list[str], ahead: deque[str], stream: TextIO) -> Iterator[str]:
     """Lines as a parser asks for them, each kept in `taken`: those that were read ahead, then the others."""
     length = 0
-    while length < LONGEST and (text := ahead.popleft() if ahead else stream.readline()):
+    while length < LONGEST and (text := ahead.popleft() if ahead else cut_line(stream)):
         taken.append(text)
         length += len(text)
         yield text

@@ -58,15 +58,18 @@ def read(folder: Path, split: str, problems: RecordProblems) -> Iterator[Sample]
 
 def sample_of(record: dict[str, Any], images: tuple[Path, ...], answered: bool = True) -> Sample:
     """A record as a sample; `answered`: must it have answers? Raises `BadRow` when something is wrong with it."""
-    kinds = record.get("question_types") or []
     return Sample(
         id=identity(record, "questionId"),
         domain="document",
         images=images,
         question=text(record, "question"),
         answers=_answers(record) if answered else (),
-        kind=", ".join(map(str, kinds)) if isinstance(kinds, list) else str(kinds),
+        kind=", ".join(good_text("question type", one) for one in _listed(record.get("question_types"))),
     )
+
+
+def _listed(kinds: Any) -> list[Any]:
+    return kinds if isinstance(kinds, list) else [] if kinds in (None, "") else [kinds]
 
 
 def _answers(record: dict[str, Any]) -> tuple[str, ...]:

@@ -18,12 +18,18 @@ from PIL import Image
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.corpora.row_reader import RowReader
-from mmneuron_lens.corpora.rows import BadRow, CorpusError, quote
+from mmneuron_lens.corpora.rows import BadRow, CorpusError, of_a_row, quote
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
-from mmneuron_lens.corpora.text_files import open_text
+from mmneuron_lens.corpora.text_files import cut_lines, open_text
 from mmneuron_lens.wire import images
 
 QUESTIONS = "questions.jsonl"
+
+KEPT = 100_000
+"""Lines whose reason is kept; the others are only counted, so that memory stays bounded."""
+
+TOGETHER = 2**27
+"""Pixels that are held decoded at one time: those of one batch, and of the images of one question."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Problems:
     - lines: the line of every good row by its sample's id, so that an image which turns out to be truncated when it is
       decoded is named with its line too.
     - notes: what is good but may not be meant, a line each.
+    - more: rows behind the first `KEPT` lines, which are only counted.
     """
 
     file: Path
@@ -56,19 +63,24 @@ class Problems:
     lines: dict[str, int] = field(default_factory=dict[str, int])
     notes: list[str] = field(default_factory=list[str])
     named: set[int] = field(default_factory=set[int], repr=False)
+    more: int = field(default=0, kw_only=True)
 
     def add(self, line: int, says: str, rows: int = 1) -> None:
         """Names a line that held so many rows; one that is already named keeps its first reason."""
-        if line not in self.named:
-            self.named.add(line)
+        if line in self.named:
+            return
+        self.named.add(line)
+        if len(self.found) < KEPT:
             self.found.append(Problem(self.file, line, says, rows=rows))
+        else:
+            self.more += rows
 
     def add_sample(self, sample: Sample, says: str) -> None:
         """Names the row that a sample came from."""
         self.add(self.lines[sample.id], says)
 
     def __len__(self) -> int:
-        return sum(one.rows for one in self.found)
+        return sum(one.rows for one in self.found) + self.more
 
     def __iter__(self) -> Iterator[Problem]:
         return iter(self.found)
@@ -76,7 +88,8 @@ class Problems:
     def __str__(self) -> str:
         counted = f"{len(self)} of {self.rows} rows skipped"
         listed = [f"{counted}:", *map(str, self.found)] if self.found else [f"{counted}."]
-        return "\n".join([*listed, *self.notes])
+        more = [f"and {self.more} more"] if self.more else []
+        return "\n".join([*listed, *more, *self.notes])
 
 
 def read_folder(folder: str | Path, domains: Container[str] | None = None) -> tuple[list[Sample], Problems]:
@@ -98,12 +111,13 @@ def read_folder(folder: str | Path, domains: Container[str] | None = None) -> tu
     samples: list[Sample] = []
     reader = RowReader(folder.resolve())
     with open_text(file) as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(cut_lines(lines), start=1):
             if not line.strip("\ufeff \t\r\n"):
                 continue
             problems.rows += 1
             try:
-                sample = reader.sample(line.removeprefix("\ufeff"), number)
+                with of_a_row():
+                    sample = reader.sample(line.removeprefix("\ufeff"), number)
                 if sample.id in problems.lines:
                     first = problems.lines[sample.id]
                     raise BadRow(f"id {quote(sample.id)} is that of line {first} too; give each its own.")
@@ -124,8 +138,11 @@ def read_folder(folder: str | Path, domains: Container[str] | None = None) -> tu
 def open_images(sample: Sample, problems: Problems | None = None) -> list[Image.Image] | None:
     """The images of a sample as RGB, as a viewer shows them; None when one cannot be, which is named in `problems`.
 
-    Without `problems` an image that cannot be decoded raises `InvalidValue` naming its file.
+    Without `problems` an image that cannot be decoded raises `InvalidValue` naming its file. So do several images of
+    more than `TOGETHER` pixels.
     """
+    if len(sample.images) > 1 and image_sizes(sample, problems) is None:
+        return None
     try:
         return [images.decode(path) for path in sample.images]
     except ValueError as error:
@@ -135,7 +152,10 @@ def open_images(sample: Sample, problems: Problems | None = None) -> list[Image.
 def image_sizes(sample: Sample, problems: Problems | None = None) -> list[tuple[int, int]] | None:
     """Width and height of each image that `open_images` gives, from headers alone; None and a problem as there."""
     try:
-        return [images.size(path) for path in sample.images]
+        sizes = [images.size(path) for path in sample.images]
+        if len(sizes) > 1 and (pixels := sum(width * height for width, height in sizes)) > TOGETHER:
+            raise ValueError(f"{len(sizes)} images of {pixels} pixels, where {TOGETHER} are held at one time.")
+        return sizes
     except ValueError as error:
         return _unreadable(sample, problems, error)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,7 +21,7 @@ from mmneuron_lens.artifacts.format import write_atomically
 from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, vqav2
 from mmneuron_lens.corpora.image_paths import image_file
 from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, text
-from mmneuron_lens.corpora.rows import BadRow, CorpusError, good_text, quote
+from mmneuron_lens.corpora.rows import BadRow, CorpusError, good_text, of_a_row, quote
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
 from mmneuron_lens.wire.images import file_bytes
 
@@ -27,6 +29,10 @@ ID_COLUMNS = {
     "common": "question_id", "remote_sensing": "id", "medical": "Figure_path", "document": "questionId",
     "auto_driving": "question_id",
 }  # fmt: skip
+
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".avif", ".gif", ".bmp", ".jp2", ".ppm", ".pgm")
+"""Of the names of files that are written; another is left out, since a name comes from outside."""
 
 
 def read_hub(
@@ -93,23 +99,39 @@ def _rows(source: str, split: str, config: str | None, revision: str | None) -> 
         else:
             rows = datasets.load_dataset(source, config, split=split, revision=revision, streaming=True)
         # Encoded bytes go to disk as they are: decoding and encoding again would change them.
+        # Decoding would also open whatever path or address a row names.
         for column, feature in (rows.features or {}).items():
-            if isinstance(feature, datasets.Image):
-                rows = rows.cast_column(column, datasets.Image(decode=False))
-            elif isinstance(getattr(feature, "feature", None), datasets.Image):
-                rows = rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
+            if (plain := _undecoded(feature)) != feature:
+                rows = rows.cast_column(column, plain)
         yield from rows
-    except (OSError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # What a damaged data set leads `datasets` and pyarrow to.
         says = " ".join(str(error).split())[:200]
         raise CorpusError(f"data set {source!r}, split {split!r} cannot be loaded ({says}); check both.") from error
 
 
+def _undecoded(feature: Any) -> Any:
+    """A feature as `datasets` describes it, in which nothing is decoded."""
+    if isinstance(feature, dict):
+        return {name: _undecoded(one) for name, one in feature.items()}
+    if isinstance(feature, list):
+        return [_undecoded(one) for one in feature]
+    if hasattr(feature, "feature"):
+        made = copy(feature)
+        made.feature = _undecoded(feature.feature)
+        return made
+    return replace(feature, decode=False) if hasattr(feature, "decode") else feature
+
+
 def _with_frames(record: RawRecord, folder: Path, own: Path) -> RawRecord:
     try:
-        frames = record.value.get("images")
-        if not isinstance(frames, list) or not frames:
-            raise BadRow(f"images {quote(frames)} is no list of images; give the data set such a column.")
-        return record._replace(value=record.value | {"images": [str(_image(one, folder, own)) for one in frames]})
+        with of_a_row():
+            frames = record.value.get("images")
+            if not isinstance(frames, list) or not frames:
+                raise BadRow(f"images {quote(frames)} is no list of images; give the data set such a column.")
+            return record._replace(value=record.value | {"images": [str(_image(one, folder, own)) for one in frames]})
     except BadRow as error:
         return record._replace(value=record.value | {"bad": str(error)})
 
@@ -132,7 +154,7 @@ def _image(value: Any, folder: Path, own: Path) -> Path:
 
 def _written(content: bytes, suffix: str, folder: Path) -> Path:
     name = hashlib.sha256(content).hexdigest()
-    ending = suffix.lower() if suffix[1:].isalnum() and suffix.isascii() else ""
+    ending = suffix.lower() if suffix.lower() in ENDINGS else ""
     path = folder / name[:2] / f"{name}{ending}"
     if not path.is_file():
         write_atomically(path, content)

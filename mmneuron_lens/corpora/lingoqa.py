@@ -20,7 +20,7 @@ from mmneuron_lens.corpora.image_paths import image_file
 from mmneuron_lens.corpora.lookup import Lookup
 from mmneuron_lens.corpora.parts import Part, check_split
 from mmneuron_lens.corpora.records import RawRecord, RecordProblems, identity, name_of, text
-from mmneuron_lens.corpora.rows import BadRow, bare, good_text, quote
+from mmneuron_lens.corpora.rows import BadRow, bare, good_text, of_a_row, quote
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.streams import parquet_records
 
@@ -66,7 +66,8 @@ def records_of(files: Iterable[Path]) -> Iterator[RawRecord]:
     for file in files:
         for record in parquet_records(file):
             try:
-                frames = {"images": [str(image_file(file.parent, [name])) for name in _frames(record.value)]}
+                with of_a_row():
+                    frames = {"images": [str(image_file(file.parent, [name])) for name in _frames(record.value)]}
             except BadRow as error:
                 frames = {"bad": str(error)}
             yield record._replace(value=record.value | frames)
@@ -78,7 +79,8 @@ def gathered(records: Iterable[RawRecord], problems: RecordProblems) -> Iterator
         for record in records:
             problems.rows += 1
             try:
-                _gather(record, questions)
+                with of_a_row():
+                    _gather(record, questions)
             except BadRow as error:
                 problems.add_record(record, name_of(record.value, "question_id"), str(error))
         for key, found in questions.items():

@@ -17,7 +17,7 @@ from typing import Any
 from mmneuron_lens.corpora.csv_records import csv_records
 from mmneuron_lens.corpora.image_paths import image_file
 from mmneuron_lens.corpora.parts import Part, check_split
-from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, text
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, identity, text
 from mmneuron_lens.corpora.rows import BadRow, quote
 from mmneuron_lens.corpora.sample import Sample
 
@@ -77,9 +77,9 @@ def read(folder: Path, split: str, problems: RecordProblems) -> Iterator[Sample]
 def sample_of(record: dict[str, Any], images: tuple[Path, ...]) -> Sample:
     """A row as a sample; its `row` is the id where it has no `index`. Raises `BadRow` when something is wrong."""
     row = text(record, "row")
-    index = record.get("index")
+    known = record.get("index") not in (None, "")
     return Sample(
-        id=row if index in (None, "") else f"{row.rpartition('-')[0]}-{index}",
+        id=f"{row.rpartition('-')[0]}-{identity(record, 'index')}" if known else row,
         domain="medical",
         images=images,
         question=text(record, "Question").strip(),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, vqav2
 from mmneuron_lens.corpora.parts import Part
-from mmneuron_lens.corpora.records import RecordProblems
+from mmneuron_lens.corpora.records import BadRecord, RecordProblems
 from mmneuron_lens.corpora.rows import CorpusError
 from mmneuron_lens.corpora.sample import Sample
 
@@ -71,8 +71,12 @@ class PublishedCorpus:
         return self.read(self.problems)
 
     def read(self, problems: RecordProblems) -> Iterator[Sample]:
-        """The samples, one at a time; what is skipped is named in `problems`."""
-        return PUBLISHED[self.domain].read(self.folder, self.split, problems)
+        """The samples, one at a time; what is skipped is named in `problems`, and so is a split without a record."""
+        before = problems.rows, len(problems)
+        yield from PUBLISHED[self.domain].read(self.folder, self.split, problems)
+        if before == (problems.rows, len(problems)):
+            says = "there is not one record in its files; download them again."
+            problems.keep(BadRecord(self.folder, 0, says, f"{self.name} {self.split}"))
 
 
 def corpora_in(folder: str | Path) -> dict[str, Published]:

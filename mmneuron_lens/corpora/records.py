@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmneuron_lens.corpora.folder import Problem, Problems
+from mmneuron_lens.corpora.json_bounds import OutOfBounds
 from mmneuron_lens.corpora.lookup import Lookup
-from mmneuron_lens.corpora.rows import BadRow, bare, good_text, quote, whole_number
+from mmneuron_lens.corpora.rows import SHOWN, BadRow, bare, good_text, identity_text, of_a_row, quote, whole_number
 from mmneuron_lens.corpora.sample import Sample
 
 KEPT = 1000
@@ -92,7 +94,8 @@ def good(
         for record in records:
             problems.rows += 1
             try:
-                sample = make(_object(record.value))
+                with of_a_row():
+                    sample = make(columns(record.value))
                 if not seen.put(sample.id, record.number):
                     says = f"is that of record {seen.get(sample.id)} too; remove one of the two."
                     raise BadRow(f"id {bare(sample.id)} {says}")
@@ -118,7 +121,7 @@ def cell(record: dict[str, Any], *columns: str) -> tuple[str, Any]:
     for column in columns:
         if column in record:
             return column, record[column]
-    names = quote(", ".join(map(str, record)))
+    names = quote(", ".join(str(name)[:SHOWN] for name in islice(record, SHOWN)))
     raise BadRow(f"no column {' or '.join(map(repr, columns))} among {names}; compare with the published file.")
 
 
@@ -127,10 +130,13 @@ def identity(record: dict[str, Any], *columns: str) -> str:
     column, value = cell(record, *columns)
     if isinstance(value, int) and not isinstance(value, bool):
         return whole_number(column, value)
-    return good_text(column, value)
+    return identity_text(column, value)
 
 
-def _object(value: Any) -> dict[str, Any]:
+def columns(value: Any) -> dict[str, Any]:
+    """A record that is an object, by column. Raises `BadRow` for any other."""
+    if isinstance(value, OutOfBounds):
+        raise BadRow(f"it is {value}; compare with the published file.")
     if not isinstance(value, dict):
         raise BadRow(f"{quote(value)} is no object with columns; download the file again.")
     return value

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmneuron_lens.corpora.image_paths import image_file
-from mmneuron_lens.corpora.rows import BadRow, good_text, quote, whole_number
+from mmneuron_lens.corpora.json_bounds import OutOfBounds, parsed
+from mmneuron_lens.corpora.rows import SHOWN, BadRow, good_text, identity_text, quote, whole_number
 from mmneuron_lens.corpora.sample import Sample
 
 ONE = "write each on a line of its own"
@@ -65,9 +66,9 @@ class RowReader:
 def _object(line: str) -> dict[str, Any]:
     try:
         # Bytes that are not UTF-8 come as half characters; this names the first of them.
-        row = json.loads(line if line.isascii() else line.encode("utf-8", "surrogateescape").decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        if (together := len(_objects(line))) > 1:
+        row = parsed(line if line.isascii() else line.encode("utf-8", "surrogateescape").decode("utf-8-sig"))
+    except ValueError as error:
+        if not isinstance(error, OutOfBounds) and (together := len(_objects(line))) > 1:
             raise BadRow(f"{together} objects where one stands on a line: {_shown(line)}; {ONE}.", together) from error
         raise BadRow(f"not JSON ({error}): {_shown(line)}; write one object on one line, in UTF-8.") from error
     if isinstance(row, dict):
@@ -84,7 +85,7 @@ def _objects(line: str) -> list[Any]:
     while rest.startswith("{"):
         try:
             value, end = decoder.raw_decode(rest)
-        except (ValueError, RecursionError):
+        except ValueError:
             break
         found.append(value)
         rest = rest[end:].lstrip(" \t,")
@@ -92,11 +93,12 @@ def _objects(line: str) -> list[Any]:
 
 
 def _shown(line: str) -> str:
-    return quote(line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").strip())
+    line = line.strip()[: 2 * SHOWN]
+    return quote(line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 def _domain(value: Any) -> str:
-    domain = good_text("domain", value)
+    domain = identity_text("domain", value)
     if not domain.isprintable():
         raise BadRow(f"domain {quote(domain)} holds a character that cannot be printed; it names tables and files.")
     return domain
@@ -118,7 +120,7 @@ def _identity(row: dict[str, Any], number: int) -> str:
         return f"line-{number}"
     if isinstance(given, int) and not isinstance(given, bool):
         return whole_number("id", given)
-    return good_text("id", given)
+    return identity_text("id", given)
 
 
 def _answers(answer: Any, options: tuple[str, ...]) -> tuple[str, ...]:

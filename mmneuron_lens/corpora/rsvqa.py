@@ -17,8 +17,8 @@ from typing import Any
 from mmneuron_lens.corpora.image_paths import image_file
 from mmneuron_lens.corpora.lookup import Lookup
 from mmneuron_lens.corpora.parts import Part, check_split
-from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, identity, name_of, text
-from mmneuron_lens.corpora.rows import BadRow, bare, quote
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, columns, good, identity, name_of, text
+from mmneuron_lens.corpora.rows import BadRow, bare, of_a_row, quote
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.streams import json_records
 
@@ -80,10 +80,11 @@ def _active(file: Path, key: str, problems: RecordProblems) -> Iterator[RawRecor
 
 def _keep(record: RawRecord, found: Lookup, problems: RecordProblems, column: str = "") -> None:
     try:
-        if not isinstance(record.value, dict):
-            raise BadRow(f"{quote(record.value)} is no object with columns; download the file again.")
-        value = text(record.value, column) if column else True
-        if not found.put(key := identity(record.value, "id"), value):
+        with of_a_row():
+            row = columns(record.value)
+            value = text(row, column) if column else True
+            new = found.put(key := identity(row, "id"), value)
+        if not new:
             raise BadRow(f"id {bare(key)} is there twice; remove one of the two.")
     except BadRow as error:
         problems.add_record(record, name_of(record.value, "id"), str(error))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from mmneuron_lens.corpora.json_bounds import LONGEST
 from mmneuron_lens.corpora.rows import CorpusError
 
 MARKS = {
@@ -30,3 +32,16 @@ def open_text(file: Path, newline: str | None = None) -> TextIO:
     if found or b"\0" in start:
         raise CorpusError(f"{file} is {found or 'UTF-16 or UTF-32'}, not UTF-8; save it as UTF-8.")
     return open(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def cut_line(stream: TextIO) -> str:
+    """The next line; "" at the end. One that is longer than `LONGEST` is cut one character behind it."""
+    line = part = stream.readline(LONGEST + 1)
+    while len(part) > LONGEST and not part.endswith("\n"):
+        part = stream.readline(LONGEST + 1)
+    return line
+
+
+def cut_lines(stream: TextIO) -> Iterator[str]:
+    """All lines, each as `cut_line` gives it."""
+    return iter(lambda: cut_line(stream), "")

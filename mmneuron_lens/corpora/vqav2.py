@@ -15,8 +15,8 @@ from typing import Any
 from mmneuron_lens.corpora.image_paths import image_file
 from mmneuron_lens.corpora.lookup import Lookup
 from mmneuron_lens.corpora.parts import Part, check_split
-from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, identity, name_of, text
-from mmneuron_lens.corpora.rows import BadRow, bare, good_text, quote
+from mmneuron_lens.corpora.records import RawRecord, RecordProblems, columns, good, identity, name_of, text
+from mmneuron_lens.corpora.rows import BadRow, bare, good_text, of_a_row, quote
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.streams import json_records
 
@@ -86,12 +86,12 @@ def human_answers(record: dict[str, Any]) -> tuple[str, ...]:
 
 def _keep_answers(record: RawRecord, answers: Lookup, problems: RecordProblems) -> None:
     try:
-        if not isinstance(record.value, dict):
-            raise BadRow(f"{quote(record.value)} is no object with columns; download the file again.")
-        key = identity(record.value, "question_id")
-        human_answers(record.value)
-        kept = {name: record.value.get(name) for name in ("answers", "answer_type", "image_id")}
-        if not answers.put(key, kept):
+        with of_a_row():
+            row = columns(record.value)
+            key = identity(row, "question_id")
+            human_answers(row)
+            new = answers.put(key, {name: row.get(name) for name in ("answers", "answer_type", "image_id")})
+        if not new:
             raise BadRow(f"question_id {bare(key)} is annotated twice; remove one of the two.")
     except BadRow as error:
         problems.add_record(record, name_of(record.value, "question_id"), str(error))

@@ -11,6 +11,7 @@ import torch
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.format import read_artifact, write_artifact
+from mmneuron_lens.artifacts.table_html import NO_MATH
 from mmneuron_lens.metrics.intervals import Estimate, paired_difference
 
 
@@ -85,4 +86,4 @@ class Scores:
         cells = "".join(
             f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in rows.items()
         )
-        return f"<table><caption>{escape(self.corpus)}, per cent</caption>{cells}</table>"
+        return NO_MATH.format(f"<table><caption>{escape(self.corpus)}, per cent</caption>{cells}</table>")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmneuron_lens.echo import echo
+
 if TYPE_CHECKING:
     from mmneuron_lens.ndif.health import Health
     from mmneuron_lens.ndif.state import OwnServer, State
@@ -64,7 +66,7 @@ def up(
                 threads=threads,
             )  # fmt: skip
         services.serve(kept, python, models, _say)
-    typer.echo(lines(kept.known()))
+    echo(lines(kept.known()))
 
 
 @ndif_app.command()
@@ -76,18 +78,18 @@ def status(state: Folder = None) -> None:
     kept = _state(state)
     server = kept.server()
     if server is None or not own(server):
-        typer.echo("No server; start one: mmneuron ndif up --model embedded/llava-next --cpu")
+        echo("No server; start one: mmneuron ndif up --model embedded/llava-next --cpu")
         raise typer.Exit(1)
     health, alive = health_of(server), leaders(server)
     for name, (pid, _) in server.services.items():
         said = "down " if name in health.down else "runs "
-        typer.echo(f"{name:8} {said} pid {pid}{'' if name in alive else ' (ended)'}  {kept.log(name)}")
+        echo(f"{name:8} {said} pid {pid}{'' if name in alive else ' (ended)'}  {kept.log(name)}")
     if health.is_good:
-        typer.echo(lines(server))
+        echo(lines(server))
         return
     for text in said_of(health):
-        typer.echo(text)
-    typer.echo("Nothing is sure to be served. `mmneuron ndif up` repairs it, `mmneuron ndif down` ends what is left.")
+        echo(text)
+    echo("Nothing is sure to be served. `mmneuron ndif up` repairs it, `mmneuron ndif down` ends what is left.")
     raise typer.Exit(1)
 
 
@@ -224,4 +226,4 @@ def _state(folder: Path | None) -> State:
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    echo(text, err=True)

@@ -59,7 +59,7 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
         "all. An interval that crosses zero is compatible with no effect.",
     )
     differences = tables.wide(differences, "shown", domains)
-    notes, known, off = notes_on(asked, of_neurons_off), known_of(asked), {"module": "neurons off in"}
+    notes, known, off = notes_on(asked, of_neurons_off), known_of(asked), {"module": tables.OFF_IN}
     grids = [
         Grid(
             "ablation_accuracy",
@@ -97,7 +97,7 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
     for run in asked:
         printed = paper_numbers.accuracy(run.model)
         if printed is not None:
-            wide = tables.wide(printed, "accuracy", domains).rename({"module": "neurons off in"})
+            wide = tables.wide(printed, "accuracy", domains).rename({"module": tables.OFF_IN})
             name = f"ablation_printed_{file_name(run.model)}"
             grids.append(Grid(name, f"As the paper prints it, {paper_numbers.MODELS[run.model]}.", wide, decimals=1))
     pictures = tuple(
@@ -134,7 +134,7 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
     shown = tables.wide(stacked(sections).drop("condition"), "deviation", domains)
     known = known_of(asked)
     shown = marked(stacked(shown.filter(pl.col("model") == run.model) for run in asked), known)
-    shown = shown.rename({"module": "neurons off in"})
+    shown = shown.rename({"module": tables.OFF_IN})
     caption = (
         "Deviation in per cent: the Frobenius norm of the change of the last hidden state, after the final norm, over "
         "that of the state itself, over all positions of the evaluation prompt; mean over questions. Random neurons "
@@ -153,7 +153,7 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
     for run in asked:
         printed = paper_numbers.deviation(run.model)
         if printed is not None:
-            wide = tables.wide(printed, "deviation", domains).rename({"module": "neurons off in"})
+            wide = tables.wide(printed, "deviation", domains).rename({"module": tables.OFF_IN})
             name = f"deviation_printed_{file_name(run.model)}"
             grids.append(Grid(name, f"As the paper prints it, {paper_numbers.MODELS[run.model]}.", wide, decimals=2))
     pictures = tuple(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import polars as pl
 import torch
@@ -19,6 +18,7 @@ from mmneuron_lens.paper.model_run import ModelRun, domains_of, sources_of, stac
 from mmneuron_lens.report import tables
 from mmneuron_lens.report.heat import heat_of, heat_table
 from mmneuron_lens.report.hover import hover
+from mmneuron_lens.report.html_text import html, joined
 from mmneuron_lens.report.layer_figures import entropy_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
@@ -55,7 +55,7 @@ def figure_6(runs: Sequence[ModelRun], cases: Cases | None = None) -> Section:
         part
         for run, trace in chosen
         for part in (
-            Markup("<h3>{}</h3>").format(run.model),
+            html("<h3>{}</h3>", run.model),
             _case(trace, cases),
             hover(trace.document(), trace.pictures, f"lens of {run.model}"),
         )
@@ -73,12 +73,12 @@ def figures_10_to_13(runs: Sequence[ModelRun], cases: Cases | None = None) -> Se
         return Section(title, missing="no question of another domain was read.", name="Figures 10–13")
     after: list[Markup] = []
     for run in runs:
-        inner = Markup("").join(
+        inner = joined(
             _case(trace, cases) + hover(trace.document(), trace.pictures, f"lens of {run.model}, {trace.domain}")
             for owner, trace in others
             if owner is run
         )
-        after.append(Markup("<details><summary>{}</summary>{}</details>").format(run.model, inner))
+        after.append(html("<details><summary>{}</summary>{}</details>", run.model, inner))
     sources = tuple(source for run, trace in others for source in run.sources("traces", domain=trace.domain))
     return Section(title, after=tuple(after), sources=sources, name="Figures 10–13")
 
@@ -98,18 +98,21 @@ def _case(trace: LensTrace, cases: Cases) -> Markup:
         except OutOfRange as error:
             absent.append(f"Not shown: {error}")
     last = trace.last("text")
-    question = f"<b>{escape(domain_name(trace.domain))}</b> {escape(trace.question)} Answer: "
-    question += f"{escape(' / '.join(trace.expected))}; the model’s most likely next token: {escape(trace.best(last))}."
-    said = "".join(f'<p class="note">{escape(one)}</p>' for one in absent)
-    row = "".join(f'<div class="scroll" tabindex="0" role="region" aria-label="heatmap">{one}</div>' for one in tables)
-    return Markup(f'<div class="case"><p>{question}</p>{said}<div class="pair">{row}</div></div>')
+    question = html(
+        "<b>{}</b> {} Answer: {}; the model’s most likely next token: {}.",
+        *(domain_name(trace.domain), trace.question, " / ".join(trace.expected), trace.best(last)),
+    )
+    said = joined(html('<p class="note">{}</p>', one) for one in absent)
+    scrolling = '<div class="scroll" tabindex="0" role="region" aria-label="heatmap">{}</div>'
+    row = joined(html(scrolling, one) for one in tables)
+    return html('<div class="case"><p>{}</p>{}<div class="pair">{}</div></div>', question, said, row)
 
 
 def _first_and_last(trace: LensTrace) -> tuple[str, str]:
     return ("image 2" if trace.kinds.count("image") > 1 else "image 1"), "text -1"
 
 
-def _heat(trace: LensTrace, position: str, even: bool) -> str:
+def _heat(trace: LensTrace, position: str, even: bool) -> Markup:
     """One position as a heatmap: the right answer is what the last text token should give, elsewhere the last layer's
     most likely token is expected."""
     place = place_of(position, trace.kinds)

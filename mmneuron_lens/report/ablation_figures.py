@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mmneuron_lens.report.figures import Theme, look, panels, themed
-from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.lettering import lettered_domains
 
 
 def ablation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
@@ -40,7 +40,7 @@ def ablation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
                 for one in here.filter(pl.col("condition") == "domain").to_dicts():
                     panel.plot([one["low"], one["high"]], [row - 0.12] * 2, color=look(domain)["color"], linewidth=2)
                     panel.plot(one["difference"], row - 0.12, markersize=6, linestyle="", **look(domain))
-            panel.set_yticks(range(len(domains)), [domain_name(domain) for domain in domains])
+            panel.set_yticks(range(len(domains)), [*lettered_domains(domains).values()])
             panel.set_ylim(len(domains) - 0.4, -0.5)
             panel.set_xlim(min(low, 0) - margin, max(high, 0) + margin)
             panel.tick_params(axis="y", length=0, labelcolor=ink.text)
@@ -72,7 +72,7 @@ def deviation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
                         panel.plot([one["low"], one["high"]], [row, row], color=tint, linewidth=2 if mine else 0.8)
                     style = look(domain) if mine else {"color": tint, "marker": hollow[one["condition"]]}
                     panel.plot(one["deviation"], row, linestyle="", mfc=tint if mine else ink.paper, **style)
-            panel.set_yticks(range(len(domains)), [domain_name(domain) for domain in domains])
+            panel.set_yticks(range(len(domains)), [*lettered_domains(domains).values()])
             panel.set_ylim(len(domains) - 0.5, -0.5)
             panel.set_xlim(left=0)
             panel.tick_params(axis="y", length=0, labelcolor=ink.text)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mmneuron_lens.report.figures import Theme, look, panels, themed
-from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.lettering import lettered_domains
 
 
 def embedding_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
@@ -15,7 +15,8 @@ def embedding_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     with themed(theme) as ink:
         models = frame["model"].unique(maintain_order=True).to_list()
         domains = frame["domain"].unique(maintain_order=True).to_list()
-        legend = [Line2D([], [], label=domain_name(domain), linestyle="", **look(domain)) for domain in domains]
+        names = lettered_domains(domains)
+        legend = [Line2D([], [], label=name, linestyle="", **look(domain)) for domain, name in names.items()]
         figure, axes = panels(models, 4.2, legend)
         for panel, model in zip(axes, models, strict=True):
             here = frame.filter(pl.col("model") == model)

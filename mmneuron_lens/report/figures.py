@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from interventions.errors import InvalidValue
+from mmneuron_lens.report.lettering import FONT, lettered_titles
 
 Theme = Literal["light", "dark"]
 
@@ -29,6 +30,9 @@ DOMAIN_COLOURS = {
 
 DOMAIN_MARKERS = {"common": "o", "remote_sensing": "s", "medical": "^", "document": "D", "auto_driving": "v"}
 OTHER_COLOUR, OTHER_MARKER = "#7F7F7F", "P"
+
+COLUMNS = 5
+"""Of a legend, at most."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ def png(figure: Figure) -> bytes:
 def _style(ink: Ink) -> Any:
     return {
         **matplotlib.rcParamsDefault,
-        "font.family": "DejaVu Sans",
+        "font.family": FONT,
+        # `$` in a name is a dollar, not mathematics.
+        "text.parse_math": False,
         "font.size": 9.5,
         "axes.titlesize": 10.5,
         "axes.titlelocation": "left",
@@ -100,10 +106,24 @@ def panels(titles: list[str], height: float, legend: list[Any]) -> tuple[Figure,
     figure = Figure(figsize=(7.0, height * len(titles) + 0.45), layout=ConstrainedLayoutEngine(hspace=0.06))
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(titles), 1, squeeze=False)[:, 0].tolist()
-    for panel, title in zip(axes, titles, strict=True):
+    for panel, title in zip(axes, lettered_titles(titles), strict=True):
         panel.set_title(title)
-    figure.legend(handles=legend, loc="outside upper left", ncols=5, columnspacing=1.2, handletextpad=0.4)
+    _add_legend(figure, legend)
     return figure, axes
+
+
+def _add_legend(figure: Figure, handles: list[Any]) -> None:
+    """The legend in as many columns as fit; where they are few, the figure grows by its rows."""
+    style = {"loc": "outside upper left", "columnspacing": 1.2, "handletextpad": 0.4}
+    for columns in range(COLUMNS, 0, -1):
+        legend = figure.legend(handles=handles, ncols=columns, **style)
+        box = legend.get_window_extent()
+        if box.width > figure.bbox.width and columns > 1:
+            legend.remove()
+            continue
+        if columns < COLUMNS:
+            figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
+        return
 
 
 def look(domain: str) -> dict[str, Any]:

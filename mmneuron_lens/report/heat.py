@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
 
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.report.html_text import html, joined
 
 BLUE = (8, 69, 148)
 """The colour of probability 1; 0 is white, in both themes, as a heatmap's scale should not turn round."""
@@ -42,19 +44,21 @@ def ink(probability: float) -> str:
     return "#ffffff" if probability > 0.5 else "#1d1f23"
 
 
-def heat_table(heat: Heat, caption: str = "") -> str:
+def heat_table(heat: Heat, caption: str = "") -> Markup:
     """The heatmap as an HTML table, the last layer at the bottom; any script and any theme can show its words."""
     ranks = max(map(len, heat.words), default=0)
-    head = "".join(f'<th scope="col">Top {rank + 1}</th>' for rank in range(ranks))
-    body = ""
+    head = joined(html('<th scope="col">Top {}</th>', rank + 1) for rank in range(ranks))
+    body = Markup("")
     for name, words, probabilities in zip(heat.rows, heat.words, heat.probabilities, strict=True):
-        cells = "".join(
-            f'<td style="background:{colour(value)};color:{ink(value)};text-align:center" '
-            f'title="{100 * value:.1f} %">{escape(word)}</td>'
+        cells = joined(
+            html(
+                '<td style="background:{};color:{};text-align:center" title="{} %">{}</td>',
+                *(colour(value), ink(value), f"{100 * value:.1f}", word),
+            )
             for word, value in zip(words, probabilities, strict=True)
         )
-        body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
-    return (
-        f'<table class="heat"><caption>{escape(caption)}</caption>'
-        f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+        body += html('<tr><th scope="row">{}</th>{}</tr>', name, cells)
+    return html(
+        '<table class="heat"><caption>{}</caption><thead><tr><th></th>{}</tr></thead><tbody>{}</tbody></table>',
+        *(caption, head, body),
     )

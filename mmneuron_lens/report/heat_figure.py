@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
 
 from mmneuron_lens.report.figures import Theme, themed
 from mmneuron_lens.report.heat import Heat, colour, ink
+from mmneuron_lens.report.lettering import lettered
 
 
 def heat_figure(heats: Sequence[tuple[str, Heat]], theme: Theme = "light") -> Figure:
@@ -21,26 +20,20 @@ def heat_figure(heats: Sequence[tuple[str, Heat]], theme: Theme = "light") -> Fi
         figure = Figure(figsize=(6.2 * len(heats), 0.34 * rows + 1.0), layout="constrained")
         FigureCanvasAgg(figure)
         for panel, (title, heat) in zip(figure.subplots(1, len(heats), squeeze=False)[0], heats, strict=True):
-            panel.set_title(printable(title), parse_math=False)
+            panel.set_title(lettered(title))
             panel.set_xlim(0, max(map(len, heat.words)))
             panel.set_ylim(len(heat.rows), 0)
             for row, (words, probabilities) in enumerate(zip(heat.words, heat.probabilities, strict=True)):
                 for rank, (word, value) in enumerate(zip(words, probabilities, strict=True)):
                     panel.add_patch(_cell(rank, row, colour(value)))
-                    shown = printable(word if len(word) <= 12 else f"{word[:11]}…")
+                    shown = lettered(word if len(word) <= 12 else f"{word[:11]}…")
                     middle = {"ha": "center", "va": "center", "fontsize": 8, "color": ink(value)}
-                    panel.text(rank + 0.5, row + 0.5, shown, parse_math=False, **middle)
-            panel.set_yticks([row + 0.5 for row in range(len(heat.rows))], heat.rows)
+                    panel.text(rank + 0.5, row + 0.5, shown, **middle)
+            panel.set_yticks([row + 0.5 for row in range(len(heat.rows))], map(lettered, heat.rows))
             ranks = range(max(map(len, heat.words)))
             panel.set_xticks([rank + 0.5 for rank in ranks], [f"Top {rank + 1}" for rank in ranks])
             panel.tick_params(length=0)
         return figure
-
-
-def printable(text: str) -> str:
-    """The text with every character that DejaVu Sans lacks written as its code point."""
-    font = FT2Font(font_manager.findfont("DejaVu Sans"))
-    return "".join(one if font.get_char_index(ord(one)) and one >= " " else f"U+{ord(one):04X}" for one in text)
 
 
 def _cell(column: int, row: int, fill: str) -> Rectangle:

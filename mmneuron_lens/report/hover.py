@@ -12,6 +12,8 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
+from mmneuron_lens.report.html_text import html, visible
+
 
 def hover(document: Mapping[str, Any], pictures: Sequence[Tensor], caption: str) -> Markup:
     """The element that `hover.js` brings to life, with all it shows inside it.
@@ -20,12 +22,15 @@ def hover(document: Mapping[str, Any], pictures: Sequence[Tensor], caption: str)
     - pictures: uint8 [height, width, 3], by the number that the document's boxes name.
     - caption: what a screen reader calls it.
     """
-    data = {**document, "pictures": [data_uri(picture) for picture in pictures]}
-    # Nothing in the data may end the script element.
+    seen = {name: [*map(visible, one)] if isinstance(one, list) else visible(one) for name, one in document.items()}
+    data = {**seen, "pictures": [data_uri(picture) for picture in pictures]}
+    # Nothing in the data may begin or end an element; half a character is written as JSON writes it.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return Markup(
-        '<div class="lens" role="group" aria-label="{}"><script type="application/json">{}</script></div>'
-    ).format(caption, Markup(text))
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return html(
+        '<div class="lens" role="group" aria-label="{}"><script type="application/json">{}</script></div>',
+        *(caption, Markup(text)),
+    )
 
 
 def data_uri(picture: Tensor) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -12,11 +13,14 @@ from matplotlib.ticker import MaxNLocator
 
 from mmneuron_lens.artifacts.selection import module_of
 from mmneuron_lens.report.figures import Theme, look, panels, themed
-from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.lettering import lettered_domains
 from mmneuron_lens.report.unreachable import hatch_handle, hatched
 
 DASHES: dict[str, Literal["--", "-"]] = {"image": "--", "text": "-"}
 """As in the paper: image tokens dashed, text tokens solid."""
+
+SIDE_BY_SIDE = 64
+"""Characters of names that stand beside each other below an axis."""
 
 
 def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
@@ -28,7 +32,8 @@ def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     with themed(theme) as ink:
         modules = frame["module"].unique(maintain_order=True).to_list()
         domains = frame["domain"].unique(maintain_order=True).to_list()
-        legend = [Line2D([], [], label=domain_name(domain), linewidth=1.6, **look(domain)) for domain in domains]
+        names = lettered_domains(domains)
+        legend = [Line2D([], [], label=name, linewidth=1.6, **look(domain)) for domain, name in names.items()]
         unreachable = frame.filter(pl.col("reaches_logits").eq(False))
         legend += [hatch_handle(ink)] if len(unreachable) else []
         figure, axes = panels(modules, 2.15, legend)
@@ -46,7 +51,7 @@ def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
             panel.set_ylabel("neurons")
             panel.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
             if layers == 1:
-                panel.set_xticks(range(len(domains)), [domain_name(domain) for domain in domains])
+                panel.set_xticks(range(len(domains)), names.values(), **_turned(names.values()))
                 panel.set_xlim(-0.5, len(domains) - 0.5)
                 panel.set_xlabel("the module’s only layer")
             else:
@@ -89,7 +94,8 @@ def entropy_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     with themed(theme) as ink:
         models = frame["model"].unique(maintain_order=True).to_list()
         domains = frame["domain"].unique(maintain_order=True).to_list()
-        legend = [Line2D([], [], label=domain_name(domain), linewidth=1.6, **look(domain)) for domain in domains]
+        names = lettered_domains(domains)
+        legend = [Line2D([], [], label=name, linewidth=1.6, **look(domain)) for domain, name in names.items()]
         legend += [
             Line2D([], [], label=f"{kind} tokens", color=ink.quiet, linestyle=dash) for kind, dash in DASHES.items()
         ]
@@ -108,3 +114,8 @@ def entropy_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
             panel.set_xlabel("layer (0 is the embedding)")
             panel.set_ylabel("entropy, nats")
         return figure
+
+
+def _turned(names: Collection[str]) -> dict[str, Any]:
+    """How names stand below an axis: turned where they would run into each other."""
+    return {"rotation": 20, "ha": "right"} if sum(map(len, names)) > SIDE_BY_SIDE else {}

@@ -19,9 +19,10 @@ def register(ipython: Any) -> None:
 
 def trace_html(trace: LensTrace) -> str:
     """Two heatmaps: what the second image token and the last text token decode to at every layer."""
+    from mmneuron_lens.artifacts.table_html import NO_MATH
     from mmneuron_lens.report.heat import heat_of, heat_table
 
     shown = [trace.position("image", 1 if trace.kinds.count("image") > 1 else 0)] if "image" in trace.kinds else []
     shown += [trace.last("text")] if "text" in trace.kinds else []
     parts = [heat_table(heat_of(trace, place), f"{trace.labels[place]} → {trace.best(place)}") for place in shown]
-    return f"<div>{''.join(parts)}</div>"
+    return NO_MATH.format("".join(parts))

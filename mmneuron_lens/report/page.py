@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,9 @@ from interventions.files import write_atomically
 from mmneuron_lens.evaluation.findings import Claim
 from mmneuron_lens.report import figures, latex, tables
 from mmneuron_lens.report.claims_table import claims_table, measured
+from mmneuron_lens.report.csv_files import csv
 from mmneuron_lens.report.hover import data_uri
+from mmneuron_lens.report.html_text import joined, visible
 from mmneuron_lens.report.sections import Grid, Picture, Section, Source
 
 INDEX = "index"
@@ -71,7 +74,9 @@ def render(page: Page, pictures: Mapping[str, Drawn] | None = None) -> str:
     - pictures: what `drawn` gave; drawn now if None. One that is not among them is left out.
     """
     images = drawn(page) if pictures is None else pictures
-    return _environment().get_template("page.html.jinja").render(page=page, images=images)
+    alive = any(section.after for section in page.sections)
+    script = Markup("\n").join(_own(name) for name in (("hover.js",) if alive else ()) + ("unfold.js",))
+    return _environment().get_template("page.html.jinja").render(page=page, images=images, script=script)
 
 
 def write(page: Page, folder: str | Path, name: str = INDEX) -> Path:
@@ -86,7 +91,7 @@ def write(page: Page, folder: str | Path, name: str = INDEX) -> Path:
     for section, grid in page.grids:
         caption = f"{section.name}. {grid.caption}" if section.name else grid.caption
         file = tables_folder(index) / grid.name
-        write_atomically(file.with_name(f"{grid.name}.csv"), tables.csv(grid.file))
+        write_atomically(file.with_name(f"{grid.name}.csv"), csv(grid.file))
         write_atomically(
             file.with_name(f"{grid.name}.tex"), latex.latex(grid.frame, caption, grid.decimals, grid.notes)
         )
@@ -94,7 +99,7 @@ def write(page: Page, folder: str | Path, name: str = INDEX) -> Path:
         write_atomically(figures_folder(index) / f"{one}.png", images.light)
     if page.claims:
         frame = claims_table(page.claims)
-        write_atomically(tables_folder(index) / "claims.csv", tables.csv(frame))
+        write_atomically(tables_folder(index) / "claims.csv", csv(frame))
         write_atomically(tables_folder(index) / "claims.tex", latex.latex(frame, "The paper’s claims."))
     write_atomically(index, render(page, pictures))
     return index
@@ -117,10 +122,10 @@ def _beside(page: Path, kind: str) -> Path:
 
 @cache
 def _environment() -> Environment:
-    folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -133,15 +138,25 @@ def _environment() -> Environment:
         "data_uri": data_uri,
         "measured": measured,
         "uri": _uri,
-        "style": Markup((folder / "style.css").read_text(encoding="utf-8")),
-        "hover_script": Markup((folder / "hover.js").read_text(encoding="utf-8")),
+        "digest": _digest,
+        "style": _own("style.css"),
     }
     return environment
 
 
+def _own(name: str) -> Markup:
+    """A style or script that lies beside the template."""
+    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
+def _digest(text: str) -> str:
+    """What the policy of a page calls the style or script that it allows."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
 def _breakable(text: str) -> Markup:
     """The text, which may go on in the next line after a slash: names of models are long."""
-    return Markup("/<wbr>").join(text.split("/"))
+    return joined(text.split("/"), "/<wbr>")
 
 
 def _uri(image: bytes) -> str:

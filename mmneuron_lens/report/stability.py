@@ -8,23 +8,25 @@ from rich.table import Table
 
 from interventions.files import write_atomically
 from mmneuron_lens.artifacts.file_names import file_name
+from mmneuron_lens.echo import plain
 from mmneuron_lens.neurons.stability import Stability
+from mmneuron_lens.report.csv_files import csv
 
 
 def stability_table(found: Stability) -> Table:
     """The rows of `Stability.frame` for a terminal."""
-    table = Table(title=f"{found.model}: overlap of the selections from two parts of the data")
+    table = Table(title=plain(f"{found.model}: overlap of the selections from two parts of the data"))
     for name in ("module", "site", "buckets", "tokens", "Jaccard", "95 % of splits"):
         table.add_column(name, justify="left" if name in ("module", "site") else "right")
     for row in found.frame().iter_rows(named=True):
         spread = f"{row['low']:.3f} to {row['high']:.3f}"
         sizes = (str(row["buckets"]), f"{row['tokens']:,}", f"{row['jaccard']:.3f}")
-        table.add_row(row["module"], row["site"], *sizes, spread)
+        table.add_row(plain(row["module"]), plain(row["site"]), *sizes, spread)
     return table
 
 
 def save_stability(found: Stability, out: str | Path) -> Path:
     """Writes `tables/MODEL.stability.csv` in a run's folder; returns the file."""
     file = Path(out) / "tables" / f"{file_name(found.model)}.stability.csv"
-    write_atomically(file, found.frame().write_csv())
+    write_atomically(file, csv(found.frame()))
     return file

@@ -193,19 +193,18 @@ ROWS = ("model", "module", "site", "kind", "neurons_of", "layer", "reaches_logit
 """Columns that say what a row of a wide table is about."""
 
 
+OFF_IN = "neurons off in"
+"""What a column of modules is called where neurons were switched off."""
+
+
 def wide(frame: pl.DataFrame, value: str, domains: Iterable[str]) -> pl.DataFrame:
     """The frame with a column per domain it has, in this order, holding `value`, as the paper prints its tables."""
     index = [name for name in frame.columns if name in ROWS]
     columns = pl.format("domain {}", pl.col("domain"))
     table = frame.with_columns(columns).pivot("domain", index=index, values=value, maintain_order=True)
     there = set(frame["domain"])
-    names = domain_names((domain for domain in domains if domain in there), index)
+    names = domain_names((domain for domain in domains if domain in there), (*index, OFF_IN))
     return table.select(*index, *(pl.col(f"domain {domain}").alias(name) for domain, name in names.items()))
-
-
-def csv(frame: pl.DataFrame) -> str:
-    """The frame as CSV, floats in full precision."""
-    return frame.write_csv()
 
 
 DECIMALS = {"accuracy": 1, "difference": 1, "low": 1, "high": 1, "null_mean": 1}
@@ -228,6 +227,14 @@ def shown(value: Any, column: str = "", decimals: int | None = None) -> str:
     return text.replace("-", "−")
 
 
+_WORDS = (
+    *("null_mean", "overlap_mean", "overlap_min", "overlap_max", "neurons_of", "reaches_logits", "unreachable_layers"),
+    *(f"{name}{end}" for name in ("log_odds", "held_out", "difference") for end in ("", "_low", "_high")),
+    *("first_share", "second_share"),
+)
+"""Columns whose names are words; an underscore in the name of a domain is its own."""
+
+
 def heading(column: str) -> str:
     """The name of a column as people read it."""
-    return column.replace("_", " ")
+    return column.replace("_", " ") if column in _WORDS else column

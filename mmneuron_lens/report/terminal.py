@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import polars as pl
-from rich.markup import escape
 from rich.table import Table
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
+from mmneuron_lens.echo import plain
+from mmneuron_lens.report.csv_files import read_csv
 from mmneuron_lens.report.page import tables_folder
 from mmneuron_lens.report.tables import domain_name, heading, shown, wide
 from mmneuron_lens.report.unreachable import MARK
@@ -29,8 +30,7 @@ def terminal_tables(page: str | Path) -> Iterator[Table]:
     - page: the path of the page, as `page.write` returns it.
     """
     files = sorted(tables_folder(Path(page)).glob("*.csv"))
-    # A domain may be called 2024, and stays a name.
-    frames = {file.stem: pl.read_csv(file, schema_overrides={"domain": pl.String}) for file in files}
+    frames = {file.stem: read_csv(file) for file in files}
     models = frames["neurons_per_domain"]["model"].unique(maintain_order=True) if "neurons_per_domain" in frames else ()
     for model in models:
         own = {name: frame.filter(pl.col("model") == model) for name, frame in frames.items() if "model" in frame}
@@ -76,11 +76,13 @@ def terminal_table(frame: pl.DataFrame, title: str, footnote: str = "") -> Table
     if "model" in frame.columns and frame["model"].n_unique() == 1:
         title = f"{title}, {frame['model'][0]}"
         frame = frame.drop("model")
-    table = Table(title=title, title_justify="left", caption=footnote or None, caption_justify="left")
+    table = Table(
+        title=plain(title), title_justify="left", caption=plain(footnote) if footnote else None, caption_justify="left"
+    )
     for name, kind in frame.schema.items():
-        table.add_column(escape(heading(name)), justify="right" if kind.is_numeric() else "left")
+        table.add_column(plain(heading(name)), justify="right" if kind.is_numeric() else "left")
     for row in frame.iter_rows(named=True):
-        table.add_row(*(escape(shown(value, name)) for name, value in row.items()))
+        table.add_row(*(plain(shown(value, name)) for name, value in row.items()))
     return table
 
 
@@ -89,7 +91,7 @@ def _accuracies(model: str, ablation: pl.DataFrame, against: pl.DataFrame) -> It
     for module in against["module"].unique(maintain_order=True):
         where = "all modules" if module == ALL else module
         title = f"Accuracy in per cent with neurons off in {where}, {model}"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=plain(title), title_justify="left")
         for name in ("domain", "none off", "own off", "random off", "own − random", "95 % interval", "questions"):
             table.add_column(name, justify="left" if name == "domain" else "right")
         for row in against.filter(pl.col("module") == module).iter_rows(named=True):
@@ -102,5 +104,5 @@ def _accuracies(model: str, ablation: pl.DataFrame, against: pl.DataFrame) -> It
             ]
             cells = [shown(value, decimals=1) for value in (*accuracies, row["difference"])]
             interval = f"{shown(row['low'], 'low')} to {shown(row['high'], 'high')}"
-            table.add_row(escape(domain_name(row["domain"])), *cells, interval, shown(row["questions"]))
+            table.add_row(plain(domain_name(row["domain"])), *cells, interval, shown(row["questions"]))
         yield table

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from mmneuron_lens.echo import echo
 
 jobs_app = typer.Typer(
     help="Jobs on an NDIF server: what runs, what is done, what to take up again.", no_args_is_help=True
@@ -25,9 +28,9 @@ def show(
 
     found = jobs_under(folder)
     if not found:
-        typer.echo(f"No jobs under {folder}.")
+        echo(f"No jobs under {folder}.")
     for jobs in found:
-        typer.echo(str(jobs))
+        echo(jobs)
 
 
 @jobs_app.command()
@@ -52,12 +55,12 @@ def watch(
             except Unreachable as error:
                 status = f"no answer: {error}"
             if said.get(record.name) != status:
-                typer.echo(f"{record.name}  job {record.job}  {status}")
+                echo(f"{record.name}  job {record.job}  {status}")
             said[record.name] = status
         # A job that ended stays in flight until its client has kept the result.
         if once or all(said[record.name].startswith(("COMPLETED", "ERROR")) for record in flying):
             for jobs in jobs_of(run):
-                typer.echo(str(jobs))
+                echo(jobs)
             return
         clock.wait(seconds)
 
@@ -77,21 +80,26 @@ def cancel(run: Run) -> None:
                 if not jobs.done(name) and record.state not in ("cancelled", "failed"):
                     jobs.records.write(record, state="cancelled", job=None)
                     cancelled += 1
-    typer.echo(f"{cancelled} jobs cancelled; results that are there stay.")
+    echo(f"{cancelled} jobs cancelled; results that are there stay.")
 
 
 @jobs_app.command()
-def resume(run: Run) -> None:
+def resume(context: typer.Context, run: Run) -> None:
     """Run again the command that started a run's jobs: what is finished is kept, what is missing is sent."""
     from mmneuron_lens.runs.jobs import jobs_of
+    from mmneuron_lens.runs.resuming import checked_command, closed_environment
 
     found = jobs_of(run)
     for jobs in found:
-        typer.echo(str(jobs))
-    again = next((jobs.records.run for jobs in found if jobs.records.run["again"]), None)
-    if again is None:
-        typer.echo("It was started from Python: run the same call again, and only what is missing is sent.")
+        echo(jobs)
+    started = next((jobs for jobs in found if jobs.records.run["again"]), None)
+    if started is None:
+        echo("It was started from Python: run the same call again, and only what is missing is sent.")
         return
-    command = [sys.executable, "-m", "mmneuron_lens", *again["again"]]
+    root: Any = context.find_root().command
+    words, where = checked_command(started, root.commands)
+    echo(f"In {where}: mmneuron {shlex.join(words)}")
     # Paths in the command are those of the folder it was given in.
-    raise typer.Exit(subprocess.run(command, cwd=again["where"], check=False).returncode)
+    command = [sys.executable, "-m", "mmneuron_lens", *words]
+    done = subprocess.run(command, cwd=where, env=closed_environment(), check=False)
+    raise typer.Exit(done.returncode)

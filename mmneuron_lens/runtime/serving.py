@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -88,7 +88,7 @@ def _is_loaded(deployment: Deployment) -> bool:
     return deployment.get("deployment_level") in ("HOT", "WARM")
 
 
-@cache
+@lru_cache(maxsize=64)
 def _differences(host: Host) -> tuple[tuple[str, str], ...]:
     """What differs between this environment and a host's; asked once a process."""
     packages = _ask(host, "/env").get("packages", {})

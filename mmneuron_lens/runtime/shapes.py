@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from interventions import SITES
 from interventions.errors import InvalidValue, UnknownName
@@ -13,6 +14,9 @@ from mmneuron_lens.runtime.proved import Check
 from mmneuron_lens.wire.types import Act, SitePlan
 
 __all__ = ["ShapeError", "check_plans", "site_shape"]
+
+FAKE_CALLS = 4096
+"""Operations on fake tensors that torch may remember."""
 
 
 def check_plans(
@@ -31,6 +35,9 @@ def check_plans(
             for field in act["fields"].values():
                 _require(field, plan, batch, act)
             _require_weights(act, plan, batch)
+    if len(FakeTensorMode.cache) > FAKE_CALLS:
+        # It remembers what every operation gives on every shape, for as long as the process lives.
+        FakeTensorMode.cache_clear()
     proved: list[str] = []
     tried: dict[str, str] = {}
     for plan in plans:

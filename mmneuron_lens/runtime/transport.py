@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -121,14 +122,19 @@ def _fetch(
 ) -> bytes | None:
     import httpx
 
-    ends = time.monotonic() + seconds
+    from mmneuron_lens.runtime.deadline import end_at
+
+    try:
+        httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        # A job's id, or where its result lies, as the server says.
+        raise RemoteFailed(f"{host.url} names a job or a result by what is no address ({error}); {WHOSE}.") from error
     timeout = httpx.Timeout(CONNECT, read=min(SILENCE, seconds))
     # Packed answers could be many times their size.
     headers = {**headers, "Accept-Encoding": "identity"}
-    with (
-        httpx.Client(timeout=timeout, follow_redirects=False) as client,
-        client.stream("POST" if post else "GET", url, headers=headers, **post) as answer,
-    ):
+    with _in_time(host, seconds), httpx.Client(timeout=timeout, follow_redirects=False) as client, ExitStack() as held:
+        end_at(client, time.monotonic() + seconds)
+        answer = held.enter_context(client.stream("POST" if post else "GET", url, headers=headers, **post))
         if answer.status_code == absent:
             return None
         if answer.is_redirect:
@@ -149,12 +155,25 @@ def _fetch(
                 )
             if size > most:
                 break
-            if time.monotonic() > ends:
-                raise RemoteFailed(f"{host.url} was still answering after {seconds:.0f} seconds; {WHOSE}.")
         content = b"".join(pieces)
         if not answer.is_success:
             raise httpx.HTTPStatusError(_detail(answer.status_code, content), request=answer.request, response=answer)
         return content
+
+
+@contextmanager
+def _in_time(host: Host, seconds: float) -> Iterator[None]:
+    """Turns the end of a server's time, while it still answers, into `RemoteFailed`."""
+    import httpx
+
+    from mmneuron_lens.runtime.deadline import Late
+
+    try:
+        yield
+    except httpx.ReadTimeout as error:
+        if not isinstance(error.__cause__, Late):
+            raise
+        raise RemoteFailed(f"{host.url} was still answering after {seconds:.0f} seconds; {WHOSE}.") from error
 
 
 def _detail(status: int, content: bytes) -> str:

@@ -21,16 +21,36 @@ CHECKED = beartype(conf=BeartypeConf(is_pep484_tower=True))
 DTYPES = {"f": "float", "bf": "bfloat", "i": "int", "u": "uint", "c": "complex"}
 
 
+PLAIN = (bool, int, float, str, type(None))
+"""What a default may be that takes no memory to speak of."""
+
+
 class ShapeError(InvalidType):
     """A function of the graph does not fit the site it acts at."""
 
 
-@functools.lru_cache(maxsize=1024)
 def typed_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its annotations checked at every call; axis names are shared between arguments.
 
     A call that does not fit raises `ShapeError` in one line. Raises `InvalidType` for annotations that mean nothing.
     """
+    # What a function holds, a tensor perhaps, lives no longer for having been checked.
+    return _typed(function) if _holds(function) else _kept(function)
+
+
+def _holds(function: Callable[..., Any]) -> bool:
+    """Whether a function closes over anything, or has a default that may be large."""
+    by_place, by_name = (getattr(function, name, None) for name in ("__defaults__", "__kwdefaults__"))
+    defaults = (*(by_place or ()), *(by_name or {}).values())
+    return bool(getattr(function, "__closure__", None)) or not all(isinstance(one, PLAIN) for one in defaults)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    return _typed(function)
+
+
+def _typed(function: Callable[..., Any]) -> Callable[..., Any]:
     if function.__name__ == "<lambda>":
         # Has no annotations, and a name that a checked signature cannot be written with.
         return function

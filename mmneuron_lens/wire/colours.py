@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy
@@ -20,6 +20,9 @@ BITS, PHOTOMETRIC, SAMPLE_FORMAT, LEAST, GREATEST = 258, 262, 339, 340, 341
 
 CURE = "give 8-bit values, or floats scaled to 0..1"
 
+BAND = 2**20
+"""Pixels that are converted at once."""
+
 CHANNELLED = ("RGBA", "LA", "PA", "RGBa", "La", "P")
 """Modes whose transparency is a channel, or the palette's; that of others is one colour."""
 
@@ -27,25 +30,47 @@ CHANNELLED = ("RGBA", "LA", "PA", "RGBa", "La", "P")
 def to_rgb(image: Image.Image, raw: str = "") -> Image.Image:
     """A loaded image of any mode as RGB, transparency laid on white; itself where there is nothing to do.
 
-    raw: Pillow's name of how the file holds the pixels, where it is known. Raises `ValueError` for values of no known
-    range, or outside it.
+    - raw: Pillow's name of how the file holds the pixels, where it is known.
+
+    Made in bands of `BAND` pixels, so that what lies between takes no memory to speak of. Raises `ValueError` for
+    values of no known range, or outside it.
     """
     keyed, tags = "transparency" in image.info and image.mode not in CHANNELLED, getattr(image, "tag_v2", {})
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = scaled(numpy.asarray(image), *range_of(image, tags))
-        # White is 0: of more than 8 bits Pillow leaves this to us.
-        picture = Image.fromarray(255 - grey if tags.get(PHOTOMETRIC) == 0 else grey).convert("RGB")
-    elif image.mode == "L" and 2 in tags.get(SAMPLE_FORMAT, ()):
+    if image.mode == "RGB" and not keyed:
+        return image
+    if image.mode == "L" and 2 in tags.get(SAMPLE_FORMAT, ()):
         raise ValueError(f"8-bit values with a sign have no known range; {CURE}.")
-    elif image.mode in ("P", "PA") and image.palette is None:
+    if image.mode in ("P", "PA") and image.palette is None:
         raise ValueError("its palette is missing; save it as RGB.")
-    elif image.mode in CHANNELLED and image.has_transparency_data:
-        return on_white(image)
-    else:
-        picture = image.convert("RGB") if keyed or image.mode != "RGB" else image
-    if keyed:
-        picture.paste("white", mask=where(image, image.info["transparency"], raw))
+    boxes = bands(*image.size)
+    numbers = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    greys = scaled(lambda: cropped(image, boxes), *range_of(image, tags)) if numbers else None
+    picture = Image.new("RGB", image.size)
+    for box in boxes:
+        part = image.crop(box)
+        if greys is not None:
+            grey = next(greys)
+            # White is 0: of more than 8 bits Pillow leaves this to us.
+            shown = Image.fromarray(255 - grey if tags.get(PHOTOMETRIC) == 0 else grey).convert("RGB")
+        elif image.mode in CHANNELLED and image.has_transparency_data:
+            shown = on_white(part)
+        else:
+            shown = part.convert("RGB")
+        if keyed:
+            shown.paste("white", mask=where(part, image.info["transparency"], raw))
+        picture.paste(shown, box)
     return picture
+
+
+def bands(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """Boxes of whole rows that cover a picture from top to bottom, of at most `BAND` pixels, or of one row."""
+    rows = max(1, BAND // width)
+    return [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+
+
+def cropped(image: Image.Image, boxes: list[tuple[int, int, int, int]]) -> Iterator[numpy.ndarray]:
+    """The values of a picture, box by box."""
+    return (numpy.asarray(image.crop(box)) for box in boxes)
 
 
 def of_array(image: Any) -> Image.Image:
@@ -66,12 +91,10 @@ def of_array(image: Any) -> Image.Image:
         raise ValueError("some of its values are masked; fill them.")
     if shape[2:] == [1]:
         array = array[:, :, 0]
-    if array.dtype.kind == "b":
-        array = scaled(array, 0, 1)
-    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = scaled(array, 0, 65535)
-    elif array.dtype.kind == "f":
-        array = scaled(array, 0, 1)
+    wide = array.dtype.kind == "u" and array.dtype.itemsize == 2
+    if wide or array.dtype.kind in "bf":
+        rows = [slice(top, bottom) for _, top, _, bottom in bands(array[0].size, len(array))]
+        array = numpy.concatenate(list(scaled(lambda: (array[some] for some in rows), 0, 65535 if wide else 1)))
     elif array.dtype != numpy.uint8:
         raise ValueError(f"values of {array.dtype} have no known range; .astype(numpy.uint8) if they are 0 to 255.")
     return to_rgb(Image.fromarray(array))
@@ -79,7 +102,7 @@ def of_array(image: Any) -> Image.Image:
 
 def range_of(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]:
     """Which values of an image of more than 8 bits are black and white. Raises `ValueError` where nothing tells."""
-    if image.mode.startswith("I;16") and image.format not in ("FITS", "MCIDAS"):
+    if image.mode.startswith("I;16") and image.format != "FITS":
         return 0, 2 ** tags.get(BITS, (16,))[0] - 1
     try:
         low, high = float(numpy.min(tags[LEAST])), float(numpy.max(tags[GREATEST]))
@@ -95,13 +118,15 @@ def range_of(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]
     raise ValueError(f"integers of more than 8 bits (mode {image.mode}) have no known range; {CURE}.")
 
 
-def scaled(values: numpy.ndarray, low: float, high: float) -> numpy.ndarray:
-    """Values from `low` to `high` as uint8 0 to 255, rounded. Raises `ValueError` for one outside."""
-    least, greatest = values.min(), values.max()
+def scaled(parts: Callable[[], Iterable[numpy.ndarray]], low: float, high: float) -> Iterator[numpy.ndarray]:
+    """Values from `low` to `high` as uint8 0 to 255, rounded, part by part. Raises `ValueError` for one outside."""
+    ends = [(part.min(), part.max()) for part in parts()]
+    least, greatest = numpy.min([least for least, _ in ends]), numpy.max([greatest for _, greatest in ends])
     if not low <= least <= greatest <= high:
         raise ValueError(f"values from {least:g} to {greatest:g} lie outside {low:g} to {high:g}; {CURE}.")
-    exact = numpy.float32 if values.dtype.kind in "bu" else numpy.float64
-    return numpy.rint((values.astype(exact) - exact(low)) * exact(255 / (high - low))).astype(numpy.uint8)
+    for part in parts():
+        exact = numpy.float32 if part.dtype.kind in "bu" else numpy.float64
+        yield numpy.rint((part.astype(exact) - exact(low)) * exact(255 / (high - low))).astype(numpy.uint8)
 
 
 def on_white(image: Image.Image) -> Image.Image:

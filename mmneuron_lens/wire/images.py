@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mmneuron_lens.wire.colours import of_array, to_rgb
 from mmneuron_lens.wire.types import Picture
-from mmneuron_lens.wire.videos import refuse_video
+from mmneuron_lens.wire.videos import ENDINGS, refuse_video, said_of_a_video
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,6 +29,28 @@ TURNS = {
 
 ORIENTATION, WIDTH, LENGTH = 274, 256, 257
 """Tags of EXIF and TIFF."""
+
+FORMATS = (
+    "PNG", "JPEG", "TIFF", "WEBP", "AVIF", "GIF", "BMP", "JPEG2000", "PPM", "TGA", "QOI", "DIB", "DDS", "BLP", "ICO",
+    "ICNS", "IM", "MSP", "PCX", "PSD", "SGI", "SPIDER", "SUN", "XBM", "FITS",
+)  # fmt: skip
+"""Those that Pillow reads with its own code, in memory that the header bounds; MPO and APNG are read as JPEG and PNG.
+EPS and WMF would run other programs, and the rest are no pictures of a corpus."""
+
+BYTES = 2**29
+"""What a file of a picture holds at most: 89 million pixels of three 16-bit channels."""
+
+NOTED = 2**20
+"""Bytes of one piece of a PNG's metadata in which an orientation is looked for, at most."""
+
+SLOW = 2**24
+"""Pixels that a picture may have where Pillow decodes one after the other in Python, at about a microsecond each."""
+
+SHOWN = 200
+"""Characters of an error of Pillow's that a message quotes."""
+
+SCANS = 100
+"""Scans of a JPEG, at most. A progressive one has about ten; each is a pass over all its pixels."""
 
 
 def decode(image: Picture) -> Image.Image:
@@ -45,16 +67,18 @@ def decode(image: Picture) -> Image.Image:
     - Of several frames or pages the first is taken; of a PIL image, the one it stands at.
     - Colour profiles are not applied.
 
-    Raises `ValueError`, in one line that names the file, for what cannot be read or has no known range, and for more
-    than `PIL.Image.MAX_IMAGE_PIXELS` pixels, before one of them is decoded.
+    Raises `ValueError`, in one line that names the file, for what cannot be read or has no known range, for a format
+    that is none of `FORMATS`, for more than `BYTES`, and for more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (`SLOW`
+    where Pillow decodes in Python), before one of them is decoded.
     """
     if isinstance(image, (str, os.PathLike)):
-        with opened(image) as file:
-            return decode_bytes(file.read(), os.fspath(image))
+        return decode_bytes(file_bytes(image), os.fspath(image))
     if isinstance(image, (bytes, bytearray, memoryview)):
         return decode_bytes(bytes(image), f"{len(image)} bytes")
     if isinstance(image, Image.Image):
         name = f"PIL image of mode {image.mode}"
+        if getattr(image, "tile", ()) and image.format not in (None, "MPO", *FORMATS):
+            raise unreadable(UnidentifiedImageError(), name)
         check_size(image.size, name)
         raw = loaded(image, name)
         return rgb(image, raw, turn_of(image), name)
@@ -78,15 +102,23 @@ def size(path: str | os.PathLike[str]) -> tuple[int, int]:
             return header(file, os.fspath(path))[2]
         except ValueError:
             # Pillow may search a short file from before its start, which raises here and does nothing in memory.
-            file.seek(0)
-            return header(io.BytesIO(file.read()), os.fspath(path))[2]
+            return header(io.BytesIO(file_bytes(path)), os.fspath(path))[2]
 
 
 def file_bytes(image: Picture) -> bytes:
-    """The bytes of an image file: those of the file itself, or of a lossless one of the picture that `decode` makes."""
+    """The bytes of an image file: those of the file itself, or of a lossless one of the picture that `decode` makes.
+
+    Raises `ValueError` for a file of more than `BYTES`.
+    """
     if isinstance(image, (str, os.PathLike)):
+        name = os.fspath(image)
         with opened(image) as file:
-            return file.read()
+            whole = os.fstat(file.fileno()).st_size <= BYTES
+            # What is no plain file has no size.
+            content = by_pillow(lambda: file.read(BYTES + 1), name) if whole else b""
+        if not whole or len(content) > BYTES:
+            raise ValueError(f"{name}: more than {BYTES} bytes; make the picture smaller.")
+        return content
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     buffer = io.BytesIO()
@@ -97,6 +129,8 @@ def file_bytes(image: Picture) -> bytes:
 def decode_bytes(data: bytes, name: str) -> Image.Image:
     """`decode` of a file's bytes; `name` is what errors call it."""
     image, turn, shown = header(io.BytesIO(data), name)
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > SCANS:
+        raise ValueError(f"{name}: a JPEG of more than {SCANS} scans, each over all its pixels; save it anew.")
     raw = loaded(image, name)
     # Pillow turns a TIFF while it loads it.
     picture = rgb(image, raw, None if image.format == "TIFF" else turn, name)
@@ -114,6 +148,8 @@ def rgb(image: Image.Image, raw: str, turn: Any, name: str) -> Image.Image:
         picture = to_rgb(image, raw)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    except Exception as error:
+        raise unreadable(error, name) from error
     if turn is not None:
         picture = picture.transpose(turn)
     if picture is not image:
@@ -124,15 +160,24 @@ def rgb(image: Image.Image, raw: str, turn: Any, name: str) -> Image.Image:
 def header(file: BinaryIO, name: str) -> tuple[Image.Image, Any, tuple[int, int]]:
     """An image of which no pixel is decoded, the turn that it asks for, and its width and height when it is turned."""
     refuse_video(file, name)
-    image = by_pillow(lambda: Image.open(file), name)
-    check_size(image.size, name)
-    size, tags = image.size, getattr(image, "tag_v2", None)
-    if tags is not None:
-        # Pillow turns some of the sizes of a TIFF, too.
-        size = tags[WIDTH], tags[LENGTH]
+    image = by_pillow(lambda: Image.open(file, formats=formats()), name)
+    # Pillow turns some of the sizes of a TIFF, too.
+    tags = getattr(image, "tag_v2", None)
+    size = image.size if tags is None else by_pillow(lambda: (int(tags[WIDTH]), int(tags[LENGTH])), name)
+    decoders = {tile[0] for tile in getattr(image, "tile", ())}
+    if "fits_gzip" in decoders:
+        raise ValueError(f"{name}: a packed FITS, which may hold any number of bytes; save it as PNG.")
+    slow = not decoders.isdisjoint(Image.DECODERS)
+    check_size(image.size, name, SLOW if slow else None)
     turn = turn_of(image, file)
     sideways = turn is not None and turn not in (TURNS[2], TURNS[3], TURNS[4])
     return image, turn, (size[1], size[0]) if sideways else size
+
+
+def formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow has."""
+    Image.init()
+    return [one for one in FORMATS if one in Image.OPEN]
 
 
 def turn_of(image: Image.Image, file: BinaryIO | None = None) -> Any:
@@ -151,8 +196,9 @@ def turn_of(image: Image.Image, file: BinaryIO | None = None) -> Any:
 
 def loaded(image: Any, name: str) -> str:
     """Decodes an image, and says how its file holds the pixels, in Pillow's words; nothing where that is not known."""
-    tiles = getattr(image, "tile", ())
-    if tiles and image.format == "TIFF" and max(tile[1][3] for tile in tiles) < image.tag_v2[LENGTH]:
+    # Empty once they are decoded.
+    tiles = list(getattr(image, "tile", ()))
+    if tiles and image.format == "TIFF" and by_pillow(lambda: tiles_end(tiles) < image.tag_v2[LENGTH], name):
         # Pillow would leave the rest black.
         raise ValueError(f"{name}: not an image that can be read (pixels are missing at its end).")
     by_pillow(image.load, name)
@@ -161,13 +207,18 @@ def loaded(image: Any, name: str) -> str:
     return raw if isinstance(raw, str) else ""
 
 
+def tiles_end(tiles: list[Any]) -> int:
+    """The row behind the last that is held."""
+    return max(tile[1][3] for tile in tiles)
+
+
 def without_pixels(file: BinaryIO) -> BinaryIO:
     """A PNG without the chunks of its pixels, behind which its EXIF may stand."""
     file.seek(0)
     kept = [file.read(8)]
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", start)
-        if kind in (b"IDAT", b"fdAT"):
+        if kind in (b"IDAT", b"fdAT") or length > NOTED:
             file.seek(length + 4, os.SEEK_CUR)
         else:
             kept += [start, file.read(length + 4)]
@@ -184,13 +235,16 @@ def opened(path: str | os.PathLike[str]) -> BinaryIO:
         raise ValueError(f"{os.fspath(path)}: not an image that can be read ({error.strerror}).") from error
 
 
-def check_size(size: tuple[int, int], name: str) -> None:
-    """Raises `ValueError` for a picture of no pixel, or of more than `PIL.Image.MAX_IMAGE_PIXELS`."""
+def check_size(size: tuple[int, int], name: str, slow: int | None = None) -> None:
+    """Raises `ValueError` for a picture of no pixel, of more than `PIL.Image.MAX_IMAGE_PIXELS`, or more than `slow`."""
     limit = Image.MAX_IMAGE_PIXELS
     if 0 in size:
         raise ValueError(f"{name}: {size[0]}x{size[1]} pixels; give a picture of 1 or more each way.")
     if limit is not None and size[0] * size[1] > limit:
         raise ValueError(f"{name}: {size[0]}x{size[1]} pixels {too_many(limit)}")
+    if slow is not None and size[0] * size[1] > slow:
+        says = f"more than {slow}, in a form that is decoded one pixel at a time; save it as PNG."
+        raise ValueError(f"{name}: {size[0]}x{size[1]} pixels are {says}")
 
 
 def too_many(limit: int | None) -> str:
@@ -205,11 +259,17 @@ def by_pillow(step: Callable[[], Any], name: str) -> Any:
             # Pillow warns above the limit and raises above its double.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return step()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: its pixels {too_many(Image.MAX_IMAGE_PIXELS)}") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name}: not an image that can be read (of no known format).") from error
     except Exception as error:
         # Pillow raises whatever a damaged file leads it to; `step` is none of our code.
-        says = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{name}: not an image that can be read ({says}).") from error
+        raise unreadable(error, name) from error
+
+
+def unreadable(error: Exception, name: str) -> ValueError:
+    """What is raised in place of an error of Pillow's."""
+    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+        return ValueError(f"{name}: its pixels {too_many(Image.MAX_IMAGE_PIXELS)}")
+    if isinstance(error, UnidentifiedImageError):
+        known = f"{name}: not an image that can be read (of no known format)."
+        return ValueError(said_of_a_video(name) if name.lower().endswith(ENDINGS) else known)
+    says = " ".join(str(error).split())[:SHOWN] or type(error).__name__
+    return ValueError(f"{name}: not an image that can be read ({says}).")
