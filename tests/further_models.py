@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import transformers
-from newer_parts import GRID, PIXTRAL, clip, processor_of, siglip, text_config
+from newer_parts import GRID, PIXTRAL, built, clip, processor_of, siglip, text_config
 from tiny_models import tokenizer
 
 
