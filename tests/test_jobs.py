@@ -19,7 +19,7 @@ from fake_ndif import FakeNdif, served_model
 from typer.testing import CliRunner
 
 from interventions import Graph, batch_field, count_active, keep, reads
-from interventions.errors import InvalidValue
+from interventions.errors import FileMissing, InvalidValue
 from mmneuron_lens import Counts, Lens, Sample
 from mmneuron_lens.batching.gather import WHOLE, Held, Memory, Piece
 from mmneuron_lens.batching.remote import chunks_of
@@ -223,7 +223,7 @@ def test_a_job_that_raises_is_not_sent_again_and_shows_the_users_message(served,
         returned(client, Graph((fails_there,)), [batch], server, tmp_path)
     assert len(server.submitted) == 1
     assert "\n" not in str(caught.value)
-    assert records_in(tmp_path).run["jobs"] == ["one"]
+    assert records_in(tmp_path).run.jobs == ("one",)
     assert records_in(tmp_path).record("one").state == "failed"
 
 
@@ -408,7 +408,7 @@ def test_the_key_of_a_server_is_nowhere_on_disk(served, tmp_path, monkeypatch):
 
 
 def test_a_piece_survives_the_disk(tmp_path):
-    tensors = {"active/llm.mlp.act": torch.arange(6).reshape(2, 3), "tokens/llm.mlp.act": torch.ones(2)}
+    tensors = {"active/llm.mlp.act": torch.arange(6).reshape(2, 1, 3), "tokens/llm.mlp.act": torch.tensor([5])}
     piece = Piece(7, tensors, ("a", "b"), ("c",), {"kinds": {"llm.mlp.act": ["image"]}, "steps": 9}, tokens=5)
     KeptPiece(Held(3, 5, piece), "2/4").save(tmp_path / "one.safetensors", {"of": "this"})
     found, key = KeptPiece.load_with_key(tmp_path / "one.safetensors")
@@ -439,7 +439,7 @@ def test_the_command_lists_watches_cancels_and_resumes(served, tmp_path, monkeyp
         resumed = command("resume", run).output
         assert f"2 submitted, {jobs - 2} waiting" in resumed
         assert "run the same call again, and only what is missing is sent" in resumed
-        assert records_in(tmp_path).run["again"] == []
+        assert records_in(tmp_path).run.again == ()
         # One result arrives; the others are cancelled, which a later call takes as a fresh start.
         server.errors = []
         server.rounds = 10**9
@@ -465,14 +465,26 @@ def test_resume_runs_the_command_where_it_was_given(served, tmp_path, monkeypatc
     (tmp_path / "given").mkdir()
     monkeypatch.chdir(tmp_path / "given")
     ran = []
-    monkeypatch.setattr(subprocess, "run", lambda words, **more: ran.append((words, more)) or _Done(3))
+
+    class Replaced(Exception):
+        """In place of a process that is another program from then on."""
+
+    def execute(program, words):
+        ran.append((program, words, os.getcwd()))
+        raise Replaced
+
+    monkeypatch.setattr(os, "execv", execute)
     with FakeNdif(served.model, rounds=10**9) as server, pytest.raises(JobsUnfinished):
         count(served, server, Path("run"), Limits(in_flight=2, seconds=15.0, poll_seconds=10.0), again=("count", "..."))
     monkeypatch.chdir(tmp_path)
-    assert command("resume", "given/run").exit_code == 3
+    assert isinstance(command("resume", "given/run").exception, Replaced)
     words = [sys.executable, "-m", "mmneuron_lens", "count", "..."]
-    assert ran == [(words, {"cwd": str(tmp_path / "given"), "check": False})]
-
-
-class _Done(NamedTuple):
-    returncode: int
+    assert ran == [(sys.executable, words, str(tmp_path / "given"))]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given").rename(tmp_path / "moved")
+    gone = command("resume", "moved/run").exception
+    assert isinstance(gone, FileMissing)
+    said = (
+        f"{tmp_path / 'given'}: cannot be entered (No such file or directory); run `mmneuron count ...` where its files"
+    )
+    assert str(gone).startswith(said)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interventions.errors import InvalidValue, UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.fitting import refuse_unless
 from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.artifacts.table_html import table_html
 
@@ -127,6 +128,10 @@ class Counts(Artifact):
         """M and N of eq. 4 over all buckets and the named kinds (all of them if None, as the paper does)."""
         active, tokens = self.per_bucket(site, kinds)
         return active.sum(0), int(tokens.sum())
+
+    def check(self) -> None:
+        refuse_unless(self.samples >= 0, "samples", f"is {self.samples}, and cannot be below 0")
+        refuse_unless(bool(self.active), "kinds", "names no site")
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # Counts that all fit are int32 on disk; nothing is lost.

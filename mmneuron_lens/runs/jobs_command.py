@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,13 +22,18 @@ def show(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or one that holds several.")] = Path("runs"),
 ) -> None:
     """List what is being made on a server: how many jobs are done, in flight, waiting, failed or cancelled."""
+    from mmneuron_lens.artifacts.format import ArtifactError
     from mmneuron_lens.runs.jobs import jobs_under
 
     found = jobs_under(folder)
     if not found:
         typer.echo(f"No jobs under {folder}.")
     for jobs in found:
-        typer.echo(str(jobs))
+        try:
+            typer.echo(str(jobs))
+        except ArtifactError as error:
+            # The others are listed all the same.
+            typer.echo(str(error))
 
 
 @jobs_app.command()
@@ -72,7 +78,7 @@ def cancel(run: Run) -> None:
     cancelled = 0
     for jobs in jobs_of(run):
         with Store(jobs.run).writing(Key(f"{jobs.name}.safetensors", {})):
-            for name in jobs.records.run["jobs"]:
+            for name in jobs.records.run.jobs:
                 record = jobs.records.record(name)
                 if not jobs.done(name) and record.state not in ("cancelled", "failed"):
                     jobs.records.write(record, state="cancelled", job=None)
@@ -83,15 +89,23 @@ def cancel(run: Run) -> None:
 @jobs_app.command()
 def resume(run: Run) -> None:
     """Run again the command that started a run's jobs: what is finished is kept, what is missing is sent."""
+    from interventions.errors import FileMissing
     from mmneuron_lens.runs.jobs import jobs_of
 
     found = jobs_of(run)
     for jobs in found:
         typer.echo(str(jobs))
-    again = next((jobs.records.run for jobs in found if jobs.records.run["again"]), None)
+    again = next((jobs.records.run for jobs in found if jobs.records.run.again), None)
     if again is None:
         typer.echo("It was started from Python: run the same call again, and only what is missing is sent.")
         return
-    command = [sys.executable, "-m", "mmneuron_lens", *again["again"]]
+    command = [sys.executable, "-m", "mmneuron_lens", *again.again]
     # Paths in the command are those of the folder it was given in.
-    raise typer.Exit(subprocess.run(command, cwd=again["where"], check=False).returncode)
+    try:
+        os.chdir(again.where)
+    except OSError as error:
+        step = f"run `mmneuron {shlex.join(again.again)}` where its files are"
+        raise FileMissing(f"{again.where}: cannot be entered ({error.strerror}); {step}.") from None
+    sys.stdout.flush()
+    # In this process: a child would go on when this one is killed.
+    os.execv(sys.executable, command)

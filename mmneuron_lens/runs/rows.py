@@ -20,7 +20,7 @@ class KeptRows:
     """
 
     def __init__(self, pieces: Pieces) -> None:
-        self.folder, self.say = pieces.folder, pieces.say
+        self.pieces, self.folder = pieces, pieces.folder
         self._known: dict[str, Answer] = {}
         files = sorted(self.folder.glob("*.jsonl"))
         for file in [*([pieces.value] if pieces.value.is_file() else []), *files]:
@@ -29,14 +29,14 @@ class KeptRows:
             except ArtifactError as error:
                 if file == pieces.value:
                     raise
-                file.replace(file.with_suffix(".damaged"))
-                self.say(f"{error} It was moved aside, and its answers are given again.")
+                pieces.aside(file, error)
 
     def get(self, digest: str) -> Answer | None:
         return self._known.get(digest)
 
     def add(self, answers: Sequence[Answer]) -> None:
         """Keeps these answers, on disk before it returns."""
+        self.pieces.still()
         self._known |= {one.digest: one for one in answers}
         name = hashlib.sha256("".join(one.digest for one in answers).encode()).hexdigest()[:24]
         Answers(tuple(answers)).save(self.folder / f"{name}.jsonl")
