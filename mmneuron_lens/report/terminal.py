@@ -9,6 +9,7 @@ import polars as pl
 from rich.markup import escape
 from rich.table import Table
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
 from mmneuron_lens.report.page import tables_folder
 from mmneuron_lens.report.tables import domain_name, heading, shown, wide
@@ -28,9 +29,8 @@ def terminal_tables(page: str | Path) -> Iterator[Table]:
 
     - page: the path of the page, as `page.write` returns it.
     """
-    files = sorted(tables_folder(Path(page)).glob("*.csv"))
-    # A domain may be called 2024, and stays a name.
-    frames = {file.stem: pl.read_csv(file, schema_overrides={"domain": pl.String}) for file in files}
+    files = [tables_folder(Path(page)) / f"{name}.csv" for name in (*TITLES, "ablation", "ablation_against_random")]
+    frames = {file.stem: _table(file) for file in files if file.is_file()}
     models = frames["neurons_per_domain"]["model"].unique(maintain_order=True) if "neurons_per_domain" in frames else ()
     for model in models:
         own = {name: frame.filter(pl.col("model") == model) for name, frame in frames.items() if "model" in frame}
@@ -48,6 +48,15 @@ def terminal_tables(page: str | Path) -> Iterator[Table]:
                 yield terminal_table(frame, title, _footnote(unreachable))
         if "ablation" in own and "ablation_against_random" in own:
             yield from _accuracies(model, own["ablation"], own["ablation_against_random"])
+
+
+def _table(file: Path) -> pl.DataFrame:
+    try:
+        # A domain may be called 2024, and stays a name.
+        return pl.read_csv(file, schema_overrides={"domain": pl.String})
+    except (pl.exceptions.PolarsError, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InvalidValue(f"{file}: no table ({said}); make it again with the command that wrote it.") from None
 
 
 def unreachable_modules(frame: pl.DataFrame) -> dict[str, int]:

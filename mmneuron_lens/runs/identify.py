@@ -20,7 +20,7 @@ from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
 from mmneuron_lens.neurons.effects import effect_sizes
 from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.neurons.silent import silent_neurons
-from mmneuron_lens.runs.folder import counts_files, key_of
+from mmneuron_lens.runs.folder import counted, key_of
 from mmneuron_lens.runs.keys import StoreConflict
 from mmneuron_lens.runs.store import Store, StoreBusy
 
@@ -131,8 +131,8 @@ def select_stage(
     - kinds: only these kinds of token, at each site that has any of them.
     """
     found: list[Identified] = []
-    for files in counts_files(run):
-        counts = [Counts.load(file) for file in files]
+    for files in counted(run):
+        counts = list(files.values())
         if model is None or counts[0].model == model:
             found.append(
                 find(
@@ -144,7 +144,7 @@ def select_stage(
                     seed=seed,
                     store=store,
                     progress=progress,
-                    cited={one.domain: content_hash(file) for one, file in zip(counts, files, strict=True)},
+                    cited={one.domain: content_hash(file) for file, one in files.items()},
                 )
             )
     return found

@@ -15,6 +15,7 @@ from torch import Tensor
 from interventions.errors import FileMissing, InvalidValue, StorageFailed
 from interventions.files import storage_errors
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.counts import BUCKETS
 from mmneuron_lens.artifacts.fitting import refuse_types, refuse_unless
 from mmneuron_lens.artifacts.format import ArtifactError
 from mmneuron_lens.batching.batches import Step
@@ -51,6 +52,9 @@ class KeptPiece(Artifact):
                 continue
             # [layer, kind, neuron] and [kind], of one bucket.
             tokens = piece.tensors[f"tokens/{site}"]
+            refuse_unless(0 <= piece.group < BUCKETS, "group", f"is {piece.group}, of {BUCKETS}")
+            refuse_unless(self.held.last <= piece.facts["steps"], "last", f"is {self.held.last}, beyond the steps")
+            refuse_unless(len(piece.facts["kinds"][site]) == len(tokens), f"tokens/{site}", "is not of the kinds")
             whole = not active.is_floating_point() and active.ndim == 3 and tokens.shape == active.shape[1:2]
             refuse_unless(whole, name, f"is {active.dtype} {list(active.shape)}, of tokens {list(tokens.shape)}")
             fits = bool(((active >= 0) & (active <= tokens[None, :, None])).all())
@@ -148,7 +152,7 @@ class Pieces:
 
     def _alike(self, found: list[KeptPiece]) -> list[KeptPiece]:
         """Without pieces whose tensors have other names, types or sizes than most; they cannot be folded."""
-        forms = [_form(one) for one in found]
+        forms = [form_of(one) for one in found]
         usual = max((form for form in forms if form), key=forms.count, default=())
         for one, form in zip(found, forms, strict=True):
             if form and form != usual:
@@ -185,7 +189,7 @@ class Pieces:
             self.folder.rmdir()
 
 
-def _form(kept: KeptPiece) -> tuple[Any, ...]:
+def form_of(kept: KeptPiece) -> tuple[Any, ...]:
     """Names, types and sizes of a piece's tensors, the last axis apart: along it pieces may be joined."""
     counts = any(name.startswith("active/") for name in kept.held.piece.tensors)
     tensors = sorted(kept.held.piece.tensors.items())
