@@ -65,7 +65,6 @@ def test_workers_of_a_killed_count_are_gone(tmp_path: Path) -> None:
 def loading(corpus: Path, told: Any, stuck: bool) -> None:
     """Decodes with workers; `stuck`: in which an image never ends."""
 
-
     def waiting(*_: Any) -> None:
         told.send("begun")
         signal.pause()
