@@ -9,6 +9,7 @@ from typing import Any, cast, get_type_hints
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
+from typing_extensions import is_typeddict
 
 from interventions.errors import InvalidValue
 
@@ -56,5 +57,5 @@ def refuse_range(field: str, tensor: Tensor, low: float, high: float | Tensor | 
 def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
     config = ConfigDict(arbitrary_types_allowed=True)
     hints = get_type_hints(kind)
-    names = [one.name for one in fields(cast(Any, kind)) if not is_dataclass(hints[one.name])]
-    return {name: TypeAdapter(hints[name], config=config) for name in names}
+    own = {one.name: hints[one.name] for one in fields(cast(Any, kind)) if not is_dataclass(hints[one.name])}
+    return {name: TypeAdapter(hint, config=None if is_typeddict(hint) else config) for name, hint in own.items()}
