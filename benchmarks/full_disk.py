@@ -5,8 +5,8 @@
 The work is that of `kills.py`: `mmneuron count`, then `select`, then `ablate`, on an embedded model. In a process of
 its own, the n-th of the calls that reach the disk (making a folder, opening a file to write it, writing, flushing,
 renaming) fails, and all that follow: the disk stays full. The process must end with exit code 1 and one line that names
-a file of the run, and leave no part of a file. Then the same work on a disk with room must give, file by file, the bytes
-of an undisturbed run. Where this may mount (`unshare -rm`), a disk is a tmpfs of a few sizes, too. Writes
+a file of the run, and leave no part of a file. Then the same work on a disk with room must give, file by file, the
+bytes of an undisturbed run. Where this may mount (`unshare -rm`), a disk is a tmpfs of a few sizes, too. Writes
 benchmarks/full-disk-DATE.log; exit code 1 if any run differs or fails.
 """
 

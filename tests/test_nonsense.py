@@ -91,7 +91,7 @@ def test_what_would_be_broadcast_or_counted_wrong_is_refused(tmp_path: Path) -> 
         ({"seen": [1]}, "seen.0 is 1"),
         ({"facts": {}}, "has no 'steps'"),
         ({f"active/{SITE}": torch.full((1, 2, 2), 9)}, "above the number of tokens"),
-        ({f"tokens/{SITE}": torch.tensor([3])}, "of tokens [1]"),
+        ({f"tokens/{SITE}": torch.tensor([3])}, f"tokens/{SITE} is not of the kinds"),
     ],
 )
 def test_batches_done_and_counts_that_cannot_be(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

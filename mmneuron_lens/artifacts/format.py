@@ -206,7 +206,10 @@ def check_document(path: Path, document: Any, kind: str) -> None:
     if not isinstance(document, dict):
         raise ArtifactError(f"{path}: its document is {document!r:.80}, not an object; check the path.")
     if document.get("kind") != kind:
-        raise ArtifactError(f"{path}: kind is {document.get('kind')!r}, not {kind!r}; give a file of kind {kind!r}.")
+        raise ArtifactError(
+            f"{path}: kind is {document.get('kind')!r:.80}, not {kind!r}; give a file of kind {kind!r}, and move this one "
+            "to where it belongs."
+        )
     found = document.get("version")
     if found != VERSION:
         upgrade = isinstance(found, int) and found > VERSION
