@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from mmneuron_lens.artifacts.artifact import KEY
 from mmneuron_lens.artifacts.fitting import refuse_types, refuse_unless
@@ -110,12 +110,12 @@ class Answers(Sequence[Answer]):
 
 def _tupled(row: dict[str, Any], name: str) -> Any:
     found = row.get(name, [])
-    return tuple(found) if isinstance(found, list) else found
+    return tuple(cast("list[Any]", found)) if isinstance(found, list) else found
 
 
 def _refuse_row(number: int, answer: Answer) -> None:
     """Raises `InvalidValue` for an answer with a field that is no text."""
     for name, value in vars(answer).items():
-        texts = value if name in ("answers", "options") and isinstance(value, tuple) else (value,)
+        texts: tuple[Any, ...] = value if name in ("answers", "options") and isinstance(value, tuple) else (value,)
         fits = all(isinstance(text, str) for text in texts)
         refuse_unless(fits, f"row {number}, {name}", f"is {value!r:.60}, no text")

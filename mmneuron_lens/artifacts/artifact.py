@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor
 
@@ -69,7 +69,7 @@ class Artifact(ABC):
     def load_with_key(cls, path: str | Path) -> tuple[Self, dict[str, Any] | None]:
         """The artifact and the key that it was saved with, if any."""
         tensors, metadata = read_artifact(path, cls.kind)
-        key = metadata.pop(KEY, None)
+        key: Any = metadata.pop(KEY, None)
         with unpacking(path, cls.kind):
             refuse_unless(key is None or isinstance(key, dict), KEY, f"is {key!r:.60}, not an object")
             made = cls.unpacked(dict(tensors), metadata)
@@ -79,7 +79,7 @@ class Artifact(ABC):
                 certain = tensor.is_floating_point() and not name.startswith(cls.undefined)
                 refuse_unless(not certain or bool(tensor.isfinite().all()), name, "has infinite values or NaN")
             made.check()
-        return made, key
+        return made, cast("dict[str, Any] | None", key)
 
 
 def _refuse_other_tensors(own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:

@@ -207,8 +207,8 @@ def check_document(path: Path, document: Any, kind: str) -> None:
         raise ArtifactError(f"{path}: its document is {document!r:.80}, not an object; check the path.")
     if document.get("kind") != kind:
         raise ArtifactError(
-            f"{path}: kind is {document.get('kind')!r:.80}, not {kind!r}; give a file of kind {kind!r}, and move this one "
-            "to where it belongs."
+            f"{path}: kind is {document.get('kind')!r:.80}, not {kind!r}; move this one to where it belongs, or give a "
+            f"file of kind {kind!r}."
         )
     found = document.get("version")
     if found != VERSION:

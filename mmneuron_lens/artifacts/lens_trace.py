@@ -105,7 +105,7 @@ class LensTrace(Artifact):
         refuse_tensor("boxes", self.boxes, torch.float32, positions, 5)
         refuse_range("probabilities", self.probabilities, 0, 1 + ROUNDING)
         refuse_range("entropy", self.entropy, -ROUNDING)
-        unnamed = {str(token) for token in _lists(self.tokens.unique())} - self.words.keys()
+        unnamed = {str(token) for token in _lists(self.tokens.flatten())} - self.words.keys()
         refuse_unless(not unnamed, "words", f"has none for token {min(unnamed, default='')}")
         for number, picture in enumerate(self.pictures):
             refuse_tensor(f"picture/{number}", picture, torch.uint8, "height", "width", 3)
