@@ -63,7 +63,7 @@ def edited(made: Any, path: Path, **changes: Any) -> Any:
 def test_what_would_be_broadcast_or_counted_wrong_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a"
     active = counts().active[SITE].int()
-    assert f"active/{SITE} is torch.float32" in edited(counts(), path, **{f"active/{SITE}": active.float()})
+    assert "counts are torch.float32" in edited(counts(), path, **{f"active/{SITE}": active.float()})
     assert "above the number of tokens" in edited(counts(), path, **{f"active/{SITE}": active + 8})
     assert "expected [bucket 16" in edited(counts(), path, **{f"active/{SITE}": active[:1]})
     assert "is torch.int32 [3], not absent" in edited(counts(), path, **{"other/x": torch.ones(3).int()})

@@ -145,7 +145,7 @@ class Counts(Artifact):
         return cls(
             model=metadata["model"],
             domain=metadata["domain"],
-            active={site: tensors[f"active/{site}"].long() for site in metadata["kinds"]},
+            active={site: _large(tensors[f"active/{site}"]) for site in metadata["kinds"]},
             tokens={site: tensors[f"tokens/{site}"] for site in metadata["kinds"]},
             kinds={site: tuple(kinds) for site, kinds in metadata["kinds"].items()},
             samples=metadata["samples"],
@@ -194,6 +194,11 @@ def _refuse_difference(first: Counts, other: Counts, action: str) -> None:
             differences.append(f"provenance {name} is {values[0]!r} and {values[1]!r}")
     if differences:
         raise InvalidValue(f"cannot {action} counts: {'; '.join(differences)}; count both in the same way.")
+
+
+def _large(counts: Tensor) -> Tensor:
+    """As `_small` was given them; other types stay, and are refused."""
+    return counts.long() if counts.dtype == torch.int32 else counts
 
 
 def _small(counts: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from interventions.errors import FileMissing, InvalidValue, StorageFailed
 from interventions.files import storage_errors
 from mmneuron_lens.artifacts.artifact import Artifact
 from mmneuron_lens.artifacts.counts import BUCKETS
-from mmneuron_lens.artifacts.fitting import refuse_types, refuse_unless
+from mmneuron_lens.artifacts.fitting import refuse_tensor, refuse_types, refuse_unless
 from mmneuron_lens.artifacts.format import ArtifactError
 from mmneuron_lens.batching.batches import Step
 from mmneuron_lens.batching.gather import Held, Piece, refuse_unfit
@@ -55,8 +56,8 @@ class KeptPiece(Artifact):
             refuse_unless(0 <= piece.group < BUCKETS, "group", f"is {piece.group}, of {BUCKETS}")
             refuse_unless(self.held.last <= piece.facts["steps"], "last", f"is {self.held.last}, beyond the steps")
             refuse_unless(len(piece.facts["kinds"][site]) == len(tokens), f"tokens/{site}", "is not of the kinds")
-            whole = not active.is_floating_point() and active.ndim == 3 and tokens.shape == active.shape[1:2]
-            refuse_unless(whole, name, f"is {active.dtype} {list(active.shape)}, of tokens {list(tokens.shape)}")
+            refuse_tensor(f"tokens/{site}", tokens, torch.int64, "kind")
+            refuse_tensor(name, active, torch.int64, "layer", len(tokens), "neuron")
             fits = bool(((active >= 0) & (active <= tokens[None, :, None])).all())
             refuse_unless(fits, name, "has a count below 0 or above the number of tokens")
 
