@@ -21,6 +21,7 @@ from mmneuron_lens.report.page import Page, write
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.folder import file_of
 from mmneuron_lens.runs.identify import select_stage
+from mmneuron_lens.runs.problems import say_problems
 from mmneuron_lens.runs.store import Store
 
 
@@ -138,3 +139,15 @@ def test_damaged_controls_are_an_error_and_not_controls_that_were_not_run(lens: 
     file.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"halves_overlap\.safetensors: is damaged"):
         select_stage(out, Store(out), **rule)
+
+
+def test_what_a_kill_left_of_the_problems_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".problems.txt.0123456789abcdef.partial"
+    left.write_text("half")
+    folder = write_corpus(tmp_path / "corpus", images=1)
+    with open(folder / "questions.jsonl", "a") as rows:
+        rows.write("no row")
+    problems = load_corpus(folder).problems
+    say_problems(problems, tmp_path, lambda said: None)
+    assert (tmp_path / "problems.txt").read_text() == f"{problems}\n"
+    assert not left.exists()

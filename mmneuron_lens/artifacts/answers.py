@@ -117,6 +117,6 @@ def _refuse_row(number: int, answer: Answer) -> None:
     """Raises `InvalidValue` for an answer with a field that is no text."""
     for name, value in vars(answer).items():
         several = name in ("answers", "options") and isinstance(value, tuple)
-        texts = cast("tuple[Any, ...]", value) if several else (value,)
+        texts: list[Any] = [*value] if several else [value]
         fits = all(isinstance(text, str) for text in texts)
         refuse_unless(fits, f"row {number}, {name}", f"is {value!r:.60}, no text")
