@@ -13,6 +13,7 @@ import datetime
 import json
 import logging
 import os
+import random
 import resource
 import signal
 import sys
@@ -23,18 +24,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
 import mmneuron_lens  # noqa: E402, F401, I001  (first: it imports beartype before nnsight)
+import damaged_artifacts as damaged_files  # noqa: E402
 import damaged_pictures  # noqa: E402
 import PIL  # noqa: E402
+import test_artifact_damage as artifacts  # noqa: E402
 import test_hostile_answers_fuzz as hostile  # noqa: E402
 import test_malformed_fuzz as malformed  # noqa: E402
 import test_refused_rows_fuzz as refused  # noqa: E402
 import test_saved_graph_fuzz as saved_graph  # noqa: E402
 
+from mmneuron_lens.artifacts.format import ArtifactError  # noqa: E402
 from mmneuron_lens.corpora import records  # noqa: E402
 from mmneuron_lens.corpora.records import RecordProblems  # noqa: E402
 
@@ -141,10 +146,39 @@ def saved_graphs(each: int, seed: int, folder: Path) -> Pieces:
     yield "saved graph", lambda: saved_graph.use(folder, each, seed)
 
 
+def damaged_artifacts(each: int, seed: int, folder: Path) -> Pieces:
+    """Of every kind of file that a run writes: bytes that changed, and nonsense under a checksum that fits."""
+    for name, made in artifacts.MADE.items():
+        path, draw = folder / "artifact", random.Random(f"{seed} {name}")
+
+        def used(how: str, made: Any = made, path: Path = path, draw: random.Random = draw) -> Counter[str]:
+            made.save(path)
+            content, came = path.read_bytes(), Counter[str]()
+            for _ in range(each // 10):
+                told = "bytes changed"
+                if how == "sealed":
+                    told = damaged_files.nonsense(made, path, draw)
+                elif (damaged := damaged_files.flipped(content, draw)) == content:
+                    continue
+                else:
+                    path.write_bytes(damaged)
+                try:
+                    type(made).load(path)
+                except ArtifactError as error:
+                    came["named" if str(error).startswith(f"{path}: ") else "FAILED"] += 1
+                else:
+                    raise AssertionError(f"{told}: was read")
+            return came
+
+        yield f"{name}: bytes changed", partial(used, "changed")
+        yield f"{name}: nonsense, sealed", partial(used, "sealed")
+
+
 GROUPS: tuple[Callable[[int, int, Path], Pieces], ...] = (
     malformed_records,
     pictures,
     rows_that_only_a_model_refuses,
+    damaged_artifacts,
     answers_of_a_server,
     saved_graphs,
 )
@@ -154,6 +188,7 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--each", type=int, default=4000, help="pieces of every kind that can be drawn without end")
     words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--only", default="", help="groups whose names contain this; writes no log")
     given = words.parse_args()
     warnings.simplefilter("error")
     # What Pillow logs of a file it refuses.
@@ -161,7 +196,7 @@ def main() -> int:
     came: dict[str, Counter[str]] = {}
     failures, began = [], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for group in GROUPS:
+        for group in (one for one in GROUPS if given.only in one.__name__):
             for kind, used in group(given.each, given.seed, Path(folder)):
                 try:
                     found = used()
@@ -176,6 +211,9 @@ def main() -> int:
         f"{time.monotonic() - began:.0f} s"
     )
     lines = [f"{kind:40} {one.total():7} {one['used']:7} used {one['named']:7} named" for kind, one in came.items()]
+    if given.only:
+        print("\n".join([title, *lines, *failures]))
+        return 1 if failures else 0
     log = ROOT / "benchmarks" / f"fuzz-{datetime.date.today().isoformat()}.log"
     log.write_text("\n".join([title, *lines, *failures]) + "\n", encoding="utf-8")
     print(log.read_text(encoding="utf-8"), end="")

@@ -54,6 +54,8 @@ def storage_errors(path: str | Path) -> Generator[None]:
     """Raises every `OSError` of what is done inside as `StorageFailed`, naming this file."""
     try:
         yield
+    except StorageFailed:
+        raise
     except OSError as error:
         raise StorageFailed(
             f"{path}: cannot be written ({error.strerror or error}); what was written before it is complete."

@@ -86,8 +86,10 @@ def official_scores() -> OfficialScores:
 
 
 def piece() -> KeptPiece:
-    tensors = {f"active/{SITE}": torch.arange(4).view(1, 2, 2)}
-    return KeptPiece(Held(2, 4, Piece(3, tensors, ("1", "2"), ("3",), {"steps": 5})), "1/2")
+    tensors = {f"active/{SITE}": torch.arange(4).view(1, 2, 2), f"tokens/{SITE}": torch.tensor([1, 3])}
+    return KeptPiece(
+        Held(2, 4, Piece(3, tensors, ("1", "2"), ("3",), {"steps": 5, "kinds": {SITE: ["a", "b"]}})), "1/2"
+    )
 
 
 def sample_list() -> SampleList:

@@ -122,7 +122,9 @@ def message(path: Path) -> str:
 
 def test_wrong_kind(tmp_path: Path) -> None:
     write_artifact(tmp_path / "a", "other", TENSORS, {})
-    assert message(tmp_path / "a").endswith("kind is 'other', not 'thing'; give a file of kind 'thing'.")
+    assert message(tmp_path / "a").endswith(
+        "kind is 'other', not 'thing'; move this one to where it belongs, or give a file of kind 'thing'."
+    )
 
 
 def test_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,7 +223,7 @@ def test_a_job_that_raises_is_not_sent_again_and_shows_the_users_message(served,
         returned(client, Graph((fails_there,)), [batch], server, tmp_path)
     assert len(server.submitted) == 1
     assert "\n" not in str(caught.value)
-    assert records_in(tmp_path).run["jobs"] == ["one"]
+    assert records_in(tmp_path).run.jobs == ("one",)
     assert records_in(tmp_path).record("one").state == "failed"
 
 
@@ -408,7 +408,7 @@ def test_the_key_of_a_server_is_nowhere_on_disk(served, tmp_path, monkeypatch):
 
 
 def test_a_piece_survives_the_disk(tmp_path):
-    tensors = {"active/llm.mlp.act": torch.arange(6).reshape(2, 3), "tokens/llm.mlp.act": torch.ones(2)}
+    tensors = {"active/llm.mlp.act": torch.arange(6).reshape(2, 1, 3), "tokens/llm.mlp.act": torch.tensor([5])}
     piece = Piece(7, tensors, ("a", "b"), ("c",), {"kinds": {"llm.mlp.act": ["image"]}, "steps": 9}, tokens=5)
     KeptPiece(Held(3, 5, piece), "2/4").save(tmp_path / "one.safetensors", {"of": "this"})
     found, key = KeptPiece.load_with_key(tmp_path / "one.safetensors")
@@ -439,7 +439,7 @@ def test_the_command_lists_watches_cancels_and_resumes(served, tmp_path, monkeyp
         resumed = command("resume", run).output
         assert f"2 submitted, {jobs - 2} waiting" in resumed
         assert "run the same call again, and only what is missing is sent" in resumed
-        assert records_in(tmp_path).run["again"] == []
+        assert records_in(tmp_path).run.again == ()
         # One result arrives; the others are cancelled, which a later call takes as a fresh start.
         server.errors = []
         server.rounds = 10**9

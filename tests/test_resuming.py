@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from typer.testing import CliRunner
@@ -31,8 +30,8 @@ def resume(run: Path | str):
     return CliRunner().invoke(app, ["jobs", "resume", str(run)])
 
 
-class Done(NamedTuple):
-    returncode: int
+class Replaced(Exception):
+    """In place of a process that is another program from then on."""
 
 
 def test_resume_runs_the_command_where_it_was_given(tmp_path, monkeypatch):
@@ -41,16 +40,21 @@ def test_resume_runs_the_command_where_it_was_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "given")
     started_by(*COUNT)
     ran = []
-    monkeypatch.setattr(subprocess, "run", lambda words, **more: ran.append((words, more)) or Done(3))
+
+    def execute(program, words, environment):
+        ran.append((program, words, environment, os.getcwd()))
+        raise Replaced
+
+    monkeypatch.setattr(os, "execve", execute)
     monkeypatch.setenv("PYTHONPATH", f"beside{os.pathsep}{os.pathsep}/there")
     monkeypatch.chdir(tmp_path)
     resumed = resume("given/run")
-    assert resumed.exit_code == 3
+    assert isinstance(resumed.exception, Replaced)
     assert f"In {tmp_path / 'given'}: mmneuron count --model embedded/llava-next" in resumed.output
-    ((words, more),) = ran
-    assert words == [sys.executable, "-m", "mmneuron_lens", *COUNT]
-    assert more["cwd"] == tmp_path / "given"
-    assert more["env"]["PYTHONPATH"] == f"{tmp_path / 'beside'}{os.pathsep}/there"
+    ((program, words, environment, where),) = ran
+    assert (program, words) == (sys.executable, [sys.executable, "-m", "mmneuron_lens", *COUNT])
+    assert where == str(tmp_path / "given")
+    assert environment["PYTHONPATH"] == f"{tmp_path / 'beside'}{os.pathsep}/there"
 
 
 def test_resume_imports_nothing_that_lies_in_the_folder(tmp_path, monkeypatch):
@@ -64,7 +68,10 @@ def test_resume_imports_nothing_that_lies_in_the_folder(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     # Its corpus is not there, which ends it when everything is imported.
-    assert resume(run).exit_code == 1
+    # In a process of its own, which becomes that of the command.
+    command = [sys.executable, "-c", "from mmneuron_lens.cli import app; app()", "jobs", "resume", str(run)]
+    environment = {**os.environ, "PYTHONPATH": f".{os.pathsep}{Path(mmneuron_lens.__file__).parents[1]}"}
+    assert subprocess.run(command, env=environment, check=False, capture_output=True).returncode == 1
     assert not (tmp_path / "ran").exists()
 
 
@@ -91,7 +98,7 @@ def test_resume_runs_no_other_command_and_writes_nowhere_else(words, said, tmp_p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plan.toml").write_text('out = "planned"\n')
     run = started_by(*words)
-    monkeypatch.setattr(subprocess, "run", lambda *words, **more: pytest.fail("it ran"))
+    monkeypatch.setattr(os, "execve", lambda *given: pytest.fail("it ran"))
     result = resume(run)
     assert result.exit_code == 1
     assert re.search(rf"run\.json: .*{said}", result.output, re.DOTALL), result.output
@@ -101,8 +108,10 @@ def test_resume_runs_no_other_command_and_writes_nowhere_else(words, said, tmp_p
 def test_a_plan_that_names_the_run_is_resumed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plan.toml").write_text('out = "run"\n')
-    monkeypatch.setattr(subprocess, "run", lambda *words, **more: Done(0))
+    ran = []
+    monkeypatch.setattr(os, "execve", lambda *given: ran.append(given))
     assert resume(started_by("paper", "--plan", "plan.toml")).exit_code == 0
+    assert len(ran) == 1
 
 
 def test_resume_stands_in_no_folder_that_is_gone(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.corpora import DEFINITIONS
 from mmneuron_lens.paper.summary import publish
 from mmneuron_lens.report import figures, tables
+from mmneuron_lens.runs.folder import RunError
 from mmneuron_lens.runs.identify import Controls, Identified
 
 MODELS = ("<m>", "folder/other-model")
@@ -197,6 +199,9 @@ def test_answers_with_another_selection_leave_no_table_behind(found: list[Identi
     assert (tmp_path / "tables" / "ablation.csv").is_file()
     another = replace(found[0], selection=found[0].wider)
     another.selection.save(tmp_path / "selection" / f"{file_name('<m>')}.safetensors")
+    with pytest.raises(RunError, match=r"false_discovery\.safetensors: is of another selection than .*delete both"):
+        publish(tmp_path)
+    shutil.rmtree(tmp_path / "controls")
     html = publish(tmp_path).read_text()
     assert "No question was answered with neurons off." in html
     assert not list(tmp_path.rglob("*ablation*"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from io import StringIO
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from mmneuron_lens.experiments.conditions import conditions_of
 from mmneuron_lens.experiments.count import count_domain, unreachable_layers
 from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.paper.model_run import ModelRun
-from mmneuron_lens.paper.page import PAPER, paper_of
+from mmneuron_lens.paper.page import PAPER, paper_of, write_described
 from mmneuron_lens.paper.summary import summary_of
 from mmneuron_lens.report.page import Page, write
 from mmneuron_lens.report.terminal import terminal_tables
@@ -72,8 +71,8 @@ def found(tmp_path_factory) -> Any:
         ids, parameters = tuple(one.id for one in some), {"selection": digest}
         Deviations(model, domain, tuple(named), ids, values, parameters).save(file_of(out, "deviations", model, domain))
     Answers(tuple(answers), {}).save(file_of(out, "answers", model, suffix=".jsonl"))
-    described = {"models": [model], "corpus": "drawn", "drawn": True, "plan": asdict(Plan())}
-    (out / PAPER).write_text(json.dumps(described))
+    described = {"models": [model], "corpus": "drawn", "drawn": True, "plan": asdict(Plan()), "notes": [], "shared": 0}
+    write_described(out / PAPER, described)
     return SimpleNamespace(lens=lens, out=out, counts=list(counts.values()), identified=identified, model=model)
 
 

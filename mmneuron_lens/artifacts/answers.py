@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from mmneuron_lens.artifacts.artifact import KEY
-from mmneuron_lens.artifacts.format import read_lines, write_lines
+from mmneuron_lens.artifacts.fitting import refuse_types, refuse_unless
+from mmneuron_lens.artifacts.format import read_lines, unpacking, write_lines
 from mmneuron_lens.artifacts.short_repr import short_repr
 
 NONE, DOMAIN, RANDOM = "none", "domain", "random"
@@ -96,5 +97,26 @@ class Answers(Sequence[Answer]):
         """The answers and the key that they were saved with, if any."""
         rows, metadata = read_lines(path, cls.kind)
         texts = ("answers", "options")
-        answers: list[dict[str, Any]] = [{**row, **{name: tuple(row.get(name, ())) for name in texts}} for row in rows]
-        return cls(tuple(Answer(**answer) for answer in answers), metadata["settings"]), metadata.get(KEY)
+        with unpacking(path, cls.kind):
+            given: list[dict[str, Any]] = [{**row, **{name: _tupled(row, name) for name in texts}} for row in rows]
+            made = cls(tuple(Answer(**one) for one in given), metadata["settings"])
+            refuse_types(made)
+            for number, one in enumerate(made, 1):
+                _refuse_row(number, one)
+            refuse_unless(len({one.model for one in made}) < 2, "model", "is not the same in all rows")
+            refuse_unless(len({one.key for one in made}) == len(made), "rows", "hold one answer twice")
+        return made, metadata.get(KEY)
+
+
+def _tupled(row: dict[str, Any], name: str) -> Any:
+    found = row.get(name, [])
+    return tuple(cast("list[Any]", found)) if isinstance(found, list) else found
+
+
+def _refuse_row(number: int, answer: Answer) -> None:
+    """Raises `InvalidValue` for an answer with a field that is no text."""
+    for name, value in vars(answer).items():
+        several = name in ("answers", "options") and isinstance(value, tuple)
+        texts: list[Any] = [*value] if several else [value]
+        fits = all(isinstance(text, str) for text in texts)
+        refuse_unless(fits, f"row {number}, {name}", f"is {value!r:.60}, no text")

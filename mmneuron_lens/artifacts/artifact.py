@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor
 
 from interventions.errors import NotFinite
-from mmneuron_lens.artifacts.format import read_artifact, write_artifact
+from mmneuron_lens.artifacts.fitting import refuse_types, refuse_unless
+from mmneuron_lens.artifacts.format import read_artifact, unpacking, write_artifact
 from mmneuron_lens.artifacts.short_repr import short_repr
 
 KEY = "key"
@@ -35,6 +36,10 @@ class Artifact(ABC):
     @abstractmethod
     def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Self:
         """The value again from what `packed` gave."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises `InvalidValue` naming the field that does not fit the others, or cannot be."""
 
     def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
         """Writes the artifact to a file, atomically.
@@ -64,5 +69,25 @@ class Artifact(ABC):
     def load_with_key(cls, path: str | Path) -> tuple[Self, dict[str, Any] | None]:
         """The artifact and the key that it was saved with, if any."""
         tensors, metadata = read_artifact(path, cls.kind)
-        key = metadata.pop(KEY, None)
-        return cls.unpacked(tensors, metadata), key
+        key: Any = metadata.pop(KEY, None)
+        with unpacking(path, cls.kind):
+            refuse_unless(key is None or isinstance(key, dict), KEY, f"is {key!r:.60}, not an object")
+            made = cls.unpacked(dict(tensors), metadata)
+            refuse_types(made)
+            _refuse_other_tensors(made.packed()[0], tensors)
+            for name, tensor in tensors.items():
+                certain = tensor.is_floating_point() and not name.startswith(cls.undefined)
+                refuse_unless(not certain or bool(tensor.isfinite().all()), name, "has infinite values or NaN")
+            made.check()
+        return made, cast("dict[str, Any] | None", key)
+
+
+def _refuse_other_tensors(own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+    """Raises `InvalidValue` where a file holds other tensors than its value would be written with."""
+    for name in sorted(own.keys() | held.keys()):
+        here, there = ((one[name].dtype, [*one[name].shape]) if name in one else None for one in (own, held))
+        refuse_unless(here == there, name, f"is {_told(there)}, not {_told(here)}")
+
+
+def _told(form: tuple[Any, list[int]] | None) -> str:
+    return "absent" if form is None else f"{form[0]} {form[1]}"

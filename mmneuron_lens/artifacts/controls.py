@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.fitting import refuse_unless
 from mmneuron_lens.artifacts.selection import in_order, sites_of
 
 
@@ -35,6 +36,12 @@ class FalseDiscovery(Artifact):
     def rate(self, site: str | None = None) -> float:
         """False discovery rate: null mean / selected. May exceed 1; NaN when nothing was selected."""
         return self.null_mean(site) / self.count(site) if self.count(site) else float("nan")
+
+    def check(self) -> None:
+        refuse_unless(self.selected.keys() == self.null.keys(), "selected", "names other sites than the permutations")
+        refuse_unless(len({len(draws) for draws in self.null.values()}) < 2, "null", "differs in its permutations")
+        for site, draws in self.null.items():
+            refuse_unless(min(self.selected[site], *draws, 0) == 0, site, "has fewer than 0 neurons")
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         document = {"model": self.model, "selected": self.selected, "provenance": self.provenance}
@@ -67,6 +74,14 @@ class HalvesOverlap(Artifact):
         """The mean Jaccard overlap over the splits."""
         values = self.jaccard(site)
         return sum(values) / len(values)
+
+    def check(self) -> None:
+        refuse_unless(self.shared.keys() == self.either.keys(), "shared", "names other sites than either")
+        lengths = {len(splits) for values in (self.shared, self.either) for splits in values.values()}
+        refuse_unless(len(lengths) < 2, "shared", "and either differ in their splits")
+        for site, shared in self.shared.items():
+            fits = all(0 <= part <= whole for part, whole in zip(shared, self.either[site], strict=True))
+            refuse_unless(fits, f"shared/{site}", "has fewer than 0 neurons, or more than either half")
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"shared/{site}": _tensor(values) for site, values in self.shared.items()}

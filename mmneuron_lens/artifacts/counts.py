@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interventions.errors import InvalidValue, UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.fitting import refuse_unless
 from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.artifacts.table_html import table_html
 
@@ -128,6 +129,10 @@ class Counts(Artifact):
         active, tokens = self.per_bucket(site, kinds)
         return active.sum(0), int(tokens.sum())
 
+    def check(self) -> None:
+        refuse_unless(self.samples >= 0, "samples", f"is {self.samples}, and cannot be below 0")
+        refuse_unless(bool(self.active), "kinds", "names no site")
+
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # Counts that all fit are int32 on disk; nothing is lost.
         tensors = {f"active/{site}": _small(active) for site, active in self.active.items()}
@@ -140,7 +145,7 @@ class Counts(Artifact):
         return cls(
             model=metadata["model"],
             domain=metadata["domain"],
-            active={site: tensors[f"active/{site}"].long() for site in metadata["kinds"]},
+            active={site: _large(tensors[f"active/{site}"]) for site in metadata["kinds"]},
             tokens={site: tensors[f"tokens/{site}"] for site in metadata["kinds"]},
             kinds={site: tuple(kinds) for site, kinds in metadata["kinds"].items()},
             samples=metadata["samples"],
@@ -189,6 +194,11 @@ def _refuse_difference(first: Counts, other: Counts, action: str) -> None:
             differences.append(f"provenance {name} is {values[0]!r} and {values[1]!r}")
     if differences:
         raise InvalidValue(f"cannot {action} counts: {'; '.join(differences)}; count both in the same way.")
+
+
+def _large(counts: Tensor) -> Tensor:
+    """As `_small` was given them; other types stay, and are refused."""
+    return counts.long() if counts.dtype == torch.int32 else counts
 
 
 def _small(counts: Tensor) -> Tensor:

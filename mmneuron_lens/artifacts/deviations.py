@@ -12,6 +12,7 @@ from torch import Tensor
 from interventions.errors import UnknownName
 from mmneuron_lens.artifacts.answers import RANDOM
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.fitting import refuse_range, refuse_tensor, refuse_unless
 
 MEASURES = ("after norm", "before norm", "last position")
 """Where the hidden state is compared; the paper's is the first."""
@@ -53,6 +54,12 @@ class Deviations(Artifact):
             choices = ", ".join(f"{place}/{name}" for place, name in self.conditions)
             raise UnknownName(f"no deviation of {module}/{condition}; choose from {choices}.")
         return torch.stack(found).mean(0)
+
+    def check(self) -> None:
+        refuse_unless({*self.values} == {*MEASURES}, "values", f"are of {sorted(self.values)}, not of {MEASURES}")
+        for measure, values in self.values.items():
+            refuse_tensor(measure, values, torch.float64, len(self.conditions), len(self.samples))
+            refuse_range(measure, values, 0)
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         names = ("model", "domain", "conditions", "samples", "parameters", "provenance")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict, cast
+from typing import Any, ClassVar, cast
 
 import polars as pl
+import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from interventions.errors import UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.fitting import refuse_range, refuse_tensor
 from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.artifacts.selection import groups_of, in_order, module_of
 from mmneuron_lens.artifacts.short_repr import unreachable_of
@@ -52,6 +55,7 @@ class EffectSizes(Artifact):
     """
 
     kind: ClassVar[str] = "effect-sizes"
+    undefined: ClassVar[tuple[str, ...]] = ("measured/",)
 
     model: str
     domains: tuple[str, ...]
@@ -83,6 +87,13 @@ class EffectSizes(Artifact):
         sites = [site for site in self.members if group in ("All", site, module_of(site))]
         counted = [layer not in known.layers(site) for site in sites for layer in self.members[site][:, 0].tolist()]
         return sum(counted) if known.known else None
+
+    def check(self) -> None:
+        for site, members in self.members.items():
+            refuse_tensor(f"members/{site}", members, torch.int64, "membership", 3)
+            refuse_tensor(f"measured/{site}", self.measured[site], torch.float64, len(members), 4)
+            refuse_range(f"members/{site}", members, 0)
+            refuse_range(f"members/{site}, domain", members[:, 2], 0, len(self.domains) - 1)
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"members/{site}": value for site, value in self.members.items()}

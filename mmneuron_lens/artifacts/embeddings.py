@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.fitting import refuse_tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -21,6 +23,9 @@ class Embeddings(Artifact):
     domain_of: tuple[str, ...]
     parameters: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        refuse_tensor("vectors", self.vectors, torch.float32, len(self.domain_of), "hidden")
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         own = ("model", "domain_of", "parameters", "provenance")

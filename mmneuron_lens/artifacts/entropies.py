@@ -10,6 +10,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.counts import BUCKETS
+from mmneuron_lens.artifacts.fitting import ROUNDING, refuse_range, refuse_tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,6 +39,17 @@ class Entropies(Artifact):
         """Token-weighted mean entropy, in nats; of these buckets (with repetition), if given. NaN without tokens."""
         chosen = torch.arange(len(self.tokens), device=self.tokens.device) if buckets is None else buckets
         return self.entropy[chosen].sum(0) / self.tokens[chosen].sum(0)
+
+    def check(self) -> None:
+        kinds = len(self.kinds)
+        refuse_tensor("entropy", self.entropy, torch.float64, BUCKETS, "layer", kinds)
+        refuse_tensor("confidence", self.confidence, torch.float64, BUCKETS, kinds)
+        refuse_tensor("below", self.below, torch.int64, BUCKETS, kinds)
+        refuse_tensor("tokens", self.tokens, torch.int64, BUCKETS, kinds)
+        refuse_range("tokens", self.tokens, 0)
+        refuse_range("below", self.below, 0, self.tokens)
+        refuse_range("confidence", self.confidence, 0, self.tokens * (1 + ROUNDING))
+        refuse_range("entropy", self.entropy, -ROUNDING)
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {name: getattr(self, name) for name in ("entropy", "confidence", "below", "tokens")}

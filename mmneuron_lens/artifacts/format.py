@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from interventions.errors import FileMissing, InvalidValue
+from interventions.errors import FileMissing, InvalidValue, MMNeuronError
 from interventions.files import write_atomically
 
 VERSION = 2
@@ -24,6 +26,9 @@ HEADER = "mmneuron_lens"
 
 PACKAGES = ("mmneuron_lens", "torch", "transformers", "nnsight")
 RESERVED = ("sha256", "kind", "version")
+
+AGAIN = "delete it and run the command that wrote it again."
+"""The next step where a file cannot be used."""
 
 _UNSEALED = "0" * 64
 # The first thing in a document, which comes first in a safetensors header and in JSON lines.
@@ -88,24 +93,18 @@ def read_sealed(path: str | Path, kind: str) -> bytes:
         step = f"run the stage that writes {kind!r} artifacts, or check the path"
         raise FileMissing(f"{path}: no such file; {step}.") from None
     except OSError as error:
-        raise ArtifactError(
-            f"{path}: cannot be read ({error.strerror or error}); copy it again, or delete it and run the command that "
-            "wrote it again."
-        ) from error
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror or error}); copy it again, or {AGAIN}") from error
     found = _SEAL.match(content)
     if found is None:
         raise ArtifactError(
             f"{path}: has no checksum where version {VERSION} has it: damaged, no artifact, or of an earlier version, "
-            "which is not read; delete it and run the command that wrote it again."
+            f"which is not read; {AGAIN}"
         )
     whole = hashlib.sha256(content[: found.start(1)])
     whole.update(_UNSEALED.encode())
     whole.update(memoryview(content)[found.end(1) :])
     if whole.hexdigest().encode() != found[1]:
-        raise ArtifactError(
-            f"{path}: is damaged (its checksum does not match its content); copy it again, or delete it and run the "
-            "command that wrote it again."
-        )
+        raise ArtifactError(f"{path}: is damaged (its checksum does not match its content); copy it again, or {AGAIN}")
     return content
 
 
@@ -135,10 +134,10 @@ def read_artifact(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[
     content = read_sealed(path, kind)
     try:
         size = int.from_bytes(content[:8], "little")
-        text = json.loads(content[8 : 8 + size]).get("__metadata__", {}).get(HEADER)
-        document = json.loads(text)
+        text = _loads(content[8 : 8 + size]).get("__metadata__", {}).get(HEADER)
+        document = _loads(text)
         tensors = load(content)
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path}: not an artifact ({error}); check the path.") from error
     check_document(path, document, kind)
     names = sorted(tensors)
@@ -147,10 +146,15 @@ def read_artifact(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[
     }
 
 
-def write_lines(path: str | Path, kind: str, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> None:
-    """Writes an artifact as JSON lines: the document on the first, then a row a line. Errors as `write_artifact`."""
+def write_lines(
+    path: str | Path, kind: str, rows: list[dict[str, Any]], metadata: dict[str, Any], private: bool = False
+) -> None:
+    """Writes an artifact as JSON lines: the document on the first, then a row a line. Errors as `write_artifact`.
+
+    private: no other user may read it.
+    """
     text = document_of(path, kind, {"provenance": provenance(), **metadata, "rows": len(rows)})
-    write_atomically(path, sealed("".join(f"{line}\n" for line in (text, *map(dumps, rows))).encode()))
+    write_atomically(path, sealed("".join(f"{line}\n" for line in (text, *map(dumps, rows))).encode()), private)
 
 
 def read_lines(path: str | Path, kind: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -160,11 +164,13 @@ def read_lines(path: str | Path, kind: str) -> tuple[list[dict[str, Any]], dict[
     try:
         # Not splitlines: text may hold other line separators of Unicode.
         head, *lines = content.decode().rstrip("\n").split("\n")
-        document, rows = json.loads(head), [json.loads(line) for line in lines]
-    except ValueError as error:
+        document, rows = _loads(head), [_loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not an artifact ({error}); check the path.") from error
     check_document(path, document, kind)
-    document.pop("rows", None)
+    stated = document.pop("rows", None)
+    if stated != len(rows) or not all(isinstance(row, dict) for row in rows):
+        raise ArtifactError(f"{path}: rows is {stated!r:.80}, and {len(rows)} lines of objects are expected; {AGAIN}")
     return rows, {key: value for key, value in document.items() if key not in RESERVED}
 
 
@@ -174,12 +180,36 @@ def content_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def unpacking(path: str | Path, kind: str) -> Generator[None]:
+    """Raises whatever making a value from a file's content raises as `ArtifactError`, naming the file and the field."""
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except Exception as error:
+        lacks = isinstance(error, KeyError) and not isinstance(error, MMNeuronError)
+        said = f"has no {error}" if lacks else " ".join(str(error).split())
+        raise ArtifactError(f"{path}: is no whole {kind!r}: {said}; {AGAIN}") from error
+
+
+def _loads(text: str | bytes) -> Any:
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
 def check_document(path: Path, document: Any, kind: str) -> None:
     """Raises `ArtifactError` when the JSON document of an artifact is of another kind or version."""
     if not isinstance(document, dict):
         raise ArtifactError(f"{path}: its document is {document!r:.80}, not an object; check the path.")
     if document.get("kind") != kind:
-        raise ArtifactError(f"{path}: kind is {document.get('kind')!r}, not {kind!r}; give a file of kind {kind!r}.")
+        raise ArtifactError(
+            f"{path}: kind is {document.get('kind')!r:.80}, not {kind!r}; move this one to where it belongs, or give a "
+            f"file of kind {kind!r}."
+        )
     found = document.get("version")
     if found != VERSION:
         upgrade = isinstance(found, int) and found > VERSION

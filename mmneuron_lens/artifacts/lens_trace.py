@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interventions.errors import OutOfRange, UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.fitting import ROUNDING, refuse_range, refuse_tensor, refuse_unless
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,6 +95,20 @@ class LensTrace(Artifact):
             "probabilities": _lists((1000 * self.probabilities).round().int()),
             "entropy": [[round(value, 2) for value in layer] for layer in _lists(self.entropy)],
         }
+
+    def check(self) -> None:
+        layers, positions = len(self.layers), len(self.labels)
+        refuse_unless(len(self.kinds) == positions, "kinds", f"are {len(self.kinds)} of {positions} positions")
+        refuse_tensor("tokens", self.tokens, torch.int64, layers, positions, "k")
+        refuse_tensor("probabilities", self.probabilities, torch.float32, *self.tokens.shape)
+        refuse_tensor("entropy", self.entropy, torch.float32, layers, positions)
+        refuse_tensor("boxes", self.boxes, torch.float32, positions, 5)
+        refuse_range("probabilities", self.probabilities, 0, 1 + ROUNDING)
+        refuse_range("entropy", self.entropy, -ROUNDING)
+        unnamed = {str(token) for token in _lists(self.tokens.flatten())} - self.words.keys()
+        refuse_unless(not unnamed, "words", f"has none for token {min(unnamed, default='')}")
+        for number, picture in enumerate(self.pictures):
+            refuse_tensor(f"picture/{number}", picture, torch.uint8, "height", "width", 3)
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {name: getattr(self, name) for name in ("tokens", "probabilities", "entropy", "boxes")}

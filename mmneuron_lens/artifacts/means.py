@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.fitting import refuse_tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -19,6 +21,10 @@ class Means(Artifact):
     model: str
     values: dict[str, Tensor]
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        for site, values in self.values.items():
+            refuse_tensor(site, values, torch.float64, *("layer", "neuron")[-max(values.ndim, 1) :])
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return self.values, {"model": self.model, "provenance": self.provenance}

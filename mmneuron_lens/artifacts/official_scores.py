@@ -9,7 +9,8 @@ from typing import Any
 
 from mmneuron_lens.artifacts.answers import AnswerKey
 from mmneuron_lens.artifacts.artifact import KEY
-from mmneuron_lens.artifacts.format import read_lines, write_lines
+from mmneuron_lens.artifacts.fitting import refuse_types, refuse_unless
+from mmneuron_lens.artifacts.format import read_lines, unpacking, write_lines
 from mmneuron_lens.artifacts.short_repr import short_repr
 
 _COLUMNS = ("module", "condition", "neurons_of", "domain", "id")
@@ -52,6 +53,11 @@ class OfficialScores:
         """The scores and the key that they were saved with, if any."""
         rows, metadata = read_lines(path, cls.kind)
         values: dict[AnswerKey, float] = {}
-        for row in rows:
-            values[row["module"], row["condition"], row["neurons_of"], row["domain"], row["id"]] = row["score"]
-        return cls(values, dict(metadata["metrics"]), tuple(metadata["notes"])), metadata.get(KEY)
+        with unpacking(path, cls.kind):
+            for row in rows:
+                values[row["module"], row["condition"], row["neurons_of"], row["domain"], row["id"]] = row["score"]
+            made = cls(values, dict(metadata["metrics"]), tuple(metadata["notes"]))
+            refuse_types(made)
+            refuse_unless(len(values) == len(rows), "rows", "hold one score twice")
+            refuse_unless(all(0 <= value <= 1 for value in values.values()), "score", "is below 0 or above 1")
+        return made, metadata.get(KEY)

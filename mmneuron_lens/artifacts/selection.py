@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import polars as pl
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from interventions import SITES, Graph, per_layer, zero_neurons
 from interventions.errors import UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.fitting import ROUNDING, refuse_range, refuse_tensor, refuse_unless
 from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.artifacts.table_html import table_html
 
@@ -106,6 +109,20 @@ class Selection(Artifact):
     def layerless(self) -> tuple[str, ...]:
         """The sites whose one row is the whole module, not a layer of several."""
         return tuple(site for site in self.masks if not SITES[site].per_layer)
+
+    def check(self) -> None:
+        domains = len(self.domains)
+        refuse_unless(len(set(self.domains)) == domains, "domains", f"repeat a name: {self.domains!r:.80}")
+        refuse_unless(self.threshold.keys() == self.requested.keys(), "threshold", "names other sites than requested")
+        for site, mask in self.masks.items():
+            refuse_tensor(f"masks/{site}", mask, torch.bool, "layer", "neuron", domains)
+            refuse_tensor(f"probability/{site}", self.probability[site], torch.float64, *mask.shape)
+            refuse_tensor(f"entropy/{site}", self.entropy[site], torch.float64, *mask.shape[:2])
+            refuse_tensor(f"tokens/{site}", self.tokens[site], torch.int64, domains)
+            refuse_range(f"probability/{site}", self.probability[site], 0, 1)
+            refuse_range(f"entropy/{site}", self.entropy[site], -ROUNDING, math.log(max(domains, 1)) + ROUNDING)
+            refuse_range(f"tokens/{site}", self.tokens[site], 0)
+            refuse_unless(self.requested[site] >= 0, f"requested {site}", f"is {self.requested[site]}")
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         names = ("masks", "entropy", "probability", "tokens")

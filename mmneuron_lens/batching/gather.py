@@ -97,8 +97,8 @@ WHOLE = Shard()
 class Keeper(Protocol):
     """Where pieces are kept while the rest is made."""
 
-    def held(self) -> list[Held]:
-        """Every piece that is there, in any order; they may overlap."""
+    def held(self, steps: Sequence[Step]) -> list[Held]:
+        """Every piece of these steps that is there, in any order; they may overlap."""
         ...
 
     def keep(self, held: Held) -> None:
@@ -112,7 +112,7 @@ class Memory:
     def __init__(self) -> None:
         self._held: list[Held] = []
 
-    def held(self) -> list[Held]:
+    def held(self, steps: Sequence[Step]) -> list[Held]:
         return list(self._held)
 
     def keep(self, held: Held) -> None:
@@ -143,7 +143,7 @@ def gather(
 
     Raises as `raise_none_left` if all steps are done and no sample is left in any.
     """
-    left, found = LeftOut() if left is None else left, disjoint(keeper.held())
+    left, found = LeftOut() if left is None else left, disjoint(keeper.held(steps))
     named_again(steps, found, left)
     todo = missing(shard.steps(len(steps)), found)
     shown = Throughput(progress([steps[place] for place in todo], title), clock)
@@ -166,9 +166,21 @@ def gather(
                 _keep(keeper, growing)
     finally:
         _keep(keeper, growing)
-    found = disjoint(keeper.held())
+    found = disjoint(keeper.held(steps))
     refuse_none_left(steps, found, left)
     return found
+
+
+def refuse_unfit(held: Held, steps: Sequence[Step]) -> None:
+    """Raises `InvalidValue` naming what of a piece cannot be that of these steps."""
+    if held.last > len(steps):
+        raise InvalidValue(f"last is {held.last}, of {len(steps)} steps")
+    own, piece = steps[held.first : held.last], held.piece
+    if groups := {step.group for step in own} - {piece.group}:
+        raise InvalidValue(f"group is {piece.group}, of steps of group {min(groups)}")
+    asked = {sample.id for step in own for sample in step.samples}
+    if {*piece.seen, *piece.left} != asked or {*piece.seen} & {*piece.left}:
+        raise InvalidValue(f"seen and left out are not the {len(asked)} samples of its steps")
 
 
 def named_again(steps: Sequence[Step], held: Sequence[Held], left: LeftOut) -> None:
@@ -216,7 +228,11 @@ def by_group(found: Sequence[Held], fold: Fold) -> dict[int, Piece]:
 
 
 def add(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums by name."""
+    """Sums by name. Raises `InvalidValue` for tensors of other names or shapes."""
+    for name in sorted(first.keys() | second.keys()):
+        forms = [one[name].shape if name in one else None for one in (first, second)]
+        if forms[0] != forms[1]:
+            raise InvalidValue(f"pieces of one value do not fit: {name} is {forms[0]} and {forms[1]}; make both again.")
     return {name: first[name] + second[name] for name in first}
 
 

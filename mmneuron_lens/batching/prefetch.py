@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing import connection, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -50,10 +54,27 @@ def decoded_ahead(batches: Sequence[Sequence[Sample]], workers: int = 0) -> Iter
     # A generator of its own: a loader draws from the global one otherwise, and moves every draw that comes after.
     # Batches come as they are, one at a time.
     loader = DataLoader(
-        _Pictures(batches), batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator()
-    )
+        _Pictures(batches), batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator(),
+        worker_init_fn=end_with_parent,
+    )  # fmt: skip
     for decoded in loader:
         yield _opener(decoded)
+
+
+def end_with_parent(number: int = 0) -> None:
+    """Ends this worker process as soon as the process that started it is gone, whatever the worker is doing.
+
+    number: of the worker; not used.
+    """
+    if parent := parent_process():
+        Thread(target=_outlive_nobody, args=(parent.sentinel,), daemon=True).start()
+
+
+def _outlive_nobody(sentinel: int) -> None:
+    # A pipe whose other end the parent holds: it closes however the parent ends, before this was called too.
+    with suppress(OSError):
+        connection.wait([sentinel])
+    os._exit(1)
 
 
 def _opener(decoded: Decoded) -> Opener:

@@ -86,7 +86,7 @@ def gather_remotely(
     - left: where samples are named that cannot be encoded, or for which a job raises. Such a job is sent again by
       parts, down to single samples, and then without those that raise alone.
     """
-    named_again(steps, disjoint(keeper.held()), left)
+    named_again(steps, disjoint(keeper.held(steps)), left)
     chunks = {f"{first:06d}-{last:06d}": range(first, last) for first, last in chunks_of(steps, shard, keeper)}
 
     def parts(places: range) -> list[list[Sample]]:
@@ -146,7 +146,7 @@ def gather_remotely(
             refuse(chunks[name], error)
         again = {name: job(chunks[name]) for name in raised}
         raised = sent(again, keep, jobs.records or Records(None), **shown)
-    found = disjoint(keeper.held())
+    found = disjoint(keeper.held(steps))
     refuse_none_left(steps, found, left)
     return found
 
@@ -177,7 +177,7 @@ def chunks_of(steps: Sequence[Step], shard: Shard, keeper: Keeper) -> list[tuple
     for place, step in enumerate(steps):
         first_of.setdefault(step.group, place)
     made: list[tuple[int, int]] = []
-    for place in missing(shard.steps(len(steps)), disjoint(keeper.held())):
+    for place in missing(shard.steps(len(steps)), disjoint(keeper.held(steps))):
         offset = place - first_of[steps[place].group]
         if made and made[-1][1] == place and offset % BATCHES:
             made[-1] = (made[-1][0], place + 1)

@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired
 
-from mmneuron_lens.artifacts.format import ArtifactError, read_lines, write_lines
+from typing_extensions import TypedDict
+
+from mmneuron_lens.artifacts.fitting import refuse_types, refuse_unless
+from mmneuron_lens.artifacts.format import ArtifactError, read_lines, unpacking, write_lines
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.token_count import CountParameters
 
@@ -79,5 +82,14 @@ class SampleList:
         """Reads what `save` wrote; raises as `read_lines`."""
         _, document = read_lines(path, KIND)
         names = ("domain", "corpus", "split", "purpose", "parameters")
-        ids, tokens = tuple(document["ids"]), tuple(document["tokens"])
-        return cls(**{name: document[name] for name in names}, ids=ids, tokens=tokens)
+        with unpacking(path, KIND):
+            ids, tokens = tuple(document["ids"]), tuple(document["tokens"])
+            made = cls(**{name: document[name] for name in names}, ids=ids, tokens=tokens)
+            refuse_types(made)
+            refuse_unless(len(tokens) in (0, len(ids)), "tokens", f"are {len(tokens)} of {len(ids)} samples")
+            refuse_unless(min(tokens, default=0) >= 0, "tokens", "are fewer than 0")
+            told = {"total": made.total, "ids sha256": made.digest}
+            refuse_unless(
+                {name: document[name] for name in told} == told, "ids", "or tokens are not those it was drawn with"
+            )
+        return made

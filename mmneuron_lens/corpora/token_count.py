@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict
 
 from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.frames import Frames, Size, strip_size, that_fit

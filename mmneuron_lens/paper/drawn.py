@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from interventions.files import write_atomically
+from mmneuron_lens.artifacts.format import read_lines, write_lines
 from mmneuron_lens.corpora.corpus import Corpus
 from mmneuron_lens.corpora.load import load_corpus
 from mmneuron_lens.corpora.sample import DOMAINS
@@ -16,6 +15,8 @@ from mmneuron_lens.runs.store import Store
 
 DRAWN = "drawn.json"
 """What says of a corpus how it was drawn; written last, so a corpus that has it is whole."""
+
+KIND = "drawn corpus"
 
 
 def drawn_corpus(store: Store, images: int, domains: Sequence[str] = DOMAINS) -> Corpus:
@@ -28,7 +29,7 @@ def drawn_corpus(store: Store, images: int, domains: Sequence[str] = DOMAINS) ->
     assert store.folder is not None
     folder, wanted = store.folder / "corpus", {"images": images, "domains": list(domains), "split": "demo"}
     told, what = folder / DRAWN, f"drawing {images} images in each of {len(domains)} domains into {folder}"
-    held = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else None
+    held = {name: read_lines(told, KIND)[1].get(name) for name in wanted} if told.is_file() else None
     if held is not None and held != wanted and not store.replace:
         raise StoreConflict(refusal(folder, differences(held, wanted)))
     if held == wanted:
@@ -37,5 +38,5 @@ def drawn_corpus(store: Store, images: int, domains: Sequence[str] = DOMAINS) ->
         store.say(what)
         told.unlink(missing_ok=True)
         write_folder(folder, images_per_domain=images, domains=domains)
-        write_atomically(told, json.dumps(wanted))
+        write_lines(told, KIND, [], wanted)
     return replace(load_corpus(folder), name="drawn")

@@ -28,6 +28,7 @@ from mmneuron_lens.evaluation.accuracy import Scoring, is_right, scored_by
 from mmneuron_lens.evaluation.findings import Evidence
 from mmneuron_lens.report.sections import Source
 from mmneuron_lens.report.unreachable import notes_of
+from mmneuron_lens.runs.folder import RunError, refuse_misplaced
 
 KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "selection": ("selection/{}.safetensors", Selection.load),
@@ -139,7 +140,8 @@ class ModelRun:
 
     def files(self, kind: str) -> list[Path]:
         """The files of a kind that there are."""
-        return sorted(self._folder(kind).glob(KINDS[kind][0].format(file_name(self.model))))
+        found = self._folder(kind).glob(KINDS[kind][0].format(file_name(self.model)))
+        return sorted(file for file in found if not file.name.startswith("."))
 
     def _folder(self, kind: str) -> Path:
         return self.counts_in if kind == "counts" and self.counts_in else self.out
@@ -156,6 +158,8 @@ class ModelRun:
         """What the files hold, in the selection's order of domains, without what was made with another selection."""
         if kind not in self._read:
             loaded: dict[Path, Any] = {file: KINDS[kind][1](file) for file in self.files(kind)}
+            for file, one in loaded.items():
+                self._refuse_foreign(file, kind, one)
             if kind == "answers":
                 own = {file: some.given_with(self._selection_hash) for file, some in loaded.items()}
                 loaded = {file: some for file, some in own.items() if len(some)}
@@ -166,6 +170,21 @@ class ModelRun:
                 loaded = dict(sorted(loaded.items(), key=lambda item: _place(item[1].domain, order)))
             self._read[kind] = loaded
         return self._read[kind]
+
+    def _refuse_foreign(self, file: Path, kind: str, one: Any) -> None:
+        """Raises `RunError` for a file of another model, another domain, or another selection."""
+        models = {row.model for row in one} if kind == "answers" else {getattr(one, "model", self.model)}
+        folder = KINDS[kind][0].partition("/{}")[0]
+        if models - {self.model}:
+            raise RunError(f"{file}: holds {folder} of {', '.join(models)}; move it out of the folder, or delete it.")
+        if "*" in KINDS[kind][0]:
+            refuse_misplaced(self._folder(kind), file, folder, one.model, one.domain)
+        if kind == "false discovery":
+            own = {site: self.selection.selected(site) for site in self.selection.masks}
+            if own != one.selected:
+                raise RunError(
+                    f"{file}: is of another selection than {self._selection_file}; delete both, select again."
+                )
 
     def _fits(self, selection: str | None) -> bool:
         return selection == self._selection_hash

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.artifacts.fitting import refuse_types
+from mmneuron_lens.artifacts.format import provenance, read_lines, unpacking, write_lines
 from mmneuron_lens.evaluation.claims import claims
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.ablation import cross_matrix, table_2, table_3
@@ -19,14 +20,44 @@ from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6, t
 from mmneuron_lens.report.page import Page, write
 from mmneuron_lens.report.sections import Section
 from mmneuron_lens.runs.folder import RunError
+from mmneuron_lens.runs.plan import Plan
 
 PAPER = "paper.json"
 """What says of a folder that it holds a run of the paper: its models, corpus and plan."""
+
+KIND = "run of the paper"
 
 
 def is_paper(out: str | Path) -> bool:
     """Whether a folder holds a run of the paper."""
     return (Path(out) / PAPER).is_file()
+
+
+def write_described(path: Path, described: dict[str, Any]) -> None:
+    """Writes what a run of the paper was: corpus, drawn, plan, models, notes, shared."""
+    write_lines(path, KIND, [], described)
+
+
+def read_described(path: Path) -> dict[str, Any]:
+    """What `write_described` wrote. Raises `ArtifactError` naming the file, and a field that cannot be."""
+    _, described = read_lines(path, KIND)
+    with unpacking(path, KIND):
+        plan = described["plan"]
+        texts = {name: tuple(plan[name]) for name in ("lens_questions", "lens_at")}
+        refuse_types(Plan(**{**plan, **texts}))
+        refuse_types(_Described(**{name: described[name] for name in _Described.__annotations__}))
+    return described
+
+
+@dataclass(frozen=True)
+class _Described:
+    """The types of the fields."""
+
+    corpus: str
+    drawn: bool
+    models: list[str]
+    notes: list[str]
+    shared: int
 
 
 def publish_paper(out: str | Path, cases: Cases | None = None) -> Path:
@@ -44,7 +75,7 @@ def paper_of(out: str | Path, cases: Cases | None = None) -> Page:
     out = Path(out)
     if not is_paper(out):
         raise RunError(f"{out} holds no run of the paper; make one with `mmneuron paper --embedded --out {out}`.")
-    described = json.loads((out / PAPER).read_text(encoding="utf-8"))
+    described = read_described(out / PAPER)
     runs = [ModelRun(out, model) for model in described["models"]]
     evidence = [run.evidence for run in runs]
     plan = described["plan"]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from interventions.files import write_atomically
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.paper.demo import SMALL_MODELS
 from mmneuron_lens.paper.drawn import drawn_corpus
-from mmneuron_lens.paper.page import PAPER, publish_paper
+from mmneuron_lens.paper.page import PAPER, publish_paper, write_described
 from mmneuron_lens.runs.folder import RunError
 from mmneuron_lens.runs.pipeline import run_model
 from mmneuron_lens.runs.plan import Plan
@@ -63,7 +61,8 @@ def paper(
         say_problems(questions.problems, store.folder, store.say, name)
     described = {"corpus": questions.name, "drawn": questions.drawn, "plan": asdict(plan), "models": named}
     described |= {"notes": list(questions.notes), "shared": questions.shared}
-    write_atomically(store.folder / PAPER, json.dumps(described, indent=1, sort_keys=True) + "\n")
+    store.refuse_lost()
+    write_described(store.folder / PAPER, described)
     store.say("drawing figures and writing the page")
     return publish_paper(store.folder)
 

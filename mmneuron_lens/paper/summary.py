@@ -46,7 +46,8 @@ def publish(
     page = out / f"{name}.html"
     # Of answers that may have been given with another selection.
     for stale in (*tables_folder(page).glob("ablation*.*"), *figures_folder(page).glob("table_2_*.png")):
-        stale.unlink()
+        # Another process may be making the page too.
+        stale.unlink(missing_ok=True)
     return write(summary_of(runs, not_run), out, name)
 
 

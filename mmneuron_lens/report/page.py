@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from interventions.files import write_atomically
+from interventions.files import storage_errors, write_atomically
+from mmneuron_lens.artifacts.open_folder import OpenFolder
 from mmneuron_lens.evaluation.findings import Claim
 from mmneuron_lens.report import figures, latex, tables
 from mmneuron_lens.report.claims_table import claims_table, measured
@@ -85,9 +86,13 @@ def write(page: Page, folder: str | Path, name: str = INDEX) -> Path:
     - name: of the page, without its ending. The tables and figures of the first page, "index", lie in `tables/` and
       `figures/`, those of another in folders of its name below these.
 
-    Raises `StorageFailed` naming a file that cannot be written.
+    Raises `StorageFailed` naming a file that cannot be written, or a folder that was taken away meanwhile.
     """
-    index, pictures = Path(folder) / f"{name}.html", drawn(page)
+    index = Path(folder) / f"{name}.html"
+    with storage_errors(index):
+        kept = OpenFolder(folder)
+    pictures = drawn(page)
+    kept.refuse_gone()
     for section, grid in page.grids:
         caption = f"{section.name}. {grid.caption}" if section.name else grid.caption
         file = tables_folder(index) / grid.name
@@ -102,6 +107,7 @@ def write(page: Page, folder: str | Path, name: str = INDEX) -> Path:
         write_atomically(tables_folder(index) / "claims.csv", csv(frame))
         write_atomically(tables_folder(index) / "claims.tex", latex.latex(frame, "The paper’s claims."))
     write_atomically(index, render(page, pictures))
+    kept.refuse_gone()
     return index
 
 

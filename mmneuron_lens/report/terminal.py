@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 from rich.table import Table
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
 from mmneuron_lens.echo import plain
 from mmneuron_lens.report.csv_files import read_csv
@@ -29,8 +30,8 @@ def terminal_tables(page: str | Path) -> Iterator[Table]:
 
     - page: the path of the page, as `page.write` returns it.
     """
-    files = sorted(tables_folder(Path(page)).glob("*.csv"))
-    frames = {file.stem: read_csv(file) for file in files}
+    files = [tables_folder(Path(page)) / f"{name}.csv" for name in (*TITLES, "ablation", "ablation_against_random")]
+    frames = {file.stem: _table(file) for file in files if file.is_file()}
     models = frames["neurons_per_domain"]["model"].unique(maintain_order=True) if "neurons_per_domain" in frames else ()
     for model in models:
         own = {name: frame.filter(pl.col("model") == model) for name, frame in frames.items() if "model" in frame}
@@ -48,6 +49,14 @@ def terminal_tables(page: str | Path) -> Iterator[Table]:
                 yield terminal_table(frame, title, _footnote(unreachable))
         if "ablation" in own and "ablation_against_random" in own:
             yield from _accuracies(model, own["ablation"], own["ablation_against_random"])
+
+
+def _table(file: Path) -> pl.DataFrame:
+    try:
+        return read_csv(file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InvalidValue(f"{file}: no table ({said}); make it again with the command that wrote it.") from None
 
 
 def unreachable_modules(frame: pl.DataFrame) -> dict[str, int]:

@@ -40,10 +40,31 @@ def selection_facts(selection: Selection, selection_id: str) -> dict[str, Any]:
     return {"selection": selection_id, "neurons": neurons}
 
 
-def counts_files(run: str | Path) -> list[list[Path]]:
-    """The files of finished counts, model by model. Raises `RunError` when there are none."""
-    folders = sorted(path for path in (Path(run) / "counts").glob("*") if path.is_dir())
-    found = [sorted(folder.glob("*.safetensors")) for folder in folders]
+def files_in(folder: Path, ending: str = ".safetensors") -> list[Path]:
+    """The files of artifacts in a folder, in order; hidden ones, as macOS leaves beside others, are none."""
+    return sorted(file for file in folder.glob(f"*{ending}") if not file.name.startswith("."))
+
+
+def refuse_misplaced(run: str | Path, file: Path, kind: str, *names: str) -> None:
+    """Raises `RunError` for a file that holds a value which lies elsewhere: a copy, or another model's.
+
+    names: the model, and perhaps the domain, that the file says it is of.
+    """
+    own = file_of(run, kind, *names, suffix=file.suffix)
+    if file != own:
+        raise RunError(
+            f"{file}: holds {kind} of {' in '.join(reversed(names))}, which lie in {own.relative_to(run)}; move it out "
+            "of the folder, or delete it."
+        )
+
+
+def counted(run: str | Path) -> list[dict[Path, Counts]]:
+    """The counts of a run by their files, model by model. Raises `RunError` when there are none, or a file too many."""
+    folder = Path(run) / "counts"
+    folders = sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+    found = [{file: Counts.load(file) for file in files_in(one)} for one in (folder, *folders)]
+    for file, counts in (pair for files in found for pair in files.items()):
+        refuse_misplaced(run, file, "counts", counts.model, counts.domain)
     found = [files for files in found if files]
     if not found:
         raise RunError(f"{run} holds no counts; write them with `mmneuron count --model ... --corpus ... --out {run}`.")
@@ -51,10 +72,8 @@ def counts_files(run: str | Path) -> list[list[Path]]:
 
 
 def selected_models(run: str | Path) -> list[str]:
-    """The models that a run has a selection of."""
-    return [Selection.load(file).model for file in sorted((Path(run) / "selection").glob("*.safetensors"))]
-
-
-def counted(run: str | Path) -> list[list[Counts]]:
-    """The counts of every model in a run; raises as `counts_files`."""
-    return [[Counts.load(file) for file in files] for files in counts_files(run)]
+    """The models that a run has a selection of. Raises `RunError` for a file too many."""
+    found = {file: Selection.load(file).model for file in files_in(Path(run) / "selection")}
+    for file, model in found.items():
+        refuse_misplaced(run, file, "selection", model)
+    return list(found.values())

@@ -13,16 +13,16 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.effect_sizes import EffectSizes
-from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.artifacts.format import ArtifactError, content_hash
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
 from mmneuron_lens.neurons.effects import effect_sizes
 from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.neurons.silent import silent_neurons
-from mmneuron_lens.runs.folder import counts_files, key_of
+from mmneuron_lens.runs.folder import counted, key_of
 from mmneuron_lens.runs.keys import StoreConflict
-from mmneuron_lens.runs.store import Store
+from mmneuron_lens.runs.store import Store, StoreBusy
 
 WIDER = 0.05
 """Table 6 repeats the selection at 5 %."""
@@ -107,7 +107,7 @@ def find(
         )
         controls = Controls(discovery, overlap, effects)
     except InvalidValue as error:
-        if isinstance(error, StoreConflict):
+        if isinstance(error, StoreConflict | StoreBusy | ArtifactError):
             raise
         controls = Controls(missing=f"The controls were not run: {error}")
     return Identified(tuple(counts), selection, selected("selection_wider", wider), controls)
@@ -131,8 +131,8 @@ def select_stage(
     - kinds: only these kinds of token, at each site that has any of them.
     """
     found: list[Identified] = []
-    for files in counts_files(run):
-        counts = [Counts.load(file) for file in files]
+    for files in counted(run):
+        counts = list(files.values())
         if model is None or counts[0].model == model:
             found.append(
                 find(
@@ -144,7 +144,7 @@ def select_stage(
                     seed=seed,
                     store=store,
                     progress=progress,
-                    cited={one.domain: content_hash(file) for one, file in zip(counts, files, strict=True)},
+                    cited={one.domain: content_hash(file) for file, one in files.items()},
                 )
             )
     return found

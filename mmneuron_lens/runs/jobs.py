@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interventions.errors import InvalidValue
+from mmneuron_lens.runs.pieces import steps_named
 from mmneuron_lens.runtime.jobs.records import Record, Records
 
 JOBS = "*.pieces/jobs/run.json"
@@ -37,17 +38,15 @@ class RunJobs:
 
     def done(self, name: str) -> bool:
         """Whether a job's piece is there, or is part of a larger one."""
-        first, _, last = name.partition("-")
-        ranges = [file.stem.partition("-") for file in self.folder.parent.glob("*.safetensors")]
-        return any(int(begin) <= int(first) and int(last) <= int(end) for begin, _, end in ranges)
+        steps = steps_named(name)
+        kept = [steps_named(file.stem) for file in self.folder.parent.glob("*.safetensors")]
+        return steps is not None and any(one and {*steps} <= {*one} for one in kept)
 
     def __str__(self) -> str:
         run = self.records.run
-        states = Counter("done" if self.done(name) else self.records.record(name).state for name in run["jobs"])
+        states = Counter("done" if self.done(name) else self.records.record(name).state for name in run.jobs)
         counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-        return (
-            f"{self.run / self.name}  {run['title'] or 'untitled'} at {run['host']}: {len(run['jobs'])} jobs, {counted}"
-        )
+        return f"{self.run / self.name}  {run.title or 'untitled'} at {run.host}: {len(run.jobs)} jobs, {counted}"
 
 
 def jobs_under(folder: str | Path) -> list[RunJobs]:

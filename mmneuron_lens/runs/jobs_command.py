@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,13 +24,18 @@ def show(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or one that holds several.")] = Path("runs"),
 ) -> None:
     """List what is being made on a server: how many jobs are done, in flight, waiting, failed or cancelled."""
+    from mmneuron_lens.artifacts.format import ArtifactError
     from mmneuron_lens.runs.jobs import jobs_under
 
     found = jobs_under(folder)
     if not found:
         echo(f"No jobs under {folder}.")
     for jobs in found:
-        echo(jobs)
+        try:
+            echo(jobs)
+        except ArtifactError as error:
+            # The others are listed all the same.
+            echo(error)
 
 
 @jobs_app.command()
@@ -75,7 +80,7 @@ def cancel(run: Run) -> None:
     cancelled = 0
     for jobs in jobs_of(run):
         with Store(jobs.run).writing(Key(f"{jobs.name}.safetensors", {})):
-            for name in jobs.records.run["jobs"]:
+            for name in jobs.records.run.jobs:
                 record = jobs.records.record(name)
                 if not jobs.done(name) and record.state not in ("cancelled", "failed"):
                     jobs.records.write(record, state="cancelled", job=None)
@@ -92,14 +97,16 @@ def resume(context: typer.Context, run: Run) -> None:
     found = jobs_of(run)
     for jobs in found:
         echo(jobs)
-    started = next((jobs for jobs in found if jobs.records.run["again"]), None)
+    started = next((jobs for jobs in found if jobs.records.run.again), None)
     if started is None:
         echo("It was started from Python: run the same call again, and only what is missing is sent.")
         return
     root: Any = context.find_root().command
     words, where = checked_command(started, root.commands)
     echo(f"In {where}: mmneuron {shlex.join(words)}")
+    environment = closed_environment()
     # Paths in the command are those of the folder it was given in.
-    command = [sys.executable, "-m", "mmneuron_lens", *words]
-    done = subprocess.run(command, cwd=where, env=closed_environment(), check=False)
-    raise typer.Exit(done.returncode)
+    os.chdir(where)
+    sys.stdout.flush()
+    # In this process: a child would go on when this one is killed.
+    os.execve(sys.executable, [sys.executable, "-m", "mmneuron_lens", *words], environment)

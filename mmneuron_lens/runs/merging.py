@@ -7,10 +7,12 @@ from pathlib import Path
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.format import ArtifactError
 from mmneuron_lens.batching.gather import Shard, disjoint, missing
 from mmneuron_lens.experiments.count import counts_of
+from mmneuron_lens.runs.folder import files_in, refuse_misplaced
 from mmneuron_lens.runs.keys import Key, StoreConflict, differences
-from mmneuron_lens.runs.pieces import KeptPiece
+from mmneuron_lens.runs.pieces import KeptPiece, form_of, steps_named
 from mmneuron_lens.runs.store import Store
 
 
@@ -26,7 +28,10 @@ def merge_runs(runs: Sequence[str | Path], out: str | Path, replace: bool = Fals
     wholes: dict[str, list[Path]] = {}
     parts: dict[str, list[Path]] = {}
     for run in map(Path, runs):
-        files, pieces = (sorted((run / "counts").glob(f"*/{name}.safetensors")) for name in ("*", "*.pieces/*"))
+        folders = [run / "counts", *_folders(run / "counts")]
+        files = [file for folder in folders for file in files_in(folder)]
+        pieces = [file for folder in folders for some in _folders(folder) for file in files_in(some)]
+        pieces = [file for file in pieces if steps_named(file.stem) and file.parent.suffix == ".pieces"]
         if not files and not pieces:
             raise InvalidValue(f"{run} holds no counts; write some with `mmneuron count --shard 1/4 --out {run}`.")
         for file in files:
@@ -41,10 +46,19 @@ def merge_runs(runs: Sequence[str | Path], out: str | Path, replace: bool = Fals
     return [store.path(key) for key, _ in made.values()]
 
 
+def _folders(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.glob("*") if one.is_dir() and not one.name.startswith("."))
+
+
 def _whole(path: str, files: list[Path], parts: list[Path]) -> tuple[Key, Counts]:
     """What the files and pieces of one domain come to."""
     counts = {file: Counts.load_with_key(file) for file in files}
     pieces = {file: KeptPiece.load_with_key(file) for file in parts}
+    for file, (one, _) in counts.items():
+        refuse_misplaced(file.parents[2], file, "counts", one.model, one.domain)
+    for file, (one, _) in pieces.items():
+        if file.stem != one.name or "steps" not in one.held.piece.facts:
+            raise ArtifactError(f"{file}: holds steps {one.name}, not those of its name, or of no count; delete it.")
     keys = [(file, key or {}) for held in (counts, pieces) for file, (_, key) in held.items()]
     (first, facts), *others = keys
     for file, key in others:
@@ -54,6 +68,10 @@ def _whole(path: str, files: list[Path], parts: list[Path]) -> tuple[Key, Counts
     if counts:
         return Key(path, facts), counts[first][0]
     kept = [piece for piece, _ in pieces.values()]
+    forms = {form_of(one): file for file, (one, _) in pieces.items() if one.held.piece.tensors}
+    if len(forms) > 1:
+        one, other, *_ = forms.values()
+        raise StoreConflict(f"cannot merge {one} and {other}: their tensors have other names, types or sizes.")
     _refuse_missing(path, kept)
     return Key(path, facts), counts_of(disjoint([one.held for one in kept]), facts)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from interventions.files import write_atomically
+from filelock import FileLock
+
+from interventions.files import storage_errors, sweep, write_atomically
 from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.runs.store import LOCKS
 
 SHOWN = 10
 
@@ -22,7 +25,13 @@ def say_problems(problems: Problems, out: str | Path, say: Callable[[str], objec
         say("\n".join(problems.notes))
         return
     file = Path(out) / name
-    write_atomically(file, f"{problems}\n")
+    lock = Path(out) / LOCKS / f"{name}.lock"
+    with storage_errors(file):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may count into this folder; what a kill left of a file is removed by one at a time.
+        with FileLock(lock):
+            sweep(file)
+            write_atomically(file, f"{problems}\n")
     counted, *lines = str(problems).splitlines()
     named = min(len(problems.found), SHOWN)
     more = [f"and {len(problems) - sum(one.rows for one in problems.found[:named])} more"]

@@ -28,7 +28,7 @@ def checked_command(jobs: RunJobs, commands: Mapping[str, Any]) -> tuple[list[st
     a folder that is gone, and one that writes to another folder than the run's.
     """
     file, facts = jobs.folder / "run.json", jobs.records.run
-    words, where = facts["again"], Path(facts["where"])
+    words, where = list(facts.again), Path(facts.where)
     cure = "run the command yourself if it is yours."
     if not words or words[0] not in SENDS or not all(word.isprintable() for word in words):
         raise InvalidValue(f"{file}: again is {words!r:.200}, not one of the commands {', '.join(SENDS)}; {cure}")

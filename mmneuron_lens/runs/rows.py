@@ -9,7 +9,11 @@ from mmneuron_lens.artifacts.answers import Answer, Answers
 from mmneuron_lens.artifacts.format import ArtifactError
 from mmneuron_lens.batching.gather import Keeper
 from mmneuron_lens.experiments.ablate import AnswerRows, MemoryRows
+from mmneuron_lens.runs.folder import files_in
 from mmneuron_lens.runs.pieces import Pieces
+
+NAME = 24
+"""Characters of the name of a file of answers, its ending apart."""
 
 
 class KeptRows:
@@ -20,25 +24,25 @@ class KeptRows:
     """
 
     def __init__(self, pieces: Pieces) -> None:
-        self.folder, self.say = pieces.folder, pieces.say
+        self.pieces, self.folder = pieces, pieces.folder
         self._known: dict[str, Answer] = {}
-        files = sorted(self.folder.glob("*.jsonl"))
+        files = [file for file in files_in(self.folder, ".jsonl") if len(file.stem) == NAME]
         for file in [*([pieces.value] if pieces.value.is_file() else []), *files]:
             try:
                 self._known |= {one.digest: one for one in Answers.load(file)}
             except ArtifactError as error:
                 if file == pieces.value:
                     raise
-                file.replace(file.with_suffix(".damaged"))
-                self.say(f"{error} It was moved aside, and its answers are given again.")
+                pieces.aside(file, error)
 
     def get(self, digest: str) -> Answer | None:
         return self._known.get(digest)
 
     def add(self, answers: Sequence[Answer]) -> None:
         """Keeps these answers, on disk before it returns."""
+        self.pieces.still()
         self._known |= {one.digest: one for one in answers}
-        name = hashlib.sha256("".join(one.digest for one in answers).encode()).hexdigest()[:24]
+        name = hashlib.sha256("".join(one.digest for one in answers).encode()).hexdigest()[:NAME]
         Answers(tuple(answers)).save(self.folder / f"{name}.jsonl")
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, Self, TypeVar
 
 from filelock import FileLock, Timeout
 
-from interventions.errors import InvalidValue
+from interventions.errors import InvalidValue, StorageFailed
 from interventions.files import storage_errors, sweep
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.format import dumps
+from mmneuron_lens.artifacts.open_folder import OpenFolder
 from mmneuron_lens.batching.gather import WHOLE, Keeper, Memory, Shard
 from mmneuron_lens.runs.keys import Key, StoreConflict, differences, refusal
 from mmneuron_lens.runs.pieces import Pieces
@@ -52,6 +53,8 @@ class Store:
         """
         self.folder = None if folder is None else Path(folder)
         self.replace, self.say = replace, say
+        self._open: OpenFolder | None = None
+        self._locks: dict[Path, os.stat_result] = {}
 
     def path(self, key: Key) -> Path:
         """Where the value of a key lies. Raises `InvalidValue` without a folder, or for a path that leaves it."""
@@ -81,6 +84,7 @@ class Store:
             self._say(what if value is None else f"already done: {what}", what)
             if value is None:
                 value = make(pieces)
+                self.refuse_lost()
                 value.save(self.path(key), key.facts)
             pieces.clear()
             return value
@@ -103,13 +107,28 @@ class Store:
 
     def pieces(self, key: Key, shard: Shard = WHOLE) -> Pieces:
         """What is kept of a value while it is made. `shard`: of a value that several processes make."""
-        return Pieces(self.path(key), key.facts, str(shard), self.replace, self.say)
+        return Pieces(self.path(key), key.facts, str(shard), self.replace, self.say, self.refuse_lost)
+
+    def refuse_lost(self) -> None:
+        """Raises `StorageFailed` when the folder, or the lock of a value that is held, was taken away meanwhile."""
+        if self._open is not None:
+            self._open.refuse_gone()
+        for file, held in self._locks.items():
+            try:
+                there = os.path.samestat(os.stat(file), held)
+            except OSError:
+                there = False
+            if not there:
+                raise StorageFailed(
+                    f"{file}: was deleted while a value was being written, which another process may write now; what "
+                    "was done is kept. Run the command again."
+                )
 
     @contextmanager
     def writing(self, key: Key, shard: Shard = WHOLE, wait: bool = False) -> Iterator[None]:
         """Holds a value, or a shard of it, for this process alone; the hold goes with the process, however it ends.
 
-        Raises `StoreBusy` naming the process that holds it, unless this may wait.
+        Raises `StoreBusy` naming the process that holds it, unless this may wait, and as `refuse_lost`.
         """
         if self.folder is None:
             raise InvalidValue(f"{key.path}: this store keeps nothing; give it a folder.")
@@ -117,12 +136,16 @@ class Store:
         file = self.folder / LOCKS / f"{name}.lock"
         holder = file.with_suffix(".holder")
         lock = FileLock(file)
+        self.refuse_lost()
         with storage_errors(self.path(key)):
+            self._open = self._open or OpenFolder(self.folder)
             file.parent.mkdir(parents=True, exist_ok=True)
             if not _acquired(lock, holder, wait):
                 who = _told(holder) or "another process"
                 raise StoreBusy(f"{self.path(key)} is being written by {who}; wait for it, or give another --out.")
         try:
+            with storage_errors(self.path(key)):
+                self._locks[file] = os.stat(file)
             # Not made safe against a kill: it says who holds the lock, which a kill ends too.
             with storage_errors(self.path(key)):
                 holder.write_text(f"process {os.getpid()} ({' '.join(sys.argv[:2])})", encoding="utf-8")
@@ -130,8 +153,11 @@ class Store:
                 # The holder of another shard may be writing the value at this moment.
                 sweep(self.path(key))
             yield
+            self.refuse_lost()
         finally:
-            holder.unlink(missing_ok=True)
+            self._locks.pop(file, None)
+            with suppress(OSError):
+                holder.unlink(missing_ok=True)
             lock.release()
 
 

@@ -6,30 +6,32 @@ FOLDER/NAME.json      a job: its id at the server, host, state, attempts, last s
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
-from interventions.errors import InvalidValue
-from interventions.files import write_atomically
+from interventions.errors import FileMissing, InvalidValue
+from mmneuron_lens.artifacts.file_names import LONGEST
+from mmneuron_lens.artifacts.fitting import refuse_types, refuse_unless
+from mmneuron_lens.artifacts.format import ArtifactError, read_lines, unpacking, write_lines
 
 State = Literal["waiting", "submitted", "lost", "failed", "cancelled"]
 
-VERSION = 2
+RUN, JOB = "jobs of a run", "job"
+"""The kinds of the files."""
 
 
-class RunFacts(TypedDict):
+@dataclass(frozen=True)
+class RunFacts:
     """run.json. `again` is the command line, without keys, and `where` the folder in which it was given."""
 
-    version: int
     title: str
     host: str
     model: str
-    jobs: list[str]
-    again: list[str]
+    jobs: tuple[str, ...]
+    again: tuple[str, ...]
     where: str
 
 
@@ -61,52 +63,68 @@ class Records:
     def describe(self, title: str, host: str, model: str, jobs: Sequence[str], again: Sequence[str]) -> None:
         """Writes run.json."""
         if self.folder is not None:
-            facts = RunFacts(
-                version=VERSION, title=title, host=host, model=model, jobs=list(jobs), again=list(again),
-                where=os.getcwd() if again else "",
-            )  # fmt: skip
-            write_atomically(self.folder / "run.json", json.dumps(facts, indent=1), private=True)
+            where = os.getcwd() if again else ""
+            facts = RunFacts(title, host, model, tuple(map(_refuse_name, jobs)), tuple(again), where)
+            write_lines(self.folder / "run.json", RUN, [], asdict(facts), private=True)
 
     @property
     def run(self) -> RunFacts:
-        """run.json. Raises `InvalidValue` when there is none, or one of another version."""
+        """run.json. Raises `InvalidValue` when there is none, or one that is damaged."""
         file = Path() if self.folder is None else self.folder / "run.json"
         if not file.is_file():
             raise InvalidValue(f"{self.folder} holds no jobs; `mmneuron jobs list` shows the runs that do.")
-        try:
-            run = json.loads(file.read_text(encoding="utf-8"))
-            if run["version"] != VERSION:
-                raise InvalidValue(f"{file}: version is {run['version']}, not {VERSION}; run the command again.")
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidValue(f"{file}: cannot be read ({error}); delete it and run the command again.") from error
+        _, document = read_lines(file, RUN)
+        with unpacking(file, RUN):
+            document.pop("provenance", None)
+            run = RunFacts(**{**document, **{name: tuple(document[name]) for name in ("jobs", "again")}})
+            refuse_types(run)
+            for name in run.jobs:
+                _refuse_name(name)
         return run
 
     def record(self, name: str) -> Record:
-        """A job's record; a fresh one when there is none, or one that cannot be read."""
+        """A job's record; a fresh one when there is none, or one that is damaged: such a job is sent again.
+
+        Raises `InvalidValue` for what cannot be the name of a job.
+        """
         if self.folder is None:
             return self._known.get(name, Record(name))
+        file = self.folder / f"{_refuse_name(name)}.json"
         try:
-            return Record(**json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            _, document = read_lines(file, JOB)
+            document.pop("provenance", None)
+            with unpacking(file, JOB):
+                record = Record(**document)
+                refuse_types(record)
+                refuse_unless(record.name == name, "name", f"is {record.name!r:.80}")
+        except (FileMissing, ArtifactError):
             return Record(name)
+        return record
 
     def write(self, record: Record, **changes: Any) -> Record:
         """Puts a record, with changes, on disk before returning it."""
         record = replace(record, **changes)
         self._known[record.name] = record
         if self.folder is not None:
-            write_atomically(self.folder / f"{record.name}.json", json.dumps(asdict(record), indent=1), private=True)
+            write_lines(self.folder / f"{_refuse_name(record.name)}.json", JOB, [], asdict(record), private=True)
         return record
 
     def forget(self, name: str) -> None:
         """The job's result is kept: nothing more needs to be known of it."""
         self._known.pop(name, None)
         if self.folder is not None:
-            (self.folder / f"{name}.json").unlink(missing_ok=True)
+            (self.folder / f"{_refuse_name(name)}.json").unlink(missing_ok=True)
 
     def known(self) -> list[Record]:
         """Every record that is there, by name."""
         if self.folder is None:
             return [self._known[name] for name in sorted(self._known)]
-        files = sorted(file for file in self.folder.glob("*.json") if file.name != "run.json")
+        files = sorted(file for file in self.folder.glob("[!.]*.json") if file.name != "run.json")
         return [self.record(file.stem) for file in files]
+
+
+def _refuse_name(name: str) -> str:
+    """The name itself. Raises `InvalidValue` for one that is no file in the folder of the records."""
+    if name == "run" or name[:1] in ("", ".") or {*name} & {*"/\\"} or not name.isprintable() or len(name) > LONGEST:
+        raise InvalidValue(f"{name[:80]!r} is no name of a job, which has a file of its own; give one without slashes.")
+    return name
