@@ -12,6 +12,7 @@ from torch import Tensor
 from interventions import Graph, Intervention
 from interventions.errors import InvalidType, InvalidValue
 from mmneuron_lens.architectures import Architecture, loading
+from mmneuron_lens.artifacts.certificate import Certificate
 from mmneuron_lens.model import Model, model_of, shown_name
 from mmneuron_lens.runtime import encoding, proving
 from mmneuron_lens.runtime import run as running
@@ -338,13 +339,16 @@ class Lens:
         rest = {name: value for name, value in settings.items() if name != "remote"}
         return {**rest, "backend": ready_backend(self._model, remote)}
 
-    def prove(self, batch: Batch | None = None) -> list[proving.Proof]:
-        """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot.
+    def prove(self, batch: Batch | None = None) -> Certificate:
+        """Prove that every site is what it is called, and that every shortcut computes what it stands for.
 
-        Then every shortcut: encode's logits are those of the processor's own inputs, a batch is its rows alone, packed
-        questions are each alone.
+        Sites: right axes, equal to a plain hook, changing one moves the logits or cannot, and nothing before it;
+        neurons lie at activation modules, patches stand in the order of the image, queries, keys and values act so.
+        Shortcuts: encode's logits are those of the processor's own inputs, a batch is its rows alone, packed questions
+        are each alone.
 
-        Returns one `Proof` per site; raises `AssertionError` naming the first site or shortcut that fails.
+        Returns a certificate that can be printed and saved, one `Proof` per site in it; raises `AssertionError` naming
+        the first that fails.
         """
         refuse_weightless(self._model, cure="")
         if batch is not None:

@@ -20,7 +20,9 @@ from mmneuron_lens.runtime.proving import example, prove
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_site_is_proved(name):
     lens = tiny_lens(name)
-    proofs = {proof.site: proof for proof in lens.prove()}
+    certificate = lens.prove()
+    assert certificate.unnamed == ()
+    proofs = {proof.site: proof for proof in certificate}
     # Attention weights exist under eager attention only; see the next test.
     assert set(proofs) == {site for site in lens.sites if not site.endswith("pattern")}
     alive = {site for site, proof in proofs.items() if proof.moved}
