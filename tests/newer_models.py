@@ -16,6 +16,13 @@ LAYERS, VISION_LAYERS = 3, 3
 GRID = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
 
 
+def built(kind: str, config: Any) -> torch.nn.Module:
+    """A model of this class, the same in every process."""
+    # Some parameters are drawn by the class itself.
+    torch.manual_seed(0)
+    return loud(getattr(transformers, f"{kind}ForConditionalGeneration")(config))
+
+
 def text_config(kind: str, vocabulary: int, **own: Any) -> Any:
     """A text configuration of this class with the sizes of all tiny models."""
     return getattr(transformers, kind)(
@@ -127,7 +134,7 @@ def qwen2_vl():
         text_config=text_config("Qwen2VLTextConfig", len(words), rope_parameters=sections(2, 1, 1)).to_dict(),
         **_qwen_ids(words),
     )
-    return loud(transformers.Qwen2VLForConditionalGeneration(config)), _qwen_processor("Qwen2VLProcessor", words)
+    return built("Qwen2VL", config), _qwen_processor("Qwen2VLProcessor", words)
 
 
 @cache
@@ -149,7 +156,7 @@ def qwen2_5_vl():
         text_config=text_config("Qwen2_5_VLTextConfig", len(words), rope_parameters=sections(2, 1, 1)).to_dict(),
         **_qwen_ids(words),
     )
-    return loud(transformers.Qwen2_5_VLForConditionalGeneration(config)), _qwen_processor("Qwen2_5_VLProcessor", words)
+    return built("Qwen2_5_VL", config), _qwen_processor("Qwen2_5_VLProcessor", words)
 
 
 @cache
@@ -171,7 +178,7 @@ def qwen3_vl():
         text_config=text_config("Qwen3VLTextConfig", len(words), rope_parameters=sections(2, 1, 1)).to_dict(),
         **_qwen_ids(words),
     )
-    return loud(transformers.Qwen3VLForConditionalGeneration(config)), _qwen_processor("Qwen3VLProcessor", words)
+    return built("Qwen3VL", config), _qwen_processor("Qwen3VLProcessor", words)
 
 
 @cache
@@ -210,7 +217,7 @@ def glm4v():
         temporal_patch_size=2,
         size={"shortest_edge": 16 * 16 * 2, "longest_edge": 64 * 64 * 2},
     )
-    return loud(transformers.Glm4vForConditionalGeneration(config)), processor_of("Glm4vProcessor", pixels, words)
+    return built("Glm4v", config), processor_of("Glm4vProcessor", pixels, words)
 
 
 @cache
@@ -240,7 +247,7 @@ def internvl():
         size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4
     )
     processor = processor_of("InternVLProcessor", pixels, words, image_seq_length=4)
-    return loud(transformers.InternVLForConditionalGeneration(config)), processor
+    return built("InternVL", config), processor
 
 
 @cache
@@ -261,7 +268,7 @@ def llava_onevision():
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_2",
     )
-    return loud(transformers.LlavaOnevisionForConditionalGeneration(config)), processor
+    return built("LlavaOnevision", config), processor
 
 
 @cache
@@ -287,7 +294,7 @@ def gemma3():
     )
     pixels = transformers.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, do_pan_and_scan=False)
     processor = processor_of("Gemma3Processor", pixels, words, image_seq_length=4)
-    return loud(transformers.Gemma3ForConditionalGeneration(config)), processor
+    return built("Gemma3", config), processor
 
 
 def paligemma_on(kind: str, **own: Any):
@@ -302,7 +309,7 @@ def paligemma_on(kind: str, **own: Any):
         projection_dim=32,
         hidden_size=32,
     )
-    return loud(transformers.PaliGemmaForConditionalGeneration(config)), processor
+    return built("PaliGemma", config), processor
 
 
 @cache
@@ -333,7 +340,7 @@ def _idefics(kind: str, vision: dict[str, Any], pixels: Any):
         scale_factor=2,
         pad_token_id=0,
     )
-    return loud(getattr(transformers, f"{kind}ForConditionalGeneration")(config)), processor
+    return built(kind, config), processor
 
 
 _IDEFICS = {
@@ -354,6 +361,9 @@ def idefics3():
 
 @cache
 def smolvlm():
+    words = importlib.import_module("transformers.models.smolvlm.processing_smolvlm")
+    # Numbers in words, for the times of videos alone.
+    words.num2words = words.num2words or str
     pixels = transformers.SmolVLMImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     return _idefics("SmolVLM", _IDEFICS, pixels)
 
@@ -378,7 +388,7 @@ def _pixtral(name: str, merged: int, **own: Any):
         vision_feature_layer=-1,
         **own,
     )
-    return loud(getattr(transformers, f"{name}ForConditionalGeneration")(config)), processor
+    return built(name, config), processor
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,10 +25,10 @@ def environment_is_there() -> bool:
 
 
 class StrictServer:
-    """A second process without our packages, holding a model per folder."""
+    """A second process without our packages, holding a model per folder, or per name in `newer_models.py`."""
 
-    def __init__(self, folders: list[Path], scratch: Path) -> None:
-        self.folders = [str(folder.resolve()) for folder in folders]
+    def __init__(self, folders: Sequence[Path | str], scratch: Path) -> None:
+        self.folders = [one if isinstance(one, str) else str(one.resolve()) for one in folders]
         self.payload, self.result, self.log = scratch / "payload", scratch / "result", scratch / "log"
         self.sent: list[int] = []
         self.received: list[int] = []

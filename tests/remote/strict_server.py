@@ -1,6 +1,7 @@
 """A server without our packages: runs serialized jobs through ndif's own functions, one per line of standard input.
 
-Started with the interpreter of a server environment and the folders of its models, so it must import nothing of this
+Started with the interpreter of a server environment and its models: folders, or the names of functions in
+`newer_models.py`, which build what no folder can be loaded as without torchvision. It must import nothing of this
 project. A line is `model-number payload-file result-file`; the answer line is `ok` or `error` and the message.
 """
 
@@ -8,6 +9,7 @@ import contextlib
 import io
 import sys
 import traceback
+from pathlib import Path
 
 import torch
 from ndif.services.ray.deployments.modeling.nns import block_scope, execute_traced_block, prepare_traced_block
@@ -23,6 +25,17 @@ def load_function(source, name, defaults, kwdefaults, annotations, *origin, genu
     return genuine(source, name, defaults, kwdefaults, annotations, *origin)
 
 
+def made(one: str) -> TransformersModel:
+    """A model from its folder, or as the tests build it."""
+    if "/" in one:
+        return TransformersModel(one, task="image-text-to-text", dispatch=True)
+    sys.path[:0] = [str(Path(__file__).parent.parent)]
+    import newer_models
+
+    module, processor = getattr(newer_models, one)()
+    return TransformersModel(module, task="image-text-to-text", processor=processor, tokenizer=processor.tokenizer)
+
+
 def main(folders: list[str]) -> None:
     for forbidden in ("interventions", "mmneuron_lens", "jaxtyping", "beartype"):
         with contextlib.suppress(ImportError):
@@ -32,7 +45,7 @@ def main(folders: list[str]) -> None:
     sys.stdout = sys.stderr
     torch.set_num_threads(1)
     serialization._load_function = load_function
-    models = [TransformersModel(folder, task="image-text-to-text", dispatch=True) for folder in folders]
+    models = [made(one) for one in folders]
     for model in models:
         model._module.eval()
     print("ready", file=answers, flush=True)
