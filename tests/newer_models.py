@@ -8,6 +8,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import transformers
 from tiny_models import loud, tokenizer
 from transformers import processing_utils
