@@ -1,4 +1,4 @@
-"""The command `mmneuron`: demo, count, select, ablate, show, paper, report, merge, corpora, ndif, jobs.
+"""The command `mmneuron`: demo, count, select, ablate, show, paper, report, merge, prove, describe, corpora, ndif, jobs.
 
 Exit codes: 0 done, 1 the input has a problem, 2 wrong usage.
 torch and the rest are imported when a command runs, so that `--help` is quick.
@@ -49,6 +49,7 @@ from mmneuron_lens.printing import (
     say,
     store_of,
 )
+from mmneuron_lens.proof_commands import describe, prove
 from mmneuron_lens.runs.jobs_command import jobs_app
 
 app = typer.Typer(
@@ -348,6 +349,10 @@ def merge(
     for file in merge_runs(runs, out, replace):
         typer.echo(str(file))
     say(f"Next: mmneuron select {out}")
+
+
+app.command(epilog="Example: [bold]mmneuron prove embedded/llava-next[/bold]")(prove)
+app.command(epilog="Example: [bold]mmneuron describe embedded/llava-next[/bold]")(describe)
 
 
 if __name__ == "__main__":

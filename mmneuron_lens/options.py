@@ -14,6 +14,9 @@ Out = Annotated[Path, typer.Option(help="The folder to write to.")]
 ModelName = Annotated[
     str, typer.Option("--model", help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id.")
 ]
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="MODEL", help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id.")
+]
 CorpusFolder = Annotated[Path, typer.Option(help="A folder of images with a questions.jsonl.")]
 Domains = Annotated[list[str] | None, typer.Option(help="Only this domain; repeat it for several.")]
 Images = Annotated[int | None, typer.Option(min=1, help="Only the first so many images of each domain.")]

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from interventions import Graph, count_positions, sum_activations
+from interventions.errors import ProofFailed
 from mmneuron_lens.artifacts.certificate import Comparison
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
@@ -33,7 +35,7 @@ def prove_shortcuts(model: Model, batch: Batch) -> list[Comparison]:
     - the logits of a padded batch with those of each of its rows alone
     - sums of activations of packed questions with those of each question alone, where they may share work
 
-    Returns what was compared, and what was not with the reason. Raises `AssertionError` naming the first that differs,
+    Returns what was compared, and what was not with the reason. Raises `ProofFailed` naming the first that differs,
     by more than rounding.
     """
     asked = asked_in(batch)
@@ -55,7 +57,9 @@ def _prove_rows(model: Model, asked: Sequence[Asked], expected: Sequence[Tensor]
         return Comparison(what, why_not="the batch has one prompt")
     together = encode(model, [list(images) for images, _ in asked], [text for _, text in asked]).to(model.device)
     logits, real = _logits(model, together.inputs), together.fields["llm"]["weight"].bool().cpu()
-    assert bool(real[:, -1].all()), "padding stands behind a prompt: the last column is not the last token of every row"
+    require(
+        bool(real[:, -1].all()), "padding stands behind a prompt: the last column is not the last token of every row"
+    )
     apart = []
     for row, (one, (_, text)) in enumerate(zip(expected, asked, strict=True)):
         said = f"logits of a row in a batch are not its own, for {text!r:.60}"
@@ -75,11 +79,16 @@ def asked_in(batch: Batch) -> list[Asked]:
 
 def own_inputs(model: Model, images: Sequence[Any], text: str) -> dict[str, Tensor]:
     """What the processor alone makes of a prompt: those of its tensors that the model's forward takes by name."""
-    pictures = [decode(image) for image in images]
+    made = processed(model.module, model.processor, [decode(image) for image in images], text)
+    return {name: value.to(model.device) for name, value in made.items()}
+
+
+def processed(module: Any, processor: Any, pictures: Sequence[Image.Image], text: str) -> dict[str, Tensor]:
+    """The same of a module and its processor, on the CPU; pictures are as `decode` makes them."""
     with torch.device("cpu"):
-        made = model.processor(text=[text], return_tensors="pt", **({"images": pictures} if pictures else {}))
-    taken = inspect.signature(model.module.forward).parameters
-    return {name: value.to(model.device) for name, value in made.items() if isinstance(value, Tensor) and name in taken}
+        made = processor(text=[text], return_tensors="pt", **({"images": list(pictures)} if pictures else {}))
+    taken = inspect.signature(module.forward).parameters
+    return {name: value for name, value in made.items() if isinstance(value, Tensor) and name in taken}
 
 
 def _prove_packed(model: Model, asked: Sequence[Asked]) -> Comparison:
@@ -107,15 +116,21 @@ def _prove_packed(model: Model, asked: Sequence[Asked]) -> Comparison:
     return Comparison(what, max(apart))
 
 
+def require(holds: bool, said: str) -> None:
+    """Raise `ProofFailed` where something does not hold."""
+    if not holds:
+        raise ProofFailed(f"{said}.")
+
+
 def compare(found: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> float:
     """How far apart two tensors lie, as a share of the largest value.
 
-    Raises `AssertionError` where they differ in shape, or by more than rounding; integers, at all.
+    Raises `ProofFailed` where they differ in shape, or by more than rounding; integers, at all.
     """
-    assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, not {tuple(expected.shape)}"
+    require(found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, not {tuple(expected.shape)}")
     apart, largest = float((found.double() - expected.double()).abs().max()), float(expected.double().abs().max())
     allowed = ROUNDING[dtype] * largest if found.is_floating_point() else 0
-    assert apart <= allowed, f"{what}: they lie {apart:.3g} apart, and rounding explains {allowed:.3g}"
+    require(apart <= allowed, f"{what}: they lie {apart:.3g} apart, and rounding explains {allowed:.3g}")
     return apart / largest if largest else apart
 
 

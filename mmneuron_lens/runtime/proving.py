@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from interventions import Graph, keep, writes
+from interventions.errors import ProofFailed
 from mmneuron_lens.architectures import Place
 from mmneuron_lens.architectures.discovery import discover, misplaced, named
 from mmneuron_lens.artifacts.certificate import Certificate, Comparison, Proof
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.model import Model
-from mmneuron_lens.runtime.agreement import asked_in, prove_shortcuts
+from mmneuron_lens.runtime.agreement import asked_in, prove_shortcuts, require
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.caching import reached
 from mmneuron_lens.runtime.encoding import encode
@@ -47,11 +48,12 @@ def prove(model: Model, batch: Batch | None = None) -> Certificate:
     - every site: right axes, equal to a plain hook, changing it moves the logits or cannot, and nothing before it
     - queries, keys, values and what is added to the residual stream do what they are called
 
-    batch: what to run on; `example` if left out. Raises `AssertionError` naming the first that fails.
+    batch: what to run on; `example` if left out. Raises `ProofFailed` naming the first that fails.
     """
     batch = (batch if batch is not None else example(model)).to(model.device)
     found = discover(model.module)
-    assert not (problem := misplaced(found, model.architecture)), f"{problem}; correct the table."
+    problem = misplaced(found, model.architecture)
+    require(not problem, f"{problem}; correct the table")
     comparisons = [*prove_shortcuts(model, batch), _prove_order_of_patches(model, batch)]
     before = _logits(model, batch)
     reach = {site: reached(model, site, batch) for site in model.sites}
@@ -59,7 +61,7 @@ def prove(model: Model, batch: Batch | None = None) -> Certificate:
     first = _first_layers(model, batch, read)
     comparisons += [*prove_sums(model, first), *prove_roles(model, batch, read)]
     proofs = [_prove(model, site, batch, before, first) for site in read]
-    assert torch.equal(before, _logits(model, batch)), "the model's logits changed after the runs"
+    require(torch.equal(before, _logits(model, batch)), "the model's logits changed after the runs")
     return Certificate(
         model=model.name,
         architecture=model.architecture.name,
@@ -92,7 +94,7 @@ def _prove(model: Model, site: str, batch: Batch, before: Tensor, first: Mapping
     for (layer, path), value in zip(place.paths(), values, strict=True):
         _check_shape(model, site, batch, layer, value)
         seen = hooked(model, layer, path, place, batch)
-        assert torch.equal(value, seen), f"{site} layer {layer}: not what a hook sees"
+        require(torch.equal(value, seen), f"{site} layer {layer}: not what a hook sees")
     if place.fixed:
         return Proof(site, expected, (), tuple(layer for layer, _ in place.paths()), place.fixed)
     moved: list[int | None] = []
@@ -108,9 +110,9 @@ def _prove(model: Model, site: str, batch: Batch, before: Tensor, first: Mapping
         (dead if torch.equal(out.logits[0][real], before[real]) else moved).append(layer)
         for other in kept:
             value = _as_list(out[keep.name, other][0], model.architecture.place(other).layers)[0]
-            assert torch.equal(value, first[other]), f"{site}: a change of it moved {other}, which comes before it"
+            require(torch.equal(value, first[other]), f"{site}: a change of it moved {other}, which comes before it")
     said = [layer for layer, _ in place.paths() if not place.reaches(layer)]
-    assert dead == said, f"{site}: layers {dead} do not reach the logits, but the table says {said}"
+    require(dead == said, f"{site}: layers {dead} do not reach the logits, but the table says {said}")
     return Proof(site, expected, tuple(moved), tuple(dead), place.why_dead)
 
 
@@ -134,7 +136,7 @@ def _keep_first(model: Model, sites: Sequence[str]) -> Graph:
 
 def _check_shape(model: Model, site: str, batch: Batch, layer: int | None, value: Tensor) -> None:
     expected = site_shape(site, batch, model.architecture)
-    assert tuple(value.shape) == expected, f"{site} layer {layer}: shape {tuple(value.shape)}, not {expected}"
+    require(tuple(value.shape) == expected, f"{site} layer {layer}: shape {tuple(value.shape)}, not {expected}")
 
 
 def _prove_order_of_patches(model: Model, batch: Batch) -> Comparison:
@@ -156,10 +158,12 @@ def _prove_order_of_patches(model: Model, batch: Batch) -> Comparison:
             for position, (patch, own) in enumerate(zip(seen, right, strict=True))
             if patch != own
         ]
-        assert not wrong, (
-            f"{site}: position {wrong[0][1]} of tile {wrong[0][0]} does not show its own patch of the image; "
-            f"{len(wrong)} positions do not"
-        )
+        if wrong:
+            tile, position, _ = wrong[0]
+            raise ProofFailed(
+                f"{site}: position {position} of tile {tile} does not show its own patch of the image; "
+                f"{len(wrong)} positions do not."
+            )
     return Comparison(what, 0.0)
 
 

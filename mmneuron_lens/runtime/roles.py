@@ -10,7 +10,7 @@ from torch import Tensor
 from interventions import Graph, Intervention, keep, writes
 from mmneuron_lens.artifacts.certificate import Comparison
 from mmneuron_lens.model import Model
-from mmneuron_lens.runtime.agreement import compare
+from mmneuron_lens.runtime.agreement import compare, require
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.run import run
 
@@ -51,7 +51,7 @@ def prove_roles(model: Model, batch: Batch, read: Sequence[str]) -> list[Compari
 
     In the first layers: a query changes what its own position is given, a key what others are given, outputs of heads
     grow with values, and everything else keeps to its position, the projector to the one that its patch becomes.
-    Returns what was compared. Raises `AssertionError` naming the site that does something else.
+    Returns what was compared. Raises `ProofFailed` naming the site that does something else.
     """
     made: list[Comparison] = []
     for group in ("vision", "llm"):
@@ -75,7 +75,7 @@ def prove_sums(model: Model, first: Mapping[str, Tensor]) -> list[Comparison]:
 
     - first: by site, the value at the first layer
 
-    Raises `AssertionError` where these lie further apart than rounding.
+    Raises `ProofFailed` where these lie further apart than rounding.
     """
     before, attention, mlp, after = (
         first[f"llm.{name}"] for name in ("embedding", "attention.out", "mlp.out", "residual")
@@ -96,9 +96,9 @@ def _prove_heads(model: Model, batch: Batch, group: str, spot: Spot) -> float:
         moved = _moved(model, batch, shift_at.bind(row=row, position=position).at(site, layers=0), output, 0)[output[0]]
         said = f"{site}: changed at position {position}, it moved heads' outputs at {_some(moved)}"
         if letter == "q":
-            assert moved == {spot}, f"{said}; a query moves its own alone"
+            require(moved == {spot}, f"{said}; a query moves its own alone")
         else:
-            assert moved & others, f"{said}; a key moves those of other positions"
+            require(bool(moved & others), f"{said}; a key moves those of other positions")
     site = f"{group}.attention.v"
     before = _values(model, batch, Graph(), output, 0)[output[0]]
     after = _values(model, batch, Graph((doubled.at(site, layers=0),)), output, 0)[output[0]]
@@ -112,7 +112,9 @@ def _prove_position(
     change = shift_at.bind(row=spot[0], position=spot[1])
     change = change.at(site) if own is None else change.at(site, layers=own)
     for target, moved in _moved(model, batch, change, targets, layer).items():
-        assert moved == {spot}, f"{site}: changed at position {spot[1]}, it moved {target} at {_some(moved)}, not there"
+        require(
+            moved == {spot}, f"{site}: changed at position {spot[1]}, it moved {target} at {_some(moved)}, not there"
+        )
 
 
 def _prove_merged(model: Model, batch: Batch, spots: Sequence[Spot], read: Sequence[str]) -> None:
@@ -126,10 +128,10 @@ def _prove_merged(model: Model, batch: Batch, spots: Sequence[Spot], read: Seque
         change = shift_at.bind(row=row, position=position).at("vision.residual", layers=last)
         for target, moved in _moved(model, batch, change, targets, None).items():
             said = f"vision.residual: changed at patch {position}, it moved {target} at {_some(moved)}"
-            assert [one for one, _ in moved] == [row], f"{said}, not at one position of its tile"
+            require([one for one, _ in moved] == [row], f"{said}, not at one position of its tile")
             if facts["tiling"] == "grid" or facts["merged"] == 1:
                 own = (position - facts["cls"]) // facts["merged"]
-                assert moved == {(row, own)}, f"{said}, not at {own}"
+                require(moved == {(row, own)}, f"{said}, not at {own}")
 
 
 def _spots(batch: Batch, group: str) -> list[Spot]:
