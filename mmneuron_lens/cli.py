@@ -1,4 +1,4 @@
-"""The command `mmneuron`: demo, count, select, ablate, show, paper, report, merge, prove, describe, corpora, ndif, jobs.
+"""The command `mmneuron`: demo, count, select, ablate, show, paper, report, merge, prove, describe, and groups.
 
 Exit codes: 0 done, 1 the input has a problem, 2 wrong usage.
 torch and the rest are imported when a command runs, so that `--help` is quick.

@@ -69,8 +69,8 @@ class Lens:
         - discover: for an architecture without a table, sites by discovery, proved at once; every artifact says so
 
         Raises `FileMissing` when it cannot be found, `UnknownName` for a name that is not there, `InvalidValue` for an
-        architecture without a table of sites (before weights are read) or on which discovery is not enough, an unknown dtype or device, or one given with
-        `remote`; with `remote` also what `runtime.remote.run_remote` raises.
+        architecture without a table of sites (before weights are read) or on which discovery is not enough, an unknown
+        dtype or device, or one given with `remote`; with `remote` also what `runtime.remote.run_remote` raises.
         """
         repo = loading.located(name_or_folder)
         name = _name(name_or_folder, repo)

@@ -188,7 +188,7 @@ SWAPPED: dict[str, tuple[str, dict[str, str], str]] = {
             "llm.attention.out": "model.language_model.layers.{l}.mlp",
             "llm.mlp.out": "model.language_model.layers.{l}.self_attn.o_proj",
         },
-        r"llm.attention.out: changed at position \d+, it moved llm.mlp.act at none, not there",
+        r"llm.mlp.act: a change of it moved llm.attention.out, which comes before it",
     ),
     "what the projector's second layer is given": (
         "llava",

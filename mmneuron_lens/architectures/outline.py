@@ -32,6 +32,7 @@ class Outline:
     - llm: None where the decoder's neurons are not activation modules in its layers
     - body, head: of the language model, as `language.places` takes them
     - family: whether the decoder is of a family that has a table
+    - others: activation modules that are none of these
     """
 
     tower: Neurons | None
@@ -41,6 +42,7 @@ class Outline:
     body: str
     head: str
     family: bool
+    others: tuple[str, ...]
 
 
 def outline(config: Any, found: Discovered, shapes: Mapping[str, tuple[int, ...]]) -> Outline:
@@ -66,16 +68,20 @@ def outline(config: Any, found: Discovered, shapes: Mapping[str, tuple[int, ...]
             (towers if layers else projectors).append(own)
     longest = max((one.layers or 0 for one in towers), default=0)
     towers = [one for one in towers if one.layers == longest]
-    tower = towers[0] if len(towers) == 1 else None
     text = config.get_text_config()
+    tower = towers[0] if len(towers) == 1 else None
+    projector = projectors[0] if len(projectors) == 1 else None
+    decoder = llm[0] if len(llm) == 1 and llm[0].layers == text.num_hidden_layers else None
+    named = {one.path for one in (tower, projector, decoder) if one is not None}
     return Outline(
         tower=tower,
         base="" if tower is None else _base(config, tower),
-        projector=projectors[0] if len(projectors) == 1 else None,
-        llm=llm[0] if len(llm) == 1 and llm[0].layers == text.num_hidden_layers else None,
+        projector=projector,
+        llm=decoder,
         body=found.decoder.removesuffix(".decoder") if text.model_type == "opt" else found.decoder,
         head=found.head,
         family=text.model_type in DECODERS,
+        others=tuple(pattern for pattern in found.activations if pattern not in named),
     )
 
 
@@ -90,43 +96,49 @@ def _base(config: Any, tower: Neurons) -> str:
 
 def draft(config: Any, parts: Outline) -> str:
     """A file of `mmneuron_lens/architectures` to start from: what was found, written as Python."""
-    text = config.get_text_config()
-    places: list[str] = []
-    if parts.base:
-        places.append(f'vision.places(config.vision_config, "{parts.base}")')
-    elif parts.tower:
-        places.append(f'{{"vision.mlp.act": {_place(parts.tower)}}}')
+    text, kind = config.get_text_config(), type(config).__name__
+    places = [f'language.places(config.get_text_config(), "{parts.body}", "{parts.head}")']
     if parts.projector:
-        places.append(f'{{"projector.act": {_place(parts.projector)}}}')
-    places.append(f'language.places(config.get_text_config(), "{parts.body}", "{parts.head}")')
+        places.insert(0, f'{{"projector.act": {_place(parts.projector)}}}')
+    if parts.base:
+        places.insert(0, f'vision.places(config.vision_config, "{parts.base}")')
+    elif parts.tower:
+        places.insert(0, f'{{"vision.mlp.act": {_place(parts.tower)}}}')
     token = next((name for name in ("image_token_id", "image_token_index") if hasattr(config, name)), "image_token_id")
+    packed = parts.tower is not None and parts.tower.packed
     notes = [] if parts.family else [f"# language.DECODERS has no {text.model_type!r} yet."]
     notes += [] if parts.base else ["# vision.TOWERS has no entry for this tower: its other sites are missing."]
+    notes += [f"# {path} has no site." for path in parts.others]
     notes += ["# Compare facts() with its defaults: tiling, merged, cls, nested, positions, around."]
-    patches = "vision.patches(config.vision_config)" if not (parts.tower and parts.tower.packed) else "0"
-    kind = type(config).__name__
-    joined = "\n        | ".join(places)
-    lines = "\n    ".join(notes)
-    return f'''"""{kind.removesuffix("Config")}: say here what is peculiar about it."""
-
-from __future__ import annotations
-
-from typing import Any
-
-from mmneuron_lens.architectures import language, vision
-from mmneuron_lens.architectures.architecture import Architecture, Place
-from mmneuron_lens.architectures.facts import facts
-
-
-def architecture(config: Any) -> Architecture:
-    """From a `{kind}`."""
-    {lines}
-    return Architecture(
-        name="{kind.removesuffix("Config")}",
-        places={joined},
-        facts=facts(config.get_text_config(), image_token=config.{token}, patches={patches}),
+    rooms = "language" if packed and not parts.base else "language, vision"
+    names = "Architecture, Place" if any("Place(" in place for place in places) else "Architecture"
+    return "\n".join(
+        [
+            f'"""{kind.removesuffix("Config")}: say here what is peculiar about it."""',
+            "",
+            "from __future__ import annotations",
+            "",
+            "from typing import Any",
+            "",
+            f"from mmneuron_lens.architectures import {rooms}",
+            f"from mmneuron_lens.architectures.architecture import {names}",
+            "from mmneuron_lens.architectures.facts import facts",
+            "",
+            "",
+            "def architecture(config: Any) -> Architecture:",
+            f'    """From a `{kind}`."""',
+            *(f"    {note}" for note in notes),
+            "    return Architecture(",
+            f'        name="{kind.removesuffix("Config")}",',
+            "        places=" + "\n        | ".join(places) + ",",
+            "        facts=facts(",
+            "            config.get_text_config(),",
+            f"            image_token=config.{token},",
+            f"            patches={'0' if packed else 'vision.patches(config.vision_config)'},",
+            "        ),",
+            "    )",
+        ]
     )
-'''
 
 
 def _place(neurons: Neurons) -> str:

@@ -50,7 +50,9 @@ def _settings(architecture: Architecture, module: torch.nn.Module) -> Iterator[t
         yield "num_query_tokens", config.num_query_tokens, (None,)
     elif facts["tiling"] in ("one", "anyres") and facts["cls"]:
         yield "patch_size", config.vision_config.patch_size, (None,)
-        yield "vision_feature_select_strategy", config.vision_feature_select_strategy, (None,)
+        # VipLlava always drops CLS, and its configuration does not say so.
+        strategy = getattr(config, "vision_feature_select_strategy", "default")
+        yield "vision_feature_select_strategy", strategy, (None,)
         # 0 is what a processor says unless it is told.
         yield "num_additional_image_tokens", facts["cls"], (None, 0)
 

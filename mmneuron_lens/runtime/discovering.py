@@ -102,7 +102,7 @@ def _facts(module: Any, processor: Any, measured: list[dict[str, Tensor]], rows:
     own["nested"] = _nested(processor, token, counts[1:])
     if any(row is None for row in rows):
         raise InvalidValue("which activation modules are the vision tower's cannot be told.")
-    if len(rows[0]) == 2:
+    if len({row[-2] for row in rows}) > 1:
         own |= _packed(config, measured, rows, counts)
         if any("mrope_section" in str(getattr(text, name, "")) for name in ("rope_parameters", "rope_scaling")):
             own["positions"] = "grid"
@@ -124,7 +124,7 @@ def _tiled(config: Any, rows: list[Any], counts: list[int]) -> dict[str, Any]:
 
 
 def _packed(config: Any, measured: list[dict[str, Tensor]], rows: list[Any], counts: list[int]) -> dict[str, Any]:
-    merged = {row[0] / count for row, count in zip(rows, counts, strict=True)}
+    merged = {math.prod(row[:-1]) / count for row, count in zip(rows, counts, strict=True)}
     tiling = "grid" if "image_grid_thw" in measured[0] else "sizes" if "image_sizes" in measured[0] else ""
     if len(merged) > 1 or not tiling or math.isqrt(int(max(merged))) ** 2 != max(merged):
         raise InvalidValue("image positions do not follow from patches, or the inputs name no grid of them.")
