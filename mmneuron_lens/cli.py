@@ -19,6 +19,7 @@ from mmneuron_lens.options import (
     BatchSize,
     CorpusFolder,
     Device,
+    Discover,
     Domains,
     Dtype,
     EvenLayers,
@@ -113,6 +114,7 @@ def count(
     questions_per_image: QuestionsPerImage = None,
     dtype: Dtype = None,
     device: Device = None,
+    discover: Discover = False,
     exact: Annotated[
         bool, typer.Option("--exact", help="Ask every question by itself; do not share an image's forward.")
     ] = False,
@@ -141,7 +143,7 @@ def count(
     mine, store = Shard.parse(shard), store_of(out, replace)
     asked = corpus_of(corpus, domain, images, questions_per_image)
     quiet_loading()
-    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device)
+    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device, discover=discover)
     try:
         counts = count_stage(
             lens, asked.by_domain(), store, shard=mine, workers=workers, again=command_line(remote),
@@ -218,6 +220,7 @@ def ablate(
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
+    discover: Discover = False,
     remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
@@ -229,7 +232,7 @@ def ablate(
 
     asked, store = corpus_of(corpus, domain, images, questions_per_image, skip_images), store_of(run, replace)
     quiet_loading()
-    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device)
+    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device, discover=discover)
     try:
         ablate_run(
             store, lens, asked, off=off, factor=factor, modules=tuple(module or ("All",)), random_draws=random_draws,
@@ -295,6 +298,7 @@ def paper(
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
+    discover: Discover = False,
     remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
@@ -317,8 +321,8 @@ def paper(
     quiet_loading()
     page = paper_command(
         store_of(out, replace), amounts, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus,
-        questions=questions, settings={"dtype": dtype, "device": device, "remote": host_of(remote)},
-        again=command_line(remote), progress=bar,
+        questions=questions, again=command_line(remote), progress=bar,
+        settings={"dtype": dtype, "device": device, "remote": host_of(remote), "discover": discover},
     )  # fmt: skip
     print_tables(page)
 

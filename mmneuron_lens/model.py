@@ -45,7 +45,8 @@ class Model:
     - revision: of a hub id
     - served: what a server said of its device and weights, where it was asked
     - missing: what the processor left out, as filled from the configuration, by name
-    - proof: of sites that were discovered, the digest of their certificate; "" where they are of a table
+    - proof: of sites that were discovered, the digest of their certificate, "" until they are proved; None where they
+      are of a table
     """
 
     module: Any = field(repr=False)
@@ -56,7 +57,7 @@ class Model:
     revision: str | None = None
     served: Served | None = field(repr=False, default=None)
     missing: Mapping[str, Any] = field(repr=False, default_factory=dict[str, Any])
-    proof: str = field(repr=False, default="")
+    proof: str | None = field(repr=False, default=None)
 
     @cached_property
     def nnsight(self) -> Any:
@@ -108,7 +109,7 @@ class Model:
             "device": here if self.served is None else self.served["device"],
             "attention": self.attention,
         }
-        return {**found, "discovered": True, "proof": self.proof} if self.proof else found
+        return found if self.proof is None else {**found, "discovered": True, "proof": self.proof}
 
 
 def model_of(

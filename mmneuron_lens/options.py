@@ -30,6 +30,9 @@ Remote = Annotated[
     str | None,
     typer.Option(metavar="URL", help="Run the model on the NDIF server at this URL; `ndif`: where you logged in."),
 ]
+Discover = Annotated[
+    bool, typer.Option("--discover", help="Of a model without a table of sites: find them, and prove them at once.")
+]
 OffHow = Annotated[str, typer.Option("--off", help="How neurons are switched off: zero, mean, or scale.")]
 Factor = Annotated[float, typer.Option(help="What `--off scale` multiplies them by.")]
 FramesShown = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmneuron_lens.options import Checkpoint, Device, Dtype
+from mmneuron_lens.options import Checkpoint, Device, Discover, Dtype
 from mmneuron_lens.printing import console, quiet_loading
 
 
@@ -18,6 +18,7 @@ def prove(
     ] = None,
     dtype: Dtype = None,
     device: Device = None,
+    discover: Discover = False,
 ) -> None:
     """Prove that a model's sites are what they are called, and that every shortcut computes what it stands for.
 
@@ -28,7 +29,7 @@ def prove(
     from mmneuron_lens.report.terminal import terminal_table
 
     quiet_loading()
-    lens = Lens(model, dtype=dtype, device=device)
+    lens = Lens(model, dtype=dtype, device=device, discover=discover)
     certificate = lens.prove()
     file = (out or Path("runs/proofs") / file_name(lens.name)) / "proof.json"
     certificate.save(file)

@@ -58,7 +58,7 @@ def outline(config: Any, found: Discovered, shapes: Mapping[str, tuple[int, ...]
     llm: list[Neurons] = []
     for pattern in found.activations:
         shape = shapes.get(found.paths(pattern)[0])
-        if shape is None:
+        if shape is None or len(shape) not in (2, 3):
             continue
         layers = len(found.layers[pattern]) or None
         own = Neurons(pattern, layers, shape[-1], len(shape) == 2)

@@ -74,7 +74,8 @@ def _check_tokens(architecture: Architecture, module: torch.nn.Module, processor
     # Gemma 3 has one token for an image in a text, and another for each of its positions.
     names = {str(name) for name in (processor.image_token, getattr(tokenizer, "image_token", None)) if name}
     tokens = {name: tokenizer.convert_tokens_to_ids(name) for name in sorted(names)}
-    if expected not in tokens.values():
+    # Aya Vision's stands in a prompt alone, and its processor knows the id.
+    if expected not in (*tokens.values(), getattr(processor, "image_token_id", None)):
         token, found = next(iter(tokens.items()))
         raise _contradiction(architecture, f"image token {token!r}", found, expected)
     rows = module.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]

@@ -74,8 +74,11 @@ class Certificate:
 
     @property
     def digest(self) -> str:
-        """The sha256 of everything it says: what other artifacts cite it by."""
-        return hashlib.sha256(dumps(asdict(self)).encode()).hexdigest()
+        """The sha256 of all it says, what lies within rounding aside: what other artifacts cite it by."""
+        document = asdict(self)
+        for one in document["comparisons"]:
+            one["apart"] = one["apart"] is not None
+        return hashlib.sha256(dumps(document).encode()).hexdigest()
 
     def to_frame(self) -> pl.DataFrame:
         """A row per site: site, shape, how many places moved the logits, those that did not, and why."""

@@ -39,7 +39,7 @@ def discovered_model(module: Any, processor: Any, *, repo: str, name: str, revis
     try:
         architecture = discovered_architecture(module, processor)
         model = model_of(module, processor, repo=repo, name=name, revision=revision, architecture=architecture)
-        return replace(model, proof=prove(model).digest)
+        return replace(model, proof=prove(replace(model, proof="")).digest)
     except (MMNeuronError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise InvalidValue(

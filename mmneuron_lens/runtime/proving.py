@@ -69,7 +69,8 @@ def prove(model: Model, batch: Batch | None = None) -> Certificate:
         unread={site: _why_unread(site, batch) for site, comes_by in reach.items() if not comes_by},
         comparisons=tuple(comparisons),
         activations=named(found, model.architecture),
-        provenance=provenance(**model.facts()),
+        # It cannot cite itself.
+        provenance=provenance(**{name: fact for name, fact in model.facts().items() if name != "proof"}),
     )
 
 
