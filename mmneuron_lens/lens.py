@@ -75,7 +75,7 @@ class Lens:
         repo = loading.located(name_or_folder)
         name = _name(name_or_folder, repo)
         settings = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
-        given = {key: value for key, value in settings.items() if value is not None}
+        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
         self._remote = remote = checked_remote(remote)
         if remote and discover:
             raise InvalidValue("discover=True proves a model with its weights; leave it out where it runs remotely.")
@@ -114,7 +114,7 @@ class Lens:
         if not hasattr(processor, "tokenizer"):
             raise InvalidType(f"Lens.wrap takes the model's AutoProcessor, not {type(processor).__name__}.")
         repo = str(getattr(module, "name_or_path", "") or type(module).__name__)
-        if discover and module.config.model_type not in ARCHITECTURES:
+        if discover and cast(Any, module).config.model_type not in ARCHITECTURES:
             return cls._of(
                 discovered_model(module.eval(), processor, repo=repo, name=name or shown_name(repo), revision=None)
             )

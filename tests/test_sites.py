@@ -50,7 +50,7 @@ def test_a_site_that_is_wired_wrongly_is_caught(lens):
         "llm.mlp.act": type(place)(place.path.replace("act_fn", "up_proj"), 3, {"neuron": 47}),
     }
     changed = replace(lens.model, architecture=replace(lens.architecture, places=wrong))
-    with pytest.raises(AssertionError, match=r"llm\.mlp\.act layer 0: shape"):
+    with pytest.raises(AssertionError, match=r"llm\.mlp\.act is at '.*up_proj', which is no activation module"):
         prove(changed)
     with pytest.raises(ValueError, match=r"llm\.mlp\.act at '.*up_proj' is 48 wide, not 47"):
         check_places(changed.architecture, changed.module)

@@ -132,7 +132,7 @@ class Certificate:
         """Reads what `save` wrote; raises as `read_lines`."""
         _, document = read_lines(path, cls.kind)
         sites = [
-            Proof(**{name: tuple(value) if isinstance(value, list) else value for name, value in one.items()})
+            Proof(one["site"], tuple(one["shape"]), tuple(one["moved"]), tuple(one["dead"]), one["says"])
             for one in document["sites"]
         ]
         comparisons = tuple(Comparison(**one) for one in document["comparisons"])
