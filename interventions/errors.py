@@ -47,6 +47,10 @@ class NotFinite(MMNeuronError, ArithmeticError):
     """Activations that are infinite or not a number; the message names site, layer, how many, and the cure."""
 
 
+class ProofFailed(MMNeuronError, AssertionError):
+    """A model whose sites or shortcuts are not what they are called; the message names the first."""
+
+
 class FileMissing(MMNeuronError, FileNotFoundError):
     """A file or folder that is not there."""
 

@@ -1,4 +1,4 @@
-"""The command `mmneuron`: demo, count, select, ablate, show, paper, report, merge, corpora, ndif, jobs.
+"""The command `mmneuron`: demo, count, select, ablate, show, paper, report, merge, prove, describe, and groups.
 
 Exit codes: 0 done, 1 the input has a problem, 2 wrong usage.
 torch and the rest are imported when a command runs, so that `--help` is quick.
@@ -20,6 +20,7 @@ from mmneuron_lens.options import (
     BatchSize,
     CorpusFolder,
     Device,
+    Discover,
     Domains,
     Dtype,
     EvenLayers,
@@ -50,6 +51,7 @@ from mmneuron_lens.printing import (
     say,
     store_of,
 )
+from mmneuron_lens.proof_commands import describe, prove
 from mmneuron_lens.runs.jobs_command import jobs_app
 
 app = typer.Typer(
@@ -113,6 +115,7 @@ def count(
     questions_per_image: QuestionsPerImage = None,
     dtype: Dtype = None,
     device: Device = None,
+    discover: Discover = False,
     exact: Annotated[
         bool, typer.Option("--exact", help="Ask every question by itself; do not share an image's forward.")
     ] = False,
@@ -141,7 +144,7 @@ def count(
     mine, store = Shard.parse(shard), store_of(out, replace)
     asked = corpus_of(corpus, domain, images, questions_per_image)
     quiet_loading()
-    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device)
+    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device, discover=discover)
     try:
         counts = count_stage(
             lens, asked.by_domain(), store, shard=mine, workers=workers, again=command_line(remote),
@@ -218,6 +221,7 @@ def ablate(
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
+    discover: Discover = False,
     remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
@@ -229,7 +233,7 @@ def ablate(
 
     asked, store = corpus_of(corpus, domain, images, questions_per_image, skip_images), store_of(run, replace)
     quiet_loading()
-    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device)
+    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device, discover=discover)
     try:
         ablate_run(
             store, lens, asked, off=off, factor=factor, modules=tuple(module or ("All",)), random_draws=random_draws,
@@ -295,6 +299,7 @@ def paper(
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
+    discover: Discover = False,
     remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
@@ -317,8 +322,8 @@ def paper(
     quiet_loading()
     page = paper_command(
         store_of(out, replace), amounts, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus,
-        questions=questions, settings={"dtype": dtype, "device": device, "remote": host_of(remote)},
-        again=command_line(remote), progress=bar,
+        questions=questions, again=command_line(remote), progress=bar,
+        settings={"dtype": dtype, "device": device, "remote": host_of(remote), "discover": discover},
     )  # fmt: skip
     print_tables(page)
 
@@ -349,6 +354,10 @@ def merge(
     for file in merge_runs(runs, out, replace):
         echo(file)
     say(f"Next: mmneuron select {out}")
+
+
+app.command(epilog="Example: [bold]mmneuron prove embedded/llava-next[/bold]")(prove)
+app.command(epilog="Example: [bold]mmneuron describe embedded/llava-next[/bold]")(describe)
 
 
 if __name__ == "__main__":

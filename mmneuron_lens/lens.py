@@ -12,7 +12,8 @@ from torch import Tensor
 from interventions import Graph, Intervention
 from interventions.errors import InvalidType, InvalidValue
 from interventions.printable import printable
-from mmneuron_lens.architectures import Architecture, loading
+from mmneuron_lens.architectures import ARCHITECTURES, Architecture, loading
+from mmneuron_lens.artifacts.certificate import Certificate
 from mmneuron_lens.model import Model, model_of, shown_name
 from mmneuron_lens.runtime import encoding, proving
 from mmneuron_lens.runtime import run as running
@@ -27,6 +28,7 @@ from mmneuron_lens.runtime.arguments import (
 )
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.caching import cache_of, cached_graph
+from mmneuron_lens.runtime.discovering import discovered_model
 from mmneuron_lens.runtime.host import checked_remote
 from mmneuron_lens.runtime.proved import Check
 from mmneuron_lens.runtime.result import Result
@@ -55,6 +57,7 @@ class Lens:
         revision: str | None = None,
         attn_implementation: str | None = None,
         remote: bool | str | None = None,
+        discover: bool = False,
     ) -> None:
         """Load a checkpoint, or only what is needed to run it on a server.
 
@@ -64,16 +67,19 @@ class Lens:
         - device_map, revision, attn_implementation: as in transformers' `from_pretrained`
         - remote: True for NDIF's configured host, or the URL of a server: no weights are loaded here, every run
           goes there, and the server is asked once for its device and weights
+        - discover: for an architecture without a table, sites by discovery, proved at once; every artifact says so
 
         Raises `FileMissing` when it cannot be found, `UnknownName` for a name that is not there, `InvalidValue` for an
-        architecture without a table of sites (before weights are read), an unknown dtype or device, or one given with
-        `remote`; with `remote` also what `runtime.remote.run_remote` raises.
+        architecture without a table of sites (before weights are read) or on which discovery is not enough, an unknown
+        dtype or device, or one given with `remote`; with `remote` also what `runtime.remote.run_remote` raises.
         """
         repo = loading.located(name_or_folder)
         name = _name(name_or_folder, repo)
         settings = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
-        given = {key: value for key, value in settings.items() if value is not None}
+        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
         self._remote = remote = checked_remote(remote)
+        if remote and discover:
+            raise InvalidValue("discover=True proves a model with its weights; leave it out where it runs remotely.")
         if remote:
             if {"dtype", "device_map"} & given.keys() or device is not None:
                 raise InvalidValue("dtype and device are the server's; leave them out where the model runs remotely.")
@@ -87,15 +93,18 @@ class Lens:
         loading.checked_dtype(dtype)
         if device_map is None:
             device = loading.checked_device(device)
-        module, processor = loading.load(repo, revision, **given)
+        discover = discover and loading.load_config(repo, revision, known=False).model_type not in ARCHITECTURES
+        module, processor = loading.load(repo, revision, known=not discover, **given)
         module = module if device is None else module.to(device)
-        self._model = model_of(module, processor, repo=repo, name=name, revision=revision)
+        made = discovered_model if discover else model_of
+        self._model = made(module, processor, repo=repo, name=name, revision=revision)
 
     @classmethod
-    def wrap(cls, module: torch.nn.Module, processor: Any, name: str | None = None) -> Lens:
+    def wrap(cls, module: torch.nn.Module, processor: Any, name: str | None = None, *, discover: bool = False) -> Lens:
         """A lens on a transformers model that is already loaded, with its processor.
 
-        name: what artifacts call it; the checkpoint it was loaded from, or its class, if left out.
+        - name: what artifacts call it; the checkpoint it was loaded from, or its class, if left out
+        - discover: as in `Lens`
 
         Raises `InvalidType` for what is no such model or processor, and as `Lens` does for its architecture.
         """
@@ -106,6 +115,10 @@ class Lens:
         if not hasattr(processor, "tokenizer"):
             raise InvalidType(f"Lens.wrap takes the model's AutoProcessor, not {type(processor).__name__}.")
         repo = str(getattr(module, "name_or_path", "") or type(module).__name__)
+        if discover and cast(Any, module).config.model_type not in ARCHITECTURES:
+            return cls._of(
+                discovered_model(module.eval(), processor, repo=repo, name=name or shown_name(repo), revision=None)
+            )
         return cls._of(model_of(module.eval(), processor, repo=repo, name=name))
 
     @classmethod
@@ -339,13 +352,16 @@ class Lens:
         rest = {name: value for name, value in settings.items() if name != "remote"}
         return {**rest, "backend": ready_backend(self._model, remote)}
 
-    def prove(self, batch: Batch | None = None) -> list[proving.Proof]:
-        """Prove every site: right axes, equal to a plain hook, and that changing it moves the logits or cannot.
+    def prove(self, batch: Batch | None = None) -> Certificate:
+        """Prove that every site is what it is called, and that every shortcut computes what it stands for.
 
-        Then every shortcut: encode's logits are those of the processor's own inputs, a batch is its rows alone, packed
-        questions are each alone.
+        Sites: right axes, equal to a plain hook, changing one moves the logits or cannot, and nothing before it;
+        neurons lie at activation modules, patches stand in the order of the image, queries, keys and values act so.
+        Shortcuts: encode's logits are those of the processor's own inputs, a batch is its rows alone, packed questions
+        are each alone.
 
-        Returns one `Proof` per site; raises `AssertionError` naming the first site or shortcut that fails.
+        Returns a certificate that can be printed and saved, one `Proof` per site in it; raises `ProofFailed` naming the
+        first that fails.
         """
         refuse_weightless(self._model, cure="")
         if batch is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -26,9 +26,12 @@ ModelFacts = TypedDict(
         "dtype": str,
         "device": str,
         "attention": str,
+        "discovered": NotRequired[bool],
+        "proof": NotRequired[str],
     },
 )
-"""What identifies a model in an artifact: plain JSON, no path."""
+"""What identifies a model in an artifact: plain JSON, no path. `discovered` where its sites are of no table, with the
+digest of their proof."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,8 @@ class Model:
     - revision: of a hub id
     - served: what a server said of its device and weights, where it was asked
     - missing: what the processor left out, as filled from the configuration, by name
+    - proof: of sites that were discovered, the digest of their certificate, "" until they are proved; None where they
+      are of a table
     """
 
     module: Any = field(repr=False)
@@ -53,6 +58,7 @@ class Model:
     revision: str | None = None
     served: Served | None = field(repr=False, default=None)
     missing: Mapping[str, Any] = field(repr=False, default_factory=dict[str, Any])
+    proof: str | None = field(repr=False, default=None)
 
     @cached_property
     def nnsight(self) -> Any:
@@ -96,7 +102,7 @@ class Model:
     def facts(self) -> ModelFacts:
         """What identifies this model; `device` is "server" where the weights are on one and it does not say more."""
         here = "server" if self.device.type == "meta" else self.device.type
-        return {
+        found: ModelFacts = {
             "model id": self.name,
             "revision": self.revision or getattr(self.module.config, "_commit_hash", None),
             "fingerprint": self.fingerprint,
@@ -104,18 +110,28 @@ class Model:
             "device": here if self.served is None else self.served["device"],
             "attention": self.attention,
         }
+        return found if self.proof is None else {**found, "discovered": True, "proof": self.proof}
 
 
-def model_of(module: Any, processor: Any, *, repo: str, name: str | None = None, revision: str | None = None) -> Model:
+def model_of(
+    module: Any,
+    processor: Any,
+    *,
+    repo: str,
+    name: str | None = None,
+    revision: str | None = None,
+    architecture: Architecture | None = None,
+) -> Model:
     """A model whose table of sites is checked against its modules, and whose processor against its configuration.
 
     - repo: a folder or hub id
     - name: as `Model.name`; of the repo if left out
+    - architecture: its sites, where they are of no table
 
     A processor that leaves out what the configuration says is completed, on a copy. Raises `InvalidValue` for an
     architecture without a table, a table that does not fit the module, or a processor that does not fit either.
     """
-    architecture = architecture_of(module.config)
+    architecture = architecture or architecture_of(module.config)
     check_places(architecture, module)
     processor, missing = fitted(architecture, module, processor)
     return Model(module, processor, architecture, name or shown_name(repo), repo, revision, missing=missing)

@@ -14,6 +14,9 @@ Out = Annotated[Path, typer.Option(help="The folder to write to.")]
 ModelName = Annotated[
     str, typer.Option("--model", help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id.")
 ]
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="MODEL", help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id.")
+]
 CorpusFolder = Annotated[Path, typer.Option(help="A folder of images with a questions.jsonl.")]
 Domains = Annotated[list[str] | None, typer.Option(help="Only this domain; repeat it for several.")]
 Images = Annotated[int | None, typer.Option(min=1, help="Only the first so many images of each domain.")]
@@ -26,6 +29,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Remote = Annotated[
     str | None,
     typer.Option(metavar="URL", help="Run the model on the NDIF server at this URL; `ndif`: where you logged in."),
+]
+Discover = Annotated[
+    bool, typer.Option("--discover", help="Of a model without a table of sites: find them, and prove them at once.")
 ]
 OffHow = Annotated[str, typer.Option("--off", help="How neurons are switched off: zero, mean, or scale.")]
 Factor = Annotated[float, typer.Option(help="What `--off scale` multiplies them by.")]

@@ -83,7 +83,7 @@ def stages(lens: Lens, corpus: dict[str, list[Any]]) -> dict[str, Callable[[dict
         "claims": lambda made: claims(
             [Evidence(made["selection"], made["counts"], made["entropies"], deviations=[made["deviations"]])], 3
         ),
-        "proof": lambda _: lens.prove(),
+        "proof": lambda _: list(lens.prove()),
     }
 
 

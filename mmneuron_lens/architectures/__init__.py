@@ -61,7 +61,8 @@ def architecture_of(config: Any) -> Architecture:
     if config.model_type not in ARCHITECTURES:
         raise InvalidValue(
             f"{refusal('architecture', config.model_type, ARCHITECTURES)} "
-            "docs/adding-an-architecture.md says what it takes to add one."
+            "docs/adding-an-architecture.md says what it takes to add one; Lens(..., discover=True) and --discover "
+            "look for its sites."
         )
     return ARCHITECTURES[config.model_type](config)
 

@@ -56,15 +56,17 @@ DECODERS: dict[str, Decoder] = {
 """By model type."""
 
 
-def places(config: Any, base: str, head: str) -> dict[str, Place]:
+def places(config: Any, base: str, head: str, decoder: Decoder | None = None) -> dict[str, Place]:
     """Sites of a language model whose body is at `base` and whose unembedding is at `head`.
+
+    - decoder: how its modules are named; as its family names them if left out
 
     Raises `InvalidValue` for a model type that is refused or not known, with those that are, and for an OPT without a
     final norm.
     """
-    if config.model_type not in DECODERS:
+    if decoder is None and config.model_type not in DECODERS:
         raise InvalidValue(refusal("language model", config.model_type, DECODERS))
-    decoder, body = DECODERS[config.model_type], base
+    decoder, body = decoder or DECODERS[config.model_type], base
     neurons = getattr(config, "intermediate_size", None)
     if config.model_type == "opt":
         if not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size:

@@ -70,10 +70,11 @@ def checked_device(device: str | torch.device | None) -> str | torch.device | No
     return device
 
 
-def load(repo: str, revision: str | None = None, **settings: Any) -> tuple[torch.nn.Module, Any]:
+def load(repo: str, revision: str | None = None, known: bool = True, **settings: Any) -> tuple[torch.nn.Module, Any]:
     """The stock transformers model in evaluation mode, and its processor.
 
     - repo: a folder or hub id
+    - known: whether it must have a table of sites
     - settings: what `from_pretrained` takes (`dtype`, `device_map`, `attn_implementation`)
 
     Raises `FileMissing` when it cannot be found, and `InvalidValue` for an architecture without a table of sites or one
@@ -81,16 +82,22 @@ def load(repo: str, revision: str | None = None, **settings: Any) -> tuple[torch
     """
     from transformers import AutoModelForImageTextToText
 
-    config, processor = load_config(repo, revision), load_processor(repo, revision)
-    check_places(architecture_of(config), _empty(config))
+    config, processor = load_config(repo, revision, known), load_processor(repo, revision)
+    if known:
+        check_places(architecture_of(config), _empty(config))
     with _in_one_line(repo):
         model = AutoModelForImageTextToText.from_pretrained(repo, revision=revision, **settings)
     return model.eval(), processor
 
 
-def load_meta(repo: str, revision: str | None = None, **settings: Any) -> tuple[torch.nn.Module, Any]:
-    """The same model on the meta device: every module, no weights. Raises as `load` does."""
-    config = load_config(repo, revision)
+def load_meta(
+    repo: str, revision: str | None = None, known: bool = True, **settings: Any
+) -> tuple[torch.nn.Module, Any]:
+    """The same model on the meta device: every module, no weights. Raises as `load` does.
+
+    - known: whether it must have a table of sites
+    """
+    config = load_config(repo, revision, known)
     with _in_one_line(repo):
         model = _empty(config, **settings)
     model.generation_config = load_generation(repo, revision)
@@ -105,15 +112,16 @@ def _empty(config: Any, **settings: Any) -> Any:
         return AutoModelForImageTextToText.from_config(config, **settings)
 
 
-def load_config(repo: str, revision: str | None = None) -> Any:
-    """The configuration of a checkpoint whose architecture has a table of sites. Raises as `load` does."""
+def load_config(repo: str, revision: str | None = None, known: bool = True) -> Any:
+    """The configuration of a checkpoint. Raises as `load` does, unless `known` is false for one without a table."""
     from transformers import AutoConfig
 
     if Path(repo).is_dir() and not (Path(repo) / "config.json").is_file():
         raise FileMissing(f"{repo} has no config.json; give the folder of a saved model.")
     with _in_one_line(repo):
         config = AutoConfig.from_pretrained(repo, revision=revision)
-    architecture_of(config)
+    if known:
+        architecture_of(config)
     return config
 
 

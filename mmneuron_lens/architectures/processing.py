@@ -50,7 +50,9 @@ def _settings(architecture: Architecture, module: torch.nn.Module) -> Iterator[t
         yield "num_query_tokens", config.num_query_tokens, (None,)
     elif facts["tiling"] in ("one", "anyres") and facts["cls"]:
         yield "patch_size", config.vision_config.patch_size, (None,)
-        yield "vision_feature_select_strategy", getattr(config, "vision_feature_select_strategy", "default"), (None,)
+        # VipLlava always drops CLS, and its configuration does not say so.
+        strategy = getattr(config, "vision_feature_select_strategy", "default")
+        yield "vision_feature_select_strategy", strategy, (None,)
         # 0 is what a processor says unless it is told.
         yield "num_additional_image_tokens", facts["cls"], (None, 0)
 
@@ -72,7 +74,8 @@ def _check_tokens(architecture: Architecture, module: torch.nn.Module, processor
     # Gemma 3 has one token for an image in a text, and another for each of its positions.
     names = {str(name) for name in (processor.image_token, getattr(tokenizer, "image_token", None)) if name}
     tokens = {name: tokenizer.convert_tokens_to_ids(name) for name in sorted(names)}
-    if expected not in tokens.values():
+    # Aya Vision's stands in a prompt alone, and its processor knows the id.
+    if expected not in (*tokens.values(), getattr(processor, "image_token_id", None)):
         token, found = next(iter(tokens.items()))
         raise _contradiction(architecture, f"image token {token!r}", found, expected)
     rows = module.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
