@@ -71,11 +71,11 @@ def _check_parts(architecture: Architecture, processor: Any) -> None:
 def _check_tokens(architecture: Architecture, module: torch.nn.Module, processor: Any) -> None:
     """The image token is the model's, and every prompt's own tokens have an embedding."""
     tokenizer, expected = processor.tokenizer, architecture.facts["image_token"]
-    # Gemma 3 has one token for an image in a text, and another for each of its positions.
-    names = {str(name) for name in (processor.image_token, getattr(tokenizer, "image_token", None)) if name}
+    # Gemma 3 and Aya Vision have one token for an image in a text, and another for each of its positions.
+    own = (processor.image_token, getattr(tokenizer, "image_token", None), getattr(processor, "img_patch_token", None))
+    names = {str(name) for name in own if name}
     tokens = {name: tokenizer.convert_tokens_to_ids(name) for name in sorted(names)}
-    # Aya Vision's stands in a prompt alone, and its processor knows the id.
-    if expected not in (*tokens.values(), getattr(processor, "image_token_id", None)):
+    if expected not in tokens.values():
         token, found = next(iter(tokens.items()))
         raise _contradiction(architecture, f"image token {token!r}", found, expected)
     rows = module.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]

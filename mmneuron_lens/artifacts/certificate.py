@@ -136,4 +136,5 @@ class Certificate:
             for one in document["sites"]
         ]
         comparisons = tuple(Comparison(**one) for one in document["comparisons"])
-        return cls(**{**document, "sites": tuple(sites), "comparisons": comparisons})
+        own: dict[str, Any] = {**document, "sites": tuple(sites), "comparisons": comparisons}
+        return cls(**own)
