@@ -57,7 +57,7 @@ def test_every_path_of_a_table_by_hand_is_found_without_weights(name):
     assert misplaced(found, lens.architecture) == ""
     sites = named(found, lens.architecture)
     assert {site for site in sites.values() if site} == {site for site in lens.sites if site.endswith(".act")}
-    expected = {"model.visual.merger.act1"} if name == "glm4v" else set()
+    expected = {"model.visual.merger.act1"} if name in ("glm4v", "glm46v") else set()
     assert {path for path, site in sites.items() if not site} == expected
     inside = module.get_submodule(found.decoder)
     assert inside is lens.module.get_submodule(lens.architecture.place("llm.norm").path.rpartition(".")[0])

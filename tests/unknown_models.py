@@ -1,65 +1,14 @@
-"""Tiny random models of architectures without a table of sites, with processors built in code."""
+"""Tiny random models of architectures that discovery is tried on, with processors built in code."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
-import newer_models
-import tiny_models
 import transformers
-from newer_models import VISION_LAYERS, built, processor_of, siglip, text_config
+from newer_models import glm46v, lighton_ocr, vipllava  # noqa: F401
+from newer_parts import VISION_LAYERS, built, processor_of, siglip, text_config
 from tiny_models import tokenizer
-
-
-@cache
-def vipllava() -> tuple[Any, Any]:
-    """LLaVA whose projector reads several layers of the tower."""
-    module, processor = tiny_models.llava()
-    config = transformers.VipLlavaConfig(
-        vision_config=module.config.vision_config,
-        text_config=module.config.text_config,
-        image_token_index=4,
-        vision_feature_layers=[-1, -2],
-    )
-    return built("VipLlava", config), processor
-
-
-@cache
-def glm46v() -> tuple[Any, Any]:
-    """GLM-4V under another name."""
-    module, processor = newer_models.glm4v()
-    config = transformers.Glm46VConfig(**{**module.config.to_dict(), "model_type": "glm46v"})
-    pixels = transformers.Glm46VImageProcessorPil(
-        patch_size=8, merge_size=2, temporal_patch_size=2,
-        size={"shortest_edge": 16 * 16 * 2, "longest_edge": 64 * 64 * 2},
-    )  # fmt: skip
-    return built("Glm46V", config), processor_of("Glm46VProcessor", pixels, processor.tokenizer)
-
-
-@cache
-def lighton_ocr() -> tuple[Any, Any]:
-    """Pixtral's tower on Qwen3, patches merged."""
-    words = tokenizer(
-        *("<image>", "<break>", "<end>"), image_token="<image>", image_break_token="<break>", image_end_token="<end>"
-    )
-    newer_models._pixtral_processor()
-    pixels = transformers.PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size={"height": 16, "width": 16})
-    config = transformers.LightOnOcrConfig(
-        vision_config=transformers.PixtralVisionConfig(
-            hidden_size=16,
-            intermediate_size=40,
-            num_hidden_layers=VISION_LAYERS,
-            num_attention_heads=2,
-            image_size=64,
-            patch_size=8,
-        ),
-        text_config=text_config("Qwen3Config", len(words)),
-        image_token_id=words.convert_tokens_to_ids("<image>"),
-        spatial_merge_size=2,
-    )
-    processor = processor_of("LightOnOcrProcessor", pixels, words, patch_size=8, spatial_merge_size=2)
-    return built("LightOnOcr", config), processor
 
 
 @cache
