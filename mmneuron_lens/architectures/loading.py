@@ -171,8 +171,9 @@ def wrap(module: torch.nn.Module, processor: Any, repo: str, revision: str | Non
         warnings.filterwarnings("ignore", message="Module '.*' has a submodule named 'output'")
         task = "image-text-to-text"
         if next(module.parameters()).is_meta:
-            # nnsight can only make its own model without weights: the same class from the same configuration.
-            return TransformersModel(repo, task=task, revision=revision)
+            # nnsight can only make its own model without weights: the same class from the same configuration. With
+            # the processor in hand it need not guess one, which it cannot from transformers 5.23 on.
+            return TransformersModel(repo, task=task, revision=revision, processor=processor)
         model = TransformersModel(module, task=task, processor=processor, tokenizer=processor.tokenizer)
     model.repo_id, model.revision = repo, revision
     return model
