@@ -90,22 +90,20 @@ def refuse_mixed(function, args, kwargs) -> None:
     """Ask torch's fake tensors whether tensors of several devices may meet here."""
     if function in INDEXING:
         # These look for a driver. An index may be on the CPU, and what is put in is copied.
-        function, args, kwargs = torch.add, tuple(index_parts(args[0], args[1])), {}
-        if len(args) == 1:
-            return
-    with FakeTensorMode() as mode:
+        function, args, kwargs = torch.cat, (index_parts(args[0], args[1]),), {}
 
-        def fake(one: Tensor) -> Tensor:
-            return torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device)
+    def fake(one: Tensor) -> Tensor:
+        return torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device)
 
-        fakes = tree_map_only(Tensor, fake, (args, kwargs))
-        with mode:
-            function(*fakes[0], **fakes[1])
+    with FakeTensorMode():
+        args, kwargs = tree_map_only(Tensor, fake, (args, kwargs))
+        function(*args, **kwargs)
 
 
 def index_parts(value: Tensor, index: Any) -> list[Tensor]:
+    """What stands for a tensor and those in its index that are on a GPU: one number each, to be joined."""
     parts = [one for one in tree_leaves(index) if isinstance(one, Tensor) and one.device != CPU]
-    return [one.new_zeros(1) for one in (value, *parts)]
+    return [place(torch.zeros(1), one.device) for one in (value, *parts)]
 
 
 def spread(module: torch.nn.Module) -> torch.nn.Module:
