@@ -89,7 +89,7 @@ def moved(function, args, kwargs, asked):
 def refuse_mixed(function, args, kwargs) -> None:
     """Ask torch's fake tensors whether tensors of several devices may meet here."""
     if function in INDEXING:
-        # These look for a driver. An index may be on the CPU, and what is put in is copied.
+        # These look for a driver. An index may be a number or on the CPU, and what is put in is copied.
         function, args, kwargs = torch.cat, (index_parts(args[0], args[1]),), {}
 
     def fake(one: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def refuse_mixed(function, args, kwargs) -> None:
 
 def index_parts(value: Tensor, index: Any) -> list[Tensor]:
     """What stands for a tensor and those in its index that are on a GPU: one number each, to be joined."""
-    parts = [one for one in tree_leaves(index) if isinstance(one, Tensor) and one.device != CPU]
+    parts = [one for one in tree_leaves(index) if isinstance(one, Tensor) and one.ndim and one.device != CPU]
     return [place(torch.zeros(1), one.device) for one in (value, *parts)]
 
 

@@ -43,8 +43,9 @@ def forward_in_parts(model: Module, plans: list[SitePlan], batch: BatchData, cut
         part["inputs"] = {name: part["inputs"][name] for name in ("input_ids", "position_ids")}
         own = seen[:, :, start:end]
         part["inputs"]["attention_mask"] = own[..., [*range(cuts[0]), *range(start, end)]]
-        # A tensor, so that the inputs are handed to the model as they are, not row by row.
-        last = part["inputs"]["input_ids"].new_tensor([end - start - 1])
+        # A tensor, so that the inputs are handed to the model as they are, not row by row; a single number, which may
+        # be on another device than the last layer.
+        last = part["inputs"]["input_ids"].new_tensor(end - start - 1)
         settings = {**lean(later), "use_cache": True, called: cache}
         if "logits_to_keep" in settings:
             settings["logits_to_keep"] = last
