@@ -19,6 +19,7 @@ from mmneuron_lens.options import (
     BatchSize,
     CorpusFolder,
     Device,
+    DeviceMap,
     Domains,
     Dtype,
     EvenLayers,
@@ -31,6 +32,7 @@ from mmneuron_lens.options import (
     OffHow,
     Out,
     PlanFile,
+    Quantize,
     QuestionsPerImage,
     Remote,
     Replace,
@@ -42,7 +44,7 @@ from mmneuron_lens.printing import (
     command_line,
     console,
     corpus_of,
-    host_of,
+    model_settings,
     print_problems,
     print_tables,
     quiet_loading,
@@ -78,6 +80,9 @@ def demo(
         int | None, typer.Option(min=1, help="Questions in one forward pass: 32, and 16 of smol.")
     ] = None,
     dtype: Dtype = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     remote: Remote = None,
     replace: Replace = False,
 ) -> None:
@@ -94,7 +99,7 @@ def demo(
     models = (SMOL,) if model == "smol" else SMALL_MODELS
     plan = demo_plan(models) if batch_size is None else changed(demo_plan(models), batch_size=batch_size)
     quiet_loading()
-    settings = {"remote": host_of(remote), "dtype": dtype}
+    settings = model_settings(remote, dtype, device, device_map, quantize)
     store = store_of(out, replace)
     print_tables(run(store, models=models, plan=plan, settings=settings, again=command_line(remote), progress=bar))
 
@@ -112,6 +117,8 @@ def count(
     questions_per_image: QuestionsPerImage = None,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Ask every question by itself; do not share an image's forward.")
     ] = False,
@@ -140,7 +147,7 @@ def count(
     mine, store = Shard.parse(shard), store_of(out, replace)
     asked = corpus_of(corpus, domain, images, questions_per_image)
     quiet_loading()
-    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device)
+    lens = Lens(model, **model_settings(remote, dtype, device, device_map, quantize))
     try:
         counts = count_stage(
             lens, asked.by_domain(), store, shard=mine, workers=workers, again=command_line(remote),
@@ -217,6 +224,8 @@ def ablate(
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
@@ -228,7 +237,7 @@ def ablate(
 
     asked, store = corpus_of(corpus, domain, images, questions_per_image, skip_images), store_of(run, replace)
     quiet_loading()
-    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device)
+    lens = Lens(model, **model_settings(remote, dtype, device, device_map, quantize))
     try:
         ablate_run(
             store, lens, asked, off=off, factor=factor, modules=tuple(module or ("All",)), random_draws=random_draws,
@@ -294,6 +303,8 @@ def paper(
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
@@ -316,7 +327,7 @@ def paper(
     quiet_loading()
     page = paper_command(
         store_of(out, replace), amounts, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus,
-        questions=questions, settings={"dtype": dtype, "device": device, "remote": host_of(remote)},
+        questions=questions, settings=model_settings(remote, dtype, device, device_map, quantize),
         again=command_line(remote), progress=bar,
     )  # fmt: skip
     print_tables(page)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
-from mmneuron_lens.architectures import Architecture, architecture_of, loading
+from mmneuron_lens.architectures import Architecture, architecture_of, loading, placement
 from mmneuron_lens.architectures.checking import check_places
 from mmneuron_lens.architectures.processing import fitted
 from mmneuron_lens.fingerprint import fingerprint_of
@@ -25,9 +25,10 @@ ModelFacts = TypedDict(
         "dtype": str,
         "device": str,
         "attention": str,
+        "quantization": NotRequired[str],
     },
 )
-"""What identifies a model in an artifact: plain JSON, no path."""
+"""What identifies a model in an artifact: plain JSON, no path. `quantization` only where weights are in fewer bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +77,17 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The first weight's dtype: the server's, where one was asked."""
+        """The dtype of the first weight that is not quantized: the server's, where one was asked."""
         if self.served is not None and self.served["weights"]:
-            return getattr(torch, self.served["weights"][0]["dtype"])
-        return next(self.module.parameters()).dtype
+            dtypes = [getattr(torch, weight["dtype"]) for weight in self.served["weights"]]
+        else:
+            dtypes = [weight.dtype for weight in self.module.parameters()]
+        return next((dtype for dtype in dtypes if dtype.is_floating_point), dtypes[0])
+
+    @property
+    def quantization(self) -> str | None:
+        """How weights are held in fewer bits: "nf4", "int8", or another method's name; None where they are not."""
+        return placement.quantization(self.module.config)
 
     @property
     def attention(self) -> str:
@@ -93,9 +101,14 @@ class Model:
         return {"llm": self.attention, "vision": getattr(tower, "_attn_implementation", None) or "eager"}
 
     def facts(self) -> ModelFacts:
-        """What identifies this model; `device` is "server" where the weights are on one and it does not say more."""
-        here = "server" if self.device.type == "meta" else self.device.type
-        return {
+        """What identifies this model.
+
+        `device` names each kind of device that holds weights once, as "cpu+cuda"; it is "server" where the weights are
+        on one and it does not say more.
+        """
+        kinds = sorted({weight.device.type for weight in self.module.parameters()})
+        here = "server" if self.device.type == "meta" else "+".join(kinds)
+        facts: ModelFacts = {
             "model id": self.name,
             "revision": self.revision or getattr(self.module.config, "_commit_hash", None),
             "fingerprint": self.fingerprint,
@@ -103,6 +116,9 @@ class Model:
             "device": here if self.served is None else self.served["device"],
             "attention": self.attention,
         }
+        if self.quantization is not None:
+            facts["quantization"] = self.quantization
+        return facts
 
 
 def model_of(module: Any, processor: Any, *, repo: str, name: str | None = None, revision: str | None = None) -> Model:
