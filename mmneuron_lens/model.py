@@ -133,7 +133,11 @@ def model_of(module: Any, processor: Any, *, repo: str, name: str | None = None,
     architecture = architecture_of(module.config)
     check_places(architecture, module)
     processor, missing = fitted(architecture, module, processor)
-    return Model(module, processor, architecture, name or shown_name(repo), repo, revision, missing=missing)
+    model = Model(module, processor, architecture, name or shown_name(repo), repo, revision, missing=missing)
+    if model.quantization is not None:
+        # Now: on a CPU, bitsandbytes packs weights anew in the first forward.
+        _ = model.fingerprint
+    return model
 
 
 def shown_name(repo: str) -> str:

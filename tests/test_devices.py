@@ -10,9 +10,12 @@ import pytest
 import tiny_models
 import torch
 import typer
+from conftest import mixed_batch
+from hooks import NEURON_PATHS, outputs
 from placed import Places, place, spread
 from transformers import AutoModelForImageTextToText
 
+from interventions import count_active
 from interventions.errors import InvalidValue, MissingPackage, MMNeuronError
 from mmneuron_lens import Lens
 from mmneuron_lens.architectures import placement
@@ -158,9 +161,25 @@ def test_every_command_that_loads_a_model_takes_them():
 @pytest.mark.skipif(not (find_spec("bitsandbytes") and find_spec("accelerate")), reason="needs bitsandbytes")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", placement.QUANTIZATIONS)
-def test_a_quantized_model_is_proved(name):
-    lens, plain = Lens(EMBEDDED, quantize=name), Lens(EMBEDDED)
+def test_a_quantized_model_counts_what_plain_hooks_count(name, tmp_path):
+    module, processor = copy.deepcopy(tiny_models.llava_next())
+    text = module.config.text_config
+    # bitsandbytes takes blocks of 64 weights.
+    text.hidden_size, text.intermediate_size, text.head_dim = 64, 128, 16
+    vision = module.config.vision_config
+    vision.hidden_size, vision.intermediate_size = 64, 128
+    tiny_models.loud(type(module)(module.config)).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    lens, again, plain = Lens(tmp_path, quantize=name), Lens(tmp_path, quantize=name), Lens(tmp_path)
+    batch = mixed_batch(lens)
+    out = lens.run(count_active, batch)
     assert lens.model.facts()["quantization"] == name
-    assert lens.model.fingerprint == Lens(EMBEDDED, quantize=name).model.fingerprint != plain.model.fingerprint
+    assert lens.model.fingerprint == again.model.fingerprint == Lens.wrap(again.module, processor).model.fingerprint
+    assert lens.model.fingerprint != plain.model.fingerprint
     assert lens.dtype == plain.dtype
-    assert {proof.site for proof in lens.prove()} == {proof.site for proof in plain.prove()}
+    real = batch.inputs["attention_mask"].bool()
+    paths = NEURON_PATHS["llava_next"]["llm.mlp.act"]
+    seen = outputs(again.module, paths, lambda: again.module(**batch.inputs))
+    expected = torch.stack([(seen[path][0][real] > 0).sum(0) for path in paths])
+    assert torch.equal(out["count_active"], expected)
+    assert not torch.equal(out["count_active"], plain.run(count_active, batch)["count_active"])
