@@ -20,6 +20,7 @@ from mmneuron_lens.options import (
     BatchSize,
     CorpusFolder,
     Device,
+    DeviceMap,
     Discover,
     Domains,
     Dtype,
@@ -33,6 +34,7 @@ from mmneuron_lens.options import (
     OffHow,
     Out,
     PlanFile,
+    Quantize,
     QuestionsPerImage,
     Remote,
     Replace,
@@ -44,7 +46,7 @@ from mmneuron_lens.printing import (
     command_line,
     console,
     corpus_of,
-    host_of,
+    model_settings,
     print_problems,
     print_tables,
     quiet_loading,
@@ -81,6 +83,9 @@ def demo(
         int | None, typer.Option(min=1, help="Questions in one forward pass: 32, and 16 of smol.")
     ] = None,
     dtype: Dtype = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     remote: Remote = None,
     replace: Replace = False,
 ) -> None:
@@ -97,7 +102,7 @@ def demo(
     models = (SMOL,) if model == "smol" else SMALL_MODELS
     plan = demo_plan(models) if batch_size is None else changed(demo_plan(models), batch_size=batch_size)
     quiet_loading()
-    settings = {"remote": host_of(remote), "dtype": dtype}
+    settings = model_settings(remote, dtype, device, device_map, quantize)
     store = store_of(out, replace)
     print_tables(run(store, models=models, plan=plan, settings=settings, again=command_line(remote), progress=bar))
 
@@ -115,6 +120,8 @@ def count(
     questions_per_image: QuestionsPerImage = None,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     discover: Discover = False,
     exact: Annotated[
         bool, typer.Option("--exact", help="Ask every question by itself; do not share an image's forward.")
@@ -144,7 +151,7 @@ def count(
     mine, store = Shard.parse(shard), store_of(out, replace)
     asked = corpus_of(corpus, domain, images, questions_per_image)
     quiet_loading()
-    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device, discover=discover)
+    lens = Lens(model, **model_settings(remote, dtype, device, device_map, quantize), discover=discover)
     try:
         counts = count_stage(
             lens, asked.by_domain(), store, shard=mine, workers=workers, again=command_line(remote),
@@ -221,6 +228,8 @@ def ablate(
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     discover: Discover = False,
     remote: Remote = None,
     replace: Replace = False,
@@ -233,7 +242,7 @@ def ablate(
 
     asked, store = corpus_of(corpus, domain, images, questions_per_image, skip_images), store_of(run, replace)
     quiet_loading()
-    lens = Lens(model, remote=host_of(remote), dtype=dtype, device=device, discover=discover)
+    lens = Lens(model, **model_settings(remote, dtype, device, device_map, quantize), discover=discover)
     try:
         ablate_run(
             store, lens, asked, off=off, factor=factor, modules=tuple(module or ("All",)), random_draws=random_draws,
@@ -299,6 +308,8 @@ def paper(
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     discover: Discover = False,
     remote: Remote = None,
     replace: Replace = False,
@@ -323,7 +334,7 @@ def paper(
     page = paper_command(
         store_of(out, replace), amounts, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus,
         questions=questions, again=command_line(remote), progress=bar,
-        settings={"dtype": dtype, "device": device, "remote": host_of(remote), "discover": discover},
+        settings={**model_settings(remote, dtype, device, device_map, quantize), "discover": discover},
     )  # fmt: skip
     print_tables(page)
 

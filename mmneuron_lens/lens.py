@@ -12,7 +12,7 @@ from torch import Tensor
 from interventions import Graph, Intervention
 from interventions.errors import InvalidType, InvalidValue
 from interventions.printable import printable
-from mmneuron_lens.architectures import ARCHITECTURES, Architecture, loading
+from mmneuron_lens.architectures import ARCHITECTURES, Architecture, loading, placement
 from mmneuron_lens.artifacts.certificate import Certificate
 from mmneuron_lens.model import Model, model_of, shown_name
 from mmneuron_lens.runtime import encoding, proving
@@ -54,6 +54,7 @@ class Lens:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         device_map: Any = None,
+        quantize: str | None = None,
         revision: str | None = None,
         attn_implementation: str | None = None,
         remote: bool | str | None = None,
@@ -64,35 +65,45 @@ class Lens:
         - name_or_folder: `embedded/llava-next`, `embedded/instructblip`, `embedded/smol`, a folder, or a hub id
         - dtype: "float32", "bfloat16", "float16", or torch's
         - device: "cpu", "cuda", "cuda:1"; in a process of several (`torchrun`) the GPU of its LOCAL_RANK if left out
-        - device_map, revision, attn_implementation: as in transformers' `from_pretrained`
+        - device_map: layers on several devices: "auto", "balanced", "sequential", or a device by the path of a part
+        - quantize: "nf4" (4 bits) or "int8", where bitsandbytes is installed; nf4 computes in `dtype`
+        - revision, attn_implementation: as in transformers' `from_pretrained`
         - remote: True for NDIF's configured host, or the URL of a server: no weights are loaded here, every run
           goes there, and the server is asked once for its device and weights
         - discover: for an architecture without a table, sites by discovery, proved at once; every artifact says so
 
         Raises `FileMissing` when it cannot be found, `UnknownName` for a name that is not there, `InvalidValue` for an
         architecture without a table of sites (before weights are read) or on which discovery is not enough, an unknown
-        dtype or device, or one given with `remote`; with `remote` also what `runtime.remote.run_remote` raises.
+        dtype, device or quantization, or one given with `remote`, `MissingPackage` without accelerate or bitsandbytes
+        where they are needed; with `remote` also what `runtime.remote.run_remote` raises.
         """
         repo = loading.located(name_or_folder)
         name = _name(name_or_folder, repo)
-        settings = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
-        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
         self._remote = remote = checked_remote(remote)
         if remote and discover:
             raise InvalidValue("discover=True proves a model with its weights; leave it out where it runs remotely.")
         if remote:
-            if {"dtype", "device_map"} & given.keys() or device is not None:
-                raise InvalidValue("dtype and device are the server's; leave them out where the model runs remotely.")
+            if any(one is not None for one in (dtype, device, device_map, quantize)):
+                raise InvalidValue(
+                    "dtype, device, device_map and quantize are the server's; leave them out where the model runs "
+                    "remotely."
+                )
             # Loaded where it is needed: it imports nnsight.
             from mmneuron_lens.runtime.remote import as_served
 
-            module, processor = loading.load_meta(repo, revision, **given)
+            attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+            module, processor = loading.load_meta(repo, revision, **attention)
             model = model_of(module, processor, repo=repo, name=name, revision=revision)
             self._model = as_served(model, remote)
             return
-        loading.checked_dtype(dtype)
-        if device_map is None:
-            device = loading.checked_device(device)
+        device, device_map = placement.checked_placement(device, device_map, quantize)
+        settings = {
+            "dtype": placement.checked_dtype(dtype),
+            "device_map": device_map,
+            "attn_implementation": attn_implementation,
+            "quantize": quantize,
+        }
+        given = {key: value for key, value in settings.items() if value is not None}
         discover = discover and loading.load_config(repo, revision, known=False).model_type not in ARCHITECTURES
         module, processor = loading.load(repo, revision, known=not discover, **given)
         module = module if device is None else module.to(device)

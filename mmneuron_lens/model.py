@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 
 from interventions.printable import printable
-from mmneuron_lens.architectures import Architecture, architecture_of, loading
+from mmneuron_lens.architectures import Architecture, architecture_of, loading, placement
 from mmneuron_lens.architectures.checking import check_places
 from mmneuron_lens.architectures.processing import fitted
 from mmneuron_lens.fingerprint import fingerprint_of
@@ -26,12 +26,13 @@ ModelFacts = TypedDict(
         "dtype": str,
         "device": str,
         "attention": str,
+        "quantization": NotRequired[str],
         "discovered": NotRequired[bool],
         "proof": NotRequired[str],
     },
 )
-"""What identifies a model in an artifact: plain JSON, no path. `discovered` where its sites are of no table, with the
-digest of their proof."""
+"""What identifies a model in an artifact: plain JSON, no path. `quantization` only where weights are in fewer bits;
+`discovered` where its sites are of no table, with the digest of their proof."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +84,17 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The first weight's dtype: the server's, where one was asked."""
+        """The dtype of the first weight that is not quantized: the server's, where one was asked."""
         if self.served is not None and self.served["weights"]:
-            return getattr(torch, self.served["weights"][0]["dtype"])
-        return next(self.module.parameters()).dtype
+            dtypes = [getattr(torch, weight["dtype"]) for weight in self.served["weights"]]
+        else:
+            dtypes = [weight.dtype for weight in self.module.parameters()]
+        return next((dtype for dtype in dtypes if dtype.is_floating_point), dtypes[0])
+
+    @property
+    def quantization(self) -> str | None:
+        """How weights are held in fewer bits: "nf4", "int8", or another method's name; None where they are not."""
+        return placement.quantization(self.module.config)
 
     @property
     def attention(self) -> str:
@@ -100,9 +108,14 @@ class Model:
         return {"llm": self.attention, "vision": getattr(tower, "_attn_implementation", None) or "eager"}
 
     def facts(self) -> ModelFacts:
-        """What identifies this model; `device` is "server" where the weights are on one and it does not say more."""
-        here = "server" if self.device.type == "meta" else self.device.type
-        found: ModelFacts = {
+        """What identifies this model.
+
+        `device` names each kind of device that holds weights once, as "cpu+cuda"; it is "server" where the weights are
+        on one and it does not say more.
+        """
+        kinds = sorted({weight.device.type for weight in self.module.parameters()})
+        here = "server" if self.device.type == "meta" else "+".join(kinds)
+        facts: ModelFacts = {
             "model id": self.name,
             "revision": self.revision or getattr(self.module.config, "_commit_hash", None),
             "fingerprint": self.fingerprint,
@@ -110,7 +123,9 @@ class Model:
             "device": here if self.served is None else self.served["device"],
             "attention": self.attention,
         }
-        return found if self.proof is None else {**found, "discovered": True, "proof": self.proof}
+        if self.quantization is not None:
+            facts["quantization"] = self.quantization
+        return facts if self.proof is None else {**facts, "discovered": True, "proof": self.proof}
 
 
 def model_of(
@@ -134,7 +149,11 @@ def model_of(
     architecture = architecture or architecture_of(module.config)
     check_places(architecture, module)
     processor, missing = fitted(architecture, module, processor)
-    return Model(module, processor, architecture, name or shown_name(repo), repo, revision, missing=missing)
+    model = Model(module, processor, architecture, name or shown_name(repo), repo, revision, missing=missing)
+    if model.quantization is not None:
+        # Now: on a CPU, bitsandbytes packs weights anew in the first forward.
+        _ = model.fingerprint
+    return model
 
 
 def shown_name(repo: str) -> str:

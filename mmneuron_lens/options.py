@@ -26,6 +26,16 @@ QuestionsPerImage = Annotated[
 BatchSize = Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MAP",
+        help='Layers on several devices: auto, balanced, sequential, or JSON like {"": "cuda:1"}; needs accelerate.',
+    ),
+]
+Quantize = Annotated[
+    str | None, typer.Option(help="Weights in fewer bits, nf4 or int8; needs bitsandbytes and accelerate.")
+]
 Remote = Annotated[
     str | None,
     typer.Option(metavar="URL", help="Run the model on the NDIF server at this URL; `ndif`: where you logged in."),

@@ -77,6 +77,14 @@ def host_of(remote: str | None) -> bool | str:
     return True if remote == "ndif" else remote
 
 
+def model_settings(
+    remote: str | None, dtype: str | None, device: str | None, device_map: str | None, quantize: str | None
+) -> dict[str, Any]:
+    """What `Lens` takes of a command's options of the same names."""
+    where = {"dtype": dtype, "device": device, "device_map": device_map, "quantize": quantize}
+    return {"remote": host_of(remote), **where}
+
+
 def quiet_loading() -> None:
     """No progress bar of hundreds of weight tensors for a model that loads in a second."""
     from transformers.utils import logging

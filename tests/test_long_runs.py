@@ -191,7 +191,7 @@ def _command(words: list[str], environment: dict[str, str]) -> None:
 
 
 def test_a_process_takes_the_gpu_of_its_rank(monkeypatch):
-    from mmneuron_lens.architectures.loading import checked_device
+    from mmneuron_lens.architectures.placement import checked_device
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -69,9 +69,11 @@ def test_what_cannot_be_opened_is_one_line(tmp_path):
     name = "Unknown dtype 'float31'. Did you mean 'float32'? Choices: float32, bfloat16, float16."
     assert said(InvalidValue, lambda: Lens("embedded/llava-next", dtype="float31")) == name
     assert "Choices: cpu" in said(InvalidValue, lambda: Lens("embedded/llava-next", device="cuda:77"))
-    for settings in ({"dtype": "float32"}, {"device": "cpu"}, {"device_map": "auto"}):
+    for settings in ({"dtype": "float32"}, {"device": "cpu"}, {"device_map": "auto"}, {"quantize": "nf4"}):
         refused = said(InvalidValue, lambda given=settings: Lens("embedded/llava-next", remote=True, **given))
-        assert refused == "dtype and device are the server's; leave them out where the model runs remotely."
+        assert refused == (
+            "dtype, device, device_map and quantize are the server's; leave them out where the model runs remotely."
+        )
 
 
 def test_a_hub_id_that_is_nowhere(monkeypatch):

@@ -17,11 +17,10 @@ from interventions.errors import FileMissing, InvalidType, InvalidValue, Unknown
 from interventions.sites import unknown
 from mmneuron_lens.architectures import architecture_of
 from mmneuron_lens.architectures.checking import check_places
+from mmneuron_lens.architectures.placement import quantization_of, refuse_offloaded
 
 GROUP = "mmneuron_lens.checkpoints"
 """The entry points under which a package offers checkpoints by name: functions that return a folder."""
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -50,43 +49,29 @@ def located(given: str | os.PathLike[str]) -> str:
     return name
 
 
-def checked_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
-    """A dtype as given. Raises `InvalidValue` with the choices for a name that is none, and for torch's others."""
-    if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
-        raise InvalidValue(unknown("dtype", str(dtype), DTYPES))
-    return dtype
-
-
-def checked_device(device: str | torch.device | None) -> str | torch.device | None:
-    """A device as given; without one, a process of several (`torchrun`) takes the GPU of its LOCAL_RANK.
-
-    Raises `InvalidValue` with the choices for a device that is not there, torch's own included.
-    """
-    if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    if device is not None and str(device) not in (*devices, *(("cuda",) if len(devices) > 1 else ())):
-        raise InvalidValue(unknown("device", str(device), devices))
-    return device
-
-
-def load(repo: str, revision: str | None = None, known: bool = True, **settings: Any) -> tuple[torch.nn.Module, Any]:
+def load(
+    repo: str, revision: str | None = None, known: bool = True, *, quantize: str | None = None, **settings: Any
+) -> tuple[torch.nn.Module, Any]:
     """The stock transformers model in evaluation mode, and its processor.
 
     - repo: a folder or hub id
     - known: whether it must have a table of sites
+    - quantize: as `placement.quantization_of`
     - settings: what `from_pretrained` takes (`dtype`, `device_map`, `attn_implementation`)
 
     Raises `FileMissing` when it cannot be found, and `InvalidValue` for an architecture without a table of sites or one
-    that does not fit, before its weights are read, or for files that cannot be read.
+    that does not fit, before its weights are read, for files that cannot be read, or weights that no device holds.
     """
     from transformers import AutoModelForImageTextToText
 
     config, processor = load_config(repo, revision, known), load_processor(repo, revision)
     if known:
         check_places(architecture_of(config), _empty(config))
+    if quantize is not None:
+        settings["quantization_config"] = quantization_of(quantize, settings.get("dtype") or config.dtype)
     with _in_one_line(repo):
         model = AutoModelForImageTextToText.from_pretrained(repo, revision=revision, **settings)
+    refuse_offloaded(model, repo)
     return model.eval(), processor
 
 
@@ -179,8 +164,9 @@ def wrap(module: torch.nn.Module, processor: Any, repo: str, revision: str | Non
         warnings.filterwarnings("ignore", message="Module '.*' has a submodule named 'output'")
         task = "image-text-to-text"
         if next(module.parameters()).is_meta:
-            # nnsight can only make its own model without weights: the same class from the same configuration.
-            return TransformersModel(repo, task=task, revision=revision)
+            # nnsight can only make its own model without weights: the same class from the same configuration. With
+            # the processor in hand it need not guess one, which it cannot from transformers 5.23 on.
+            return TransformersModel(repo, task=task, revision=revision, processor=processor)
         model = TransformersModel(module, task=task, processor=processor, tokenizer=processor.tokenizer)
     model.repo_id, model.revision = repo, revision
     return model

@@ -91,10 +91,13 @@ def beside(argument: Any, value: Shaped[Tensor, "..."]) -> Any:
 
 
 def chain(modules: list[Module]) -> Callable[[Tensor], Tensor]:
+    """The modules one after another; what they make of a tensor comes back to where it is."""
+
     def apply(tensor):
+        made = tensor
         for module in modules:
-            tensor = module(tensor)
-        return tensor
+            made = module(made)
+        return made.to(tensor.device)
 
     return apply
 

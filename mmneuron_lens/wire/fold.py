@@ -31,7 +31,7 @@ def join_steps(steps: list[Value], over: Over) -> Value:
 
 
 def stack_all(values: list[Value]) -> Value:
-    """Layers as one value: tensors of equal shape stacked, anything else as a list with an item per layer."""
+    """Layers as one value: tensors of equal shape stacked where the first is, else a list with an item per layer."""
     head = values[0]
     if isinstance(head, dict):
         return {name: stack_all([value[name] for value in values]) for name in head}
@@ -42,7 +42,7 @@ def stack_all(values: list[Value]) -> Value:
     if not isinstance(head, torch.Tensor):
         return values
     shapes = {tuple(value.shape) for value in values}
-    return torch.stack(values) if len(shapes) == 1 else values
+    return torch.stack([value.to(head.device) for value in values]) if len(shapes) == 1 else values
 
 
 def add(left: Value, right: Value) -> Value:

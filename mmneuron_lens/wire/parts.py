@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mmneuron_lens.wire.forward import forward, lean
 from mmneuron_lens.wire.types import BatchData, Job, Module, Results, SitePlan
+from mmneuron_lens.wire.views import CACHES
 
 
 def refuse_whole(plans: list[SitePlan], job: Job) -> None:
@@ -33,7 +34,8 @@ def forward_in_parts(model: Module, plans: list[SitePlan], batch: BatchData, cut
     prefix = columns_of(batch, 0, start)
     prefix["inputs"]["attention_mask"] = (batch["fields"]["llm"]["weight"][:, :start] > 0).long()
     results, output = forward(model, plans, prefix, {}, None, {**lean(plans), "use_cache": True})
-    cache = output.past_key_values
+    called = next(name for name in CACHES if name in output)
+    cache = output[called]
     later = [plan for plan in plans if plan["stepped"]]
     seen = batch["inputs"]["attention_mask"]
     for end in ends:
@@ -41,9 +43,10 @@ def forward_in_parts(model: Module, plans: list[SitePlan], batch: BatchData, cut
         part["inputs"] = {name: part["inputs"][name] for name in ("input_ids", "position_ids")}
         own = seen[:, :, start:end]
         part["inputs"]["attention_mask"] = own[..., [*range(cuts[0]), *range(start, end)]]
-        # A tensor, so that the inputs are handed to the model as they are, not row by row.
-        last = part["inputs"]["input_ids"].new_tensor([end - start - 1])
-        settings = {**lean(later), "use_cache": True, "past_key_values": cache}
+        # A tensor, so that the inputs are handed to the model as they are, not row by row; a single number, which may
+        # be on another device than the last layer.
+        last = part["inputs"]["input_ids"].new_tensor(end - start - 1)
+        settings = {**lean(later), "use_cache": True, called: cache}
         if "logits_to_keep" in settings:
             settings["logits_to_keep"] = last
         found, _ = forward(model, later, part, {}, None, settings)

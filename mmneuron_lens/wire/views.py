@@ -11,6 +11,9 @@ from torch import Tensor
 
 from mmneuron_lens.wire.types import Layer, Seeing, Step
 
+CACHES = ("cache", "past_key_values")
+"""What transformers calls the keys and values of earlier positions: from 5.24 on, and before."""
+
 
 def see(value: Any, steps: Sequence[Step], seeing: Seeing) -> Shaped[Tensor, "..."]:
     """What a site shows of a module's own value, by steps from the first to the last."""
@@ -77,8 +80,7 @@ def allowed(mask: Shaped[Tensor, "row 1 query key"] | None, held: Any, layer: La
     if mask is not None:
         open_ = mask if mask.dtype == torch.bool else mask >= 0
         return open_[:, 0].expand(rows, -1, -1)
-    cache = keywords.get("past_key_values")
-    past = 0 if cache is None else cache.get_seq_length(layer)
+    past = sum(keywords[name].get_seq_length(layer) for name in CACHES if keywords.get(name) is not None)
     everything = torch.ones(queries, past + queries, dtype=torch.bool, device=hidden.device)
     return everything.tril(past).expand(rows, -1, -1)
 

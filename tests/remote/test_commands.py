@@ -53,4 +53,4 @@ def test_what_the_server_decides_is_refused_here(tmp_path):
     words = ["count", "--model", "embedded/llava-next", "--corpus", str(write_corpus(tmp_path / "corpus"))]
     done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out"), "--remote", URL, "--dtype", "bfloat16"])
     assert done.exit_code == 1
-    assert "dtype and device are the server's" in done.output
+    assert "dtype, device, device_map and quantize are the server's" in done.output
