@@ -63,29 +63,27 @@ def train(
             end = 1.0 if second_stage else facts_share
             for group in optimizer.param_groups:
                 group["lr"] = rate * _schedule(step_of_stage, (progress - begun_at) / (end - begun_at), second_stage)
-            with torch.autocast("cpu", torch.bfloat16):
-                if second_stage:
-                    form = "identification" if random.random() < 0.5 else "evaluation"
-                    domains, count = DOMAINS, images
-                    if name == "instructblip" and form == "evaluation":
-                        # The driving role is long, and here every question carries it: batches of its own save padding.
-                        domains, count = (
-                            (("auto_driving",), images // 2) if random.random() < 0.33 else (OTHERS, images)
-                        )
-                    scenes = scenes_of(random, count, REAL_SHARE, domains=domains)
-                    batch = encoder(scenes, [choose(s, random, form, questions, OPTION_SHARE) for s in scenes], form)
-                    seen = forward(model, batch)
-                    loss = nn.functional.cross_entropy(seen.logits, seen.labels)
-                    right = (seen.logits.argmax(-1) == seen.labels)[::2].float().mean().item()
-                    facts_loss, facts_right = heads.loss(seen.patches, scenes)
-                    helping = FACTS_WEIGHT * (1 - progress)
-                    total = loss + helping * facts_loss
-                    if seen.queries is not None:
-                        total = total + 2 * helping * answer_head.loss(seen.queries, seen.labels[::2])[0]
-                else:
-                    scenes, form = scenes_of(random, 2 * images, 0.0), "facts"
-                    total, right = heads.loss(see(model, pixels(processor, scenes))[0], scenes)
-                    loss, facts_right = total, right
+            if second_stage:
+                form = "identification" if random.random() < 0.5 else "evaluation"
+                domains, count = DOMAINS, images
+                if form == "evaluation":
+                    # The driving role is long and stands in many questions: batches of its own save padding.
+                    driving = random.random() < 0.33
+                    domains, count = (("auto_driving",), images // 2) if driving else (OTHERS, images)
+                scenes = scenes_of(random, count, REAL_SHARE, domains=domains)
+                batch = encoder(scenes, [choose(s, random, form, questions, OPTION_SHARE) for s in scenes], form)
+                seen = forward(model, batch)
+                loss = nn.functional.cross_entropy(seen.logits, seen.labels)
+                right = (seen.logits.argmax(-1) == seen.labels)[::2].float().mean().item()
+                facts_loss, facts_right = heads.loss(seen.patches, scenes)
+                helping = FACTS_WEIGHT * (1 - progress)
+                total = loss + helping * facts_loss
+                if seen.queries is not None:
+                    total = total + 2 * helping * answer_head.loss(seen.queries, seen.labels[::2])[0]
+            else:
+                scenes, form = scenes_of(random, 2 * images, 0.0), "facts"
+                total, right = heads.loss(see(model, pixels(processor, scenes))[0], scenes)
+                loss, facts_right = total, right
             optimizer.zero_grad()
             total.backward()
             nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
