@@ -1,4 +1,4 @@
-"""One forward of any of the models that runs the vision tower once per image however many questions are asked about it."""
+"""One forward of any model that runs the vision tower once per image however many questions are asked about it."""
 
 from __future__ import annotations
 
