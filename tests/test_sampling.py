@@ -89,8 +89,8 @@ def test_frames_of_a_driving_segment(count):
     assert wider(segment, sizes) == alone + 1948 + len(count.tokenizer("\n", add_special_tokens=False)["input_ids"])
     strip = TokenCount(count.tokenizer, LLAVA_NEXT, frames="strip")
     assert strip(segment, sizes) == alone - 1948 + 1160
-    assert frames.that_fit(sizes, 3 * 1948, published.image) == (0, 2, 4)
-    assert frames.that_fit(sizes, 10, published.image) == (2,)
+    assert frames.that_fit(sizes, lambda _: 3 * 1948, published.image) == (0, 2, 4)
+    assert frames.that_fit(sizes, lambda _: 10, published.image) == (2,)
     assert [frames.evenly_spaced(number, 5) for number in (1, 2, 4, 5)] == [(2,), (0, 4), (0, 1, 3, 4), (0, 1, 2, 3, 4)]
     with pytest.raises(ValueError, match="6 of 5 frames cannot be chosen; give 1 to 5"):
         frames.evenly_spaced(6, 5)

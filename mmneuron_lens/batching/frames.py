@@ -11,6 +11,7 @@ from interventions.errors import InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.artifacts.counts import FRAMES_SHOWN
 from mmneuron_lens.batching.chat import PromptForm, form_facts
+from mmneuron_lens.batching.image_positions import ImagePositions
 from mmneuron_lens.batching.prompting import Prompt, model_kind, prompt_of
 from mmneuron_lens.corpora.folder import image_sizes
 from mmneuron_lens.corpora.frames import FRAMES, Frames, that_fit
@@ -48,17 +49,21 @@ def with_frames_that_fit(
     several = any(len(sample.images) > 1 for sample in samples)
     if frames == "strip" or model_kind(lens) != "llava-next" or not several:
         return list(samples)
-    count = token_count(lens)
+    positions = ImagePositions(lens)
     text: Any = lens.module.config.get_text_config()
-    context, token = text.max_position_embeddings, getattr(lens.processor, "image_token", "<image>")
+    context = text.max_position_embeddings
     room = context - max(new_tokens, ANSWER if context > ANSWER else 0)
 
     def fitted(sample: Sample) -> Sample:
         sizes = image_sizes(sample, RecordProblems(sample.images[0])) if len(sample.images) > 1 else None
         if sizes is None:
             return sample
-        asked = prompt_of(lens, sample, prompt, prompt_form=prompt_form).replace(token, "")
-        places = that_fit(sizes, room - len(lens.processor.tokenizer(asked)["input_ids"]), count.image)
+
+        def beside_the_text(images: int) -> int:
+            asked = prompt_of(lens, sample, prompt, images, prompt_form)
+            return room - positions.of_text(asked, images, sizes[0])
+
+        places = that_fit(sizes, beside_the_text, positions.of)
         return replace(sample, images=tuple(sample.images[place] for place in places))
 
     return [fitted(sample) for sample in samples]

@@ -33,16 +33,16 @@ def evenly_spaced(chosen: int, count: int) -> tuple[int, ...]:
     return tuple(round(place * (count - 1) / (chosen - 1)) for place in range(chosen))
 
 
-def that_fit(sizes: Sequence[Size], room: int, tokens: Callable[[Size], int]) -> tuple[int, ...]:
+def that_fit(sizes: Sequence[Size], room: Callable[[int], int], tokens: Callable[[Size], int]) -> tuple[int, ...]:
     """Places of as many evenly spaced frames as there is room for, of one where not even one fits.
 
     - sizes: of all frames.
-    - room: tokens that the chosen frames may take together.
+    - room: tokens that so many frames may take together.
     - tokens: how many an image of a size takes.
     """
     for chosen in range(len(sizes), 1, -1):
         places = evenly_spaced(chosen, len(sizes))
-        if sum(tokens(sizes[place]) for place in places) <= room:
+        if sum(tokens(sizes[place]) for place in places) <= room(chosen):
             return places
     return evenly_spaced(1, len(sizes))
 

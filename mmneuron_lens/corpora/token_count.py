@@ -61,7 +61,7 @@ class TokenCount:
         if len(sizes) > 1 and self.frames == "strip":
             sizes = [strip_size(sizes)]
         elif len(sizes) > 1:
-            sizes = [sizes[place] for place in that_fit(sizes, self.room - words, self.image)]
+            sizes = [sizes[place] for place in that_fit(sizes, lambda _: self.room - words, self.image)]
         # A line break follows each placeholder; the first is among the words.
         return words + sum(map(self.image, sizes)) + (len(sizes) - 1) * self._line_break
 

@@ -1,8 +1,9 @@
 """Batches for training and checking: scenes drawn on the fly, prompts of both forms, the answers' places.
 
-LLaVA-NeXT's and Idefics3's prompts of one image share everything up to the question, which a causal model computes alike
-for all of them: so an image's questions lie one after another behind that prefix, hidden from each other by a block mask.
-InstructBLIP's Q-Former reads the instruction, so there every question is a row and only the vision tower is shared.
+LLaVA-NeXT's and Idefics3's prompts of one image share everything up to the question, which a causal model computes
+alike for all of them: so an image's questions lie one after another behind that prefix, hidden from each other by a
+block mask. InstructBLIP's Q-Former reads the instruction, so there every question is a row and only the vision tower
+is shared.
 """
 
 from __future__ import annotations
