@@ -101,7 +101,7 @@ PROBLEMS = {
     ),
     "unknown embedded model": (
         ["count", "--model", "embedded/llava", "--corpus", "{corpus}", "--out", "{nothing}"],
-        "Unknown embedded model 'embedded/llava'. Did you mean 'embedded/llava-next'? Choices: embedded/instructblip,",
+        "Unknown embedded model 'embedded/llava'. Did you mean 'embedded/llava-next'? Choices: embedded/idefics3,",
     ),
     "no such model": (
         ["count", "--model", "{corpus}", "--corpus", "{corpus}", "--out", "{nothing}"],

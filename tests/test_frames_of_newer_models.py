@@ -13,8 +13,11 @@ from interventions.errors import InvalidValue
 from mmneuron_lens import Lens
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.frames import with_frames_that_fit
+from mmneuron_lens.batching.image_positions import ImagePositions
+from mmneuron_lens.batching.prompting import prompt_of
 from mmneuron_lens.corpora.frames import evenly_spaced
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.wire.positions import lengths
 
 # transformers' own: a processor makes an array of a tensor, which numpy 2 wants asked otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -44,3 +47,12 @@ def test_one_frame_more_would_not_fit(name, frames):
     more = replace(frames, images=tuple(frames.images[place] for place in places))
     with pytest.raises(InvalidValue, match=rf"{context}"):
         encode(lens, [more], "identification")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_positions_add_up_to_those_of_the_batch(name, frames):
+    lens = Lens.wrap(*getattr(MAKERS[name], name)())
+    text = prompt_of(lens, frames, "identification", 3)
+    positions, size = ImagePositions(lens), (56, 40)
+    (found,) = lengths(lens.encode([pictures(*[(40, 56)] * 3)], [text]).inputs["position_ids"]).tolist()
+    assert positions.of_text(text, 3, size) + 3 * positions.of(size) == found
