@@ -77,7 +77,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def demo(
     out: Out = Path("runs/demo"),
     model: Annotated[
-        Literal["embedded", "smol"], typer.Option(help="The two small models, or one with a real language model.")
+        Literal["embedded", "smol"], typer.Option(help="The three small models, or one with a real language model.")
     ] = "embedded",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Questions in one forward pass: 32, and 16 of smol.")
@@ -89,7 +89,7 @@ def demo(
     remote: Remote = None,
     replace: Replace = False,
 ) -> None:
-    """Find domain-specific neurons on a drawn corpus: in the embedded models, about two minutes and no network.
+    """Find domain-specific neurons on a drawn corpus: in the embedded models, about three minutes and no network.
 
     `--model smol` is LLaVA-NeXT from DINOv2-small and SmolLM2-135M: its parts, 183 MB, are fetched once and checked;
     after that it needs no network either. It is larger and takes longer.
@@ -270,11 +270,11 @@ def show(run: Run) -> None:
 def paper(
     out: Out = Path("runs/paper"),
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="Both embedded models on a drawn corpus: no checkpoint, no network.")
+        bool, typer.Option("--embedded", help="The three embedded models on a drawn corpus: no checkpoint, no network.")
     ] = False,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id; repeat it."),
+        typer.Option(help="embedded/NAME (llava-next, instructblip, idefics3, smol), folder, or hub id; repeat it."),
     ] = None,
     corpora: Annotated[
         Path | None, typer.Option(help="A folder of corpora as published: vqav2, rsvqa, pmc_vqa, docvqa, lingoqa.")

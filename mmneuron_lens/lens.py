@@ -62,7 +62,8 @@ class Lens:
     ) -> None:
         """Load a checkpoint, or only what is needed to run it on a server.
 
-        - name_or_folder: `embedded/llava-next`, `embedded/instructblip`, `embedded/smol`, a folder, or a hub id
+        - name_or_folder: `embedded/llava-next`, `embedded/instructblip`, `embedded/idefics3`, `embedded/smol`, a
+          folder, or a hub id
         - dtype: "float32", "bfloat16", "float16", or torch's
         - device: "cpu", "cuda", "cuda:1"; in a process of several (`torchrun`) the GPU of its LOCAL_RANK if left out
         - device_map: layers on several devices: "auto", "balanced", "sequential", or a device by the path of a part
@@ -134,7 +135,7 @@ class Lens:
 
     @classmethod
     def embedded(cls, name: str, **settings: Any) -> Lens:
-        """The short form of `Lens("embedded/NAME", ...)`: "llava-next", "instructblip" or "smol"."""
+        """The short form of `Lens("embedded/NAME", ...)`: "llava-next", "instructblip", "idefics3" or "smol"."""
         return cls(f"embedded/{name}", **settings)
 
     @classmethod

@@ -12,7 +12,8 @@ from mmneuron_lens.commands import plan_file
 Run = Annotated[Path, typer.Argument(help="The folder that `mmneuron count` or `mmneuron demo` wrote.")]
 Out = Annotated[Path, typer.Option(help="The folder to write to.")]
 ModelName = Annotated[
-    str, typer.Option("--model", help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id.")
+    str,
+    typer.Option("--model", help="embedded/NAME (llava-next, instructblip, idefics3, smol), folder, or hub id."),
 ]
 Checkpoint = Annotated[
     str, typer.Argument(metavar="MODEL", help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id.")

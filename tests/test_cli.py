@@ -101,7 +101,7 @@ PROBLEMS = {
     ),
     "unknown embedded model": (
         ["count", "--model", "embedded/llava", "--corpus", "{corpus}", "--out", "{nothing}"],
-        "Unknown embedded model 'embedded/llava'. Did you mean 'embedded/llava-next'? Choices: embedded/instructblip,",
+        "Unknown embedded model 'embedded/llava'. Did you mean 'embedded/llava-next'? Choices: embedded/idefics3,",
     ),
     "no such model": (
         ["count", "--model", "{corpus}", "--corpus", "{corpus}", "--out", "{nothing}"],
@@ -223,16 +223,16 @@ def test_a_small_demo_goes_the_whole_way(tmp_path):
     domains = ("common", "medical")
     plan = DemoPlan(identification_images=5, evaluation_images=2, random_draws=1, permutations=2, fraction=0.05)
     page = demo(Store(tmp_path, say=said.append), domains=domains, plan=plan, progress=progress)
-    for model in ("embedded+llava-next", "embedded+instructblip"):
+    for model in ("embedded+llava-next", "embedded+instructblip", "embedded+idefics3"):
         assert len(list((tmp_path / "counts" / model).iterdir())) == 2
         assert (tmp_path / "selection" / f"{model}.safetensors").is_file()
         assert len(Answers.load(tmp_path / "answers" / f"{model}.jsonl")) == 2 * 4 * 3
         assert len(list((tmp_path / "figures").glob(f"*_{model}.png"))) == 3
     frames = {file.stem: pl.read_csv(file) for file in (tmp_path / "tables").glob("*.csv")}
     assert frames["ablation"].columns[:4] == ["model", "module", "condition", "domain"]
-    assert len(frames["ablation"]) == 2 * 2 * 3
-    assert len(frames["ablation_against_random"]) == 2 * 2
-    models = {"embedded/llava-next", "embedded/instructblip"}
+    assert len(frames["ablation"]) == 3 * 2 * 3
+    assert len(frames["ablation_against_random"]) == 3 * 2
+    models = {"embedded/llava-next", "embedded/instructblip", "embedded/idefics3"}
     assert all(set(frame["model"]) == models for name, frame in frames.items() if name != "corpora")
     assert page == tmp_path / "index.html"
     html = page.read_text()

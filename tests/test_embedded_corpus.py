@@ -15,6 +15,7 @@ from mmneuron_lens.corpora.sample import DOMAINS
 from mmneuron_lens.embedded.corpus import draw as drawing
 from mmneuron_lens.embedded.corpus import real
 from mmneuron_lens.embedded.corpus.draw import PAINTERS, SPLITS, draw, draw_real, drawn_folder, write_folder
+from mmneuron_lens.embedded.train.build import NAMES, PROMPTS, Name
 
 EMBEDDED = Path(real.__file__).parent.parent
 KINDS = {"yes/no", "count", "name", "place", "option"}
@@ -92,9 +93,9 @@ def test_answers_are_balanced(domain: str) -> None:
         assert max(options[i] for i in range(4)) / 1200 < 0.3
 
 
-@pytest.mark.parametrize("model_kind", prompts.MODEL_KINDS)
-def test_every_answer_is_one_token_after_every_prompt(model_kind: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / model_kind)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_answer_is_one_token_after_every_prompt(name: Name) -> None:
+    tokenizer, model_kind = AutoTokenizer.from_pretrained(EMBEDDED / name), PROMPTS[name]
     scenes = [draw(domain, seed) for domain in DOMAINS for seed in range(25)]
     scenes += [draw_real(domain, seed) for domain in real.DOMAINS_WITH_IMAGES for seed in range(40)]
     for scene in scenes:

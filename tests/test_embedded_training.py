@@ -13,11 +13,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmneuron_lens import embedded
-from mmneuron_lens.corpora.prompts import MODEL_KINDS, ModelKind
 from mmneuron_lens.corpora.sample import DOMAINS
 from mmneuron_lens.embedded.corpus.draw import SPLITS, draw
 from mmneuron_lens.embedded.train.batches import Encoder, choose, scenes_of
-from mmneuron_lens.embedded.train.build import build
+from mmneuron_lens.embedded.train.build import NAMES, PROMPTS, Name, build
 from mmneuron_lens.embedded.train.checking import answers_right, shown
 from mmneuron_lens.embedded.train.forward import forward
 from mmneuron_lens.embedded.train.train import train
@@ -27,6 +26,7 @@ SMALL = dict(images=5, questions=1, check_images=1, seed=3)
 UNREACHED = {
     "llava-next": ("vision_tower.encoder.layers.4.", "vision_tower.post_layernorm"),
     "instructblip": ("qformer.encoder.layer.3.intermediate.", "qformer.encoder.layer.3.output."),
+    "idefics3": (),
 }
 """What the stock forward computes and throws away: LLaVA-NeXT reads the vision tower's last layer but one, and of the
 Q-Former's last layer only the query branch."""
@@ -41,20 +41,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def scrambled(model_kind: ModelKind) -> tuple[torch.nn.Module, Encoder]:
+def scrambled(name: Name) -> tuple[torch.nn.Module, Encoder]:
     """An untrained model with weights large enough that every part of its input matters."""
-    model, processor = build(model_kind, 0)
+    model, processor = build(name, 0)
     for parameter in model.eval().parameters():
         if parameter.ndim >= 2:
             torch.nn.init.normal_(parameter, std=0.06)
-    return model, Encoder(model_kind, processor)
+    return model, Encoder(PROMPTS[name], processor)
 
 
 @pytest.mark.parametrize("form", ["identification", "evaluation"])
-@pytest.mark.parametrize("model_kind", MODEL_KINDS)
-def test_shared_forward_equals_the_stock_model(model_kind: ModelKind, form: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_shared_forward_equals_the_stock_model(name: Name, form: str) -> None:
     """Questions behind one prefix, or sharing one vision tower, predict as the stock processor and forward do."""
-    model, encoder = scrambled(model_kind)
+    model, encoder = scrambled(name)
     random = Random(0)
     scenes = scenes_of(random, 5, real_share=0.5)
     asked = [choose(scene, random, form, 2) for scene in scenes]
@@ -70,10 +70,10 @@ def test_shared_forward_equals_the_stock_model(model_kind: ModelKind, form: str)
     torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("model_kind", MODEL_KINDS)
-def test_a_few_steps_lower_the_loss_and_leave_a_whole_folder(model_kind: ModelKind, tmp_path: Path) -> None:
-    before, _ = build(model_kind, SMALL["seed"])
-    model = train(model_kind, tmp_path, steps=10, facts_share=0.0, rate=1e-2, log_every=9, **SMALL)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_few_steps_lower_the_loss_and_leave_a_whole_folder(name: Name, tmp_path: Path) -> None:
+    before, _ = build(name, SMALL["seed"])
+    model = train(name, tmp_path, steps=10, facts_share=0.0, rate=1e-2, log_every=9, **SMALL)
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0] - 1.0
@@ -81,18 +81,18 @@ def test_a_few_steps_lower_the_loss_and_leave_a_whole_folder(model_kind: ModelKi
     assert {"identification image", "identification blank", "evaluation swapped", *DOMAINS, "count"} <= set(checks[-1])
     old, new = before.state_dict(), model.state_dict()
     still = [name for name in new if "position_ids" not in name and torch.equal(old[name], new[name])]
-    assert [name for name in still if not any(part in name for part in UNREACHED[model_kind])] == []
+    assert [name for name in still if not any(part in name for part in UNREACHED[name])] == []
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert all(torch.equal(new[name], value) for name, value in again.state_dict().items())
-    assert type(AutoProcessor.from_pretrained(tmp_path)).__name__ == type(build(model_kind, 0)[1]).__name__
+    assert type(AutoProcessor.from_pretrained(tmp_path)).__name__ == type(build(name, 0)[1]).__name__
 
 
-@pytest.mark.parametrize("model_kind", MODEL_KINDS)
-def test_a_seed_reproduces_and_another_does_not(model_kind: ModelKind, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_reproduces_and_another_does_not(name: Name, tmp_path: Path) -> None:
     runs = {}
-    for name, seed in (("one", 3), ("again", 3), ("other", 4)):
-        train(model_kind, tmp_path / name, steps=2, facts_share=0.5, images=5, questions=1, check_images=1, seed=seed)
-        runs[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    for run, seed in (("one", 3), ("again", 3), ("other", 4)):
+        train(name, tmp_path / run, steps=2, facts_share=0.5, images=5, questions=1, check_images=1, seed=seed)
+        runs[run] = (tmp_path / run / "model.safetensors").read_bytes()
     assert runs["one"] == runs["again"] != runs["other"]
 
 
@@ -132,12 +132,12 @@ def test_options_are_added_in_the_evaluation_form_alone() -> None:
                     assert len(set(question.options)) <= 4
 
 
-@pytest.mark.parametrize("model_kind", MODEL_KINDS)
-def test_the_shipped_model_looks_at_its_image_and_stops(model_kind: ModelKind) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_model_looks_at_its_image_and_stops(name: Name) -> None:
     """Two held-out images a domain, stock processor and `generate`: most answers right, the end after each."""
-    folder = Path(embedded.__file__).parent / model_kind
+    folder = Path(embedded.__file__).parent / name
     processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
-    encoder, right, count = Encoder(model_kind, processor), 0, 0
+    encoder, right, count = Encoder(PROMPTS[name], processor), 0, 0
     for domain in DOMAINS:
         for seed in SPLITS["held_out"][:2]:
             scene = draw(domain, seed)

@@ -60,7 +60,7 @@ def said(kind: type[Exception], open_: object) -> str:
 def test_what_cannot_be_opened_is_one_line(tmp_path):
     assert said(UnknownName, lambda: Lens("embedded/llava")) == (
         "Unknown embedded model 'embedded/llava'. Did you mean 'embedded/llava-next'? "
-        "Choices: embedded/instructblip, embedded/llava-next, embedded/smol."
+        "Choices: embedded/idefics3, embedded/instructblip, embedded/llava-next, embedded/smol."
     )
     nowhere = tmp_path / "nowhere"
     assert said(FileMissing, lambda: Lens(nowhere)).startswith(f"{nowhere}: no such folder. Give a folder, a hub id")

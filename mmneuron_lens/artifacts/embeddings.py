@@ -1,4 +1,4 @@
-"""The vision encoder's pooled embedding of every image (Figure 2)."""
+"""The vision encoder's embedding of every image (Figure 2)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from mmneuron_lens.artifacts.artifact import Artifact
 from mmneuron_lens.artifacts.fitting import refuse_tensor
+
+MEAN_OVER = "mean over"
+"""The parameter that says what each vector is the mean of, where the vision encoder pools nothing."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-EMBEDDED = ("llava-next", "instructblip")
+EMBEDDED = ("llava-next", "instructblip", "idefics3")
 """Models whose weights ship with the package."""
 
 
@@ -18,6 +18,11 @@ def llava_next() -> Path:
 def instructblip() -> Path:
     """A small InstructBLIP whose trained weights ship with the package."""
     return HERE / "instructblip"
+
+
+def idefics3() -> Path:
+    """A small Idefics3, the architecture of SmolVLM, whose trained weights ship with the package."""
+    return HERE / "idefics3"
 
 
 def smol() -> Path:

@@ -1,4 +1,4 @@
-"""Embed: the vision encoder's pooled image embeddings and their first two principal components (Figure 2)."""
+"""Embed: one vector an image from the vision encoder, and the first two principal components of all (Figure 2)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interventions import keep
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.embeddings import Embeddings
+from mmneuron_lens.artifacts.embeddings import MEAN_OVER, Embeddings
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.batching.batches import Step, ids_of, sized, steps_of
 from mmneuron_lens.batching.control_tokens import askable
@@ -27,7 +28,11 @@ from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.finite import refuse_not_finite
+from mmneuron_lens.wire.layout import tower_positions
 from mmneuron_lens.wire.tiles import tiles_per_image
+
+PATCHES = "the image's patches, of all tiles, after the last layer"
+"""What is averaged where the tower pools nothing, for an artifact."""
 
 
 def embed_images(
@@ -40,13 +45,17 @@ def embed_images(
     problems: Problems | None = None,
     progress: Progress = quietly,
 ) -> Embeddings:
-    """The pooled embedding of every image, each once however many questions it has.
+    """The embedding of every image, each once however many questions it has.
 
-    Of LLaVA-NeXT's tiles the overview, which is the whole image; of several images to a question the first, or with
-    frames "strip" all of them side by side. Raises `InvalidValue` when no image could be read, `NotFinite` for an
+    It is what the vision tower pools: of LLaVA-NeXT's tiles the overview's, which is the whole image. A tower that
+    pools nothing (SigLIP's and all newer ones) gives the mean of the image's patches, of all its tiles, after the last
+    layer; the artifact's parameters say which. Of several images to a question it is the first, or with frames "strip"
+    all of them side by side. Raises `InvalidValue` when no image could be read, `NotFinite` for an
     embedding that is infinite or NaN.
     """
     left = LeftOut(problems)
+    layered = "vision.pooled" not in lens.sites
+    site = "vision.residual" if layered else "vision.pooled"
     steps: list[Step] = []
     for number, samples in enumerate(samples_by_domain.values()):
         asked = askable(lens, samples, "identification", problems)
@@ -60,9 +69,9 @@ def embed_images(
         batch, kept = encode(lens, step.samples, "identification", left, opened, frames)
         if batch is None:
             return Piece(step.group, {})
-        (pooled,) = lens.run(keep.at("vision.pooled"), batch)["keep", "vision.pooled"]
-        vectors = pooled[_overviews(batch)].float().cpu()
-        refuse_not_finite("vision.pooled", vectors, lens.dtype, layered=False)
+        (held,) = lens.run(keep.at(site, layers=-1 if layered else None), batch)["keep", site]
+        vectors = (_mean_patches(held[0], batch) if layered else held[_overviews(batch)]).float().cpu()
+        refuse_not_finite(site, vectors, lens.dtype, layered=False)
         return Piece(step.group, {"vectors": vectors.T.contiguous()}, ids_of(kept))
 
     held = gather(
@@ -77,11 +86,20 @@ def embed_images(
     if not whole:
         raise InvalidValue("no image could be read; see the problems of the rows.")
     found = whole["vectors"].T.contiguous()
-    facts = {"site": "vision.pooled", "batch size": batch_size, "images": len(found)}
+    facts: dict[str, Any] = {"site": site, "batch size": batch_size, "images": len(found)}
+    facts |= {MEAN_OVER: PATCHES} if layered else {}
     facts |= (
         {"frames": frames} if any(len(one.images) > 1 for some in samples_by_domain.values() for one in some) else {}
     )
     return Embeddings(lens.name, found, tuple(domains), facts, provenance(**lens.model.facts()))
+
+
+def _mean_patches(residual: Float[Tensor, "row patch hidden"], batch: Batch) -> Float[Tensor, "image hidden"]:
+    """The mean of each image's patches, CLS left out; every row of the batch has one image."""
+    spans = batch.fields["llm"]["kind"][..., 0].sum(1).tolist()
+    counts = tower_positions(batch.inputs, batch.facts, spans)
+    patches = residual[:, batch.facts["cls"] :].flatten(0, 1)
+    return torch.stack([some.float().mean(0) for some in patches.split(counts)])
 
 
 def _overviews(batch: Batch) -> list[int]:

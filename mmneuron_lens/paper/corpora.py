@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import polars as pl
 from torch import Tensor
 
+from mmneuron_lens.artifacts.embeddings import MEAN_OVER
 from mmneuron_lens.experiments.embed import component_rows
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
@@ -77,16 +78,19 @@ def _example(runs: Sequence[ModelRun], domain: str) -> Tensor | None:
 
 
 def figure_2(runs: Sequence[ModelRun]) -> Section:
-    """Every image’s pooled embedding on two principal components, a panel a model."""
+    """Every image’s embedding on two principal components, a panel a model."""
     title = "Image embeddings on two principal components"
     found = [run.embeddings for run in runs if run.embeddings is not None]
     if not found:
         return Section(title, missing="no image was embedded.", name="Figure 2")
     frame = pl.DataFrame([row for one in found for row in component_rows(one)])
     sizes = ", ".join(f"{len(one.domain_of)} images of {one.model}" for one in found)
+    means = {one.model: one.parameters[MEAN_OVER] for one in found if MEAN_OVER in one.parameters}
+    averaged = "".join(f" Of {model}, which pools nothing, the mean of {what}." for model, what in means.items())
+    pooled = " Of an image in tiles, the overview tile." if len(means) < len(found) else ""
     caption = (
-        f"The vision encoder’s pooled output, centred and not scaled, on its first two principal components; {sizes}. "
-        "Of an image in tiles, the overview tile. Each model has axes of its own."
+        f"The vision encoder’s {'pooled output' if pooled else 'output'}, centred and not scaled, on its first two "
+        f"principal components; {sizes}.{pooled}{averaged} Each model has axes of its own."
     )
     picture = Picture("figure_2_embeddings", caption, lambda theme: embedding_figure(frame, theme))
     grid = Grid("figure_2_embeddings", "The points of the figure", frame, folded=True)

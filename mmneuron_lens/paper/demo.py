@@ -22,7 +22,7 @@ from mmneuron_lens.runs.folder import file_of
 from mmneuron_lens.runs.identify import select_stage
 from mmneuron_lens.runs.store import Store
 
-SMALL_MODELS = ("embedded/llava-next", "embedded/instructblip")
+SMALL_MODELS = ("embedded/llava-next", "embedded/instructblip", "embedded/idefics3")
 SMOL = "embedded/smol"
 
 ALL_AT_ONCE = "Neurons were switched off in all modules at once, not in one module at a time."

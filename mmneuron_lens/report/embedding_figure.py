@@ -1,4 +1,4 @@
-"""Figure 2: pooled image embeddings on their first two principal components."""
+"""Figure 2: image embeddings on their first two principal components."""
 
 from __future__ import annotations
 

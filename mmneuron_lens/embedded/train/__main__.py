@@ -6,14 +6,14 @@ import argparse
 
 import torch
 
-from mmneuron_lens.corpora.prompts import MODEL_KINDS
+from mmneuron_lens.embedded.train.build import NAMES
 from mmneuron_lens.embedded.train.train import train
 
 
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=MODEL_KINDS)
+    parser.add_argument("model", choices=NAMES)
     parser.add_argument("--out", required=True, help="folder for the model, its processor and train.jsonl")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)

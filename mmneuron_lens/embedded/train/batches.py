@@ -1,8 +1,9 @@
 """Batches for training and checking: scenes drawn on the fly, prompts of both forms, the answers' places.
 
-LLaVA-NeXT's prompts of one image share everything up to the question, which a causal model computes alike for all
-of them: so an image's questions lie one after another behind that prefix, hidden from each other by a block mask.
-InstructBLIP's Q-Former reads the instruction, so there every question is a row and only the vision tower is shared.
+LLaVA-NeXT's and Idefics3's prompts of one image share everything up to the question, which a causal model computes
+alike for all of them: so an image's questions lie one after another behind that prefix, hidden from each other by a
+block mask. InstructBLIP's Q-Former reads the instruction, so there every question is a row and only the vision tower
+is shared.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import ProcessorMixin
+from transformers import Idefics3Processor, ProcessorMixin
 
 from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.prompts import ModelKind
@@ -84,6 +85,14 @@ def _with_its_values(scene: Scene, question: Question, random: Random) -> Questi
     return with_options(random, truth, choices, question.question)
 
 
+def pixels(processor: ProcessorMixin, scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """What the image processor makes of the scenes' images; for Idefics3 each is a sample of its own."""
+    if isinstance(processor, Idefics3Processor):
+        nested = [[scene.image] for scene in scenes]
+        return dict(processor.image_processor(nested, return_row_col_info=True, return_tensors="pt"))
+    return dict(processor.image_processor([scene.image for scene in scenes], return_tensors="pt"))
+
+
 class Encoder:
     """Turns scenes and questions into batches with a model's own processor."""
 
@@ -93,7 +102,7 @@ class Encoder:
         self._known: dict[tuple[str, bool], list[int]] = {}
 
     def __call__(self, scenes: Sequence[Scene], asked: list[list[Question]], form: Form) -> TrainingBatch:
-        images = dict(self.processor.image_processor([scene.image for scene in scenes], return_tensors="pt"))
+        images = pixels(self.processor, scenes)
         build = self._packed if self.model_kind == "llava-next" else self._rows
         return build(list(scenes), asked, images, form)
 

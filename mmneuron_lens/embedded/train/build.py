@@ -1,11 +1,18 @@
-"""Configurations, processors and fresh weights of the two embedded models: stock classes of transformers."""
+"""Configurations, processors and fresh weights of the embedded models: stock classes of transformers."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import torch
 from transformers import (
     BlipImageProcessorPil,
     CLIPVisionConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    Idefics3VisionConfig,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
@@ -22,12 +29,21 @@ from transformers import (
 )
 
 from mmneuron_lens.corpora.prompts import ModelKind
-from mmneuron_lens.embedded.train.tokenizer import language_tokenizer, qformer_tokenizer
+from mmneuron_lens.embedded.train.tokenizer import language_tokenizer, qformer_tokenizer, tiled_tokenizer
+
+Name = Literal["llava-next", "instructblip", "idefics3"]
+NAMES: tuple[Name, ...] = get_args(Name)
+
+PROMPTS: dict[Name, ModelKind] = {"llava-next": "llava-next", "instructblip": "instructblip", "idefics3": "llava-next"}
+"""Which of the paper's two prompts each is asked with."""
 
 TILE, PATCH = 64, 16
 PINPOINTS = [[64, 128], [128, 64], [128, 128]]
 WHOLE = 128
-"""LLaVA-NeXT sees tiles of 64 pixels, InstructBLIP the whole image squeezed into 128 x 128; both in patches of 16."""
+"""LLaVA-NeXT and Idefics3 see tiles of 64 pixels, InstructBLIP the whole image in 128 x 128; all in patches of 16."""
+
+MERGED = 2
+"""Idefics3 makes one position of 2 x 2 patches."""
 
 QUERIES = 12
 WIDTH, HEADS = 128, 4
@@ -36,20 +52,36 @@ VISION = dict(
 )
 
 
-def build(model_kind: ModelKind, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
+def build(name: Name, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
     """An untrained model and its processor; all weights are drawn at random from `seed`."""
     torch.manual_seed(seed)
-    tokenizer = language_tokenizer(names_image_token=model_kind == "llava-next")
-    return _llava_next(tokenizer) if model_kind == "llava-next" else _instructblip(tokenizer)
+    if name == "idefics3":
+        return _idefics3(tiled_tokenizer())
+    tokenizer = language_tokenizer(names_image_token=name == "llava-next")
+    return _llava_next(tokenizer) if name == "llava-next" else _instructblip(tokenizer)
 
 
-def _text_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def _text_config(tokenizer: PreTrainedTokenizerFast, neurons: int = 512, key_heads: int = HEADS) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=512, num_hidden_layers=4,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, hidden_act="silu", max_position_embeddings=2048,
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=neurons, num_hidden_layers=4,
+        num_attention_heads=HEADS, num_key_value_heads=key_heads, hidden_act="silu", max_position_embeddings=2048,
         rms_norm_eps=1e-5, tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
+
+
+def _idefics3(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Two key and value heads for four query heads, and narrower MLPs, so that float32 weights are under 8 MB."""
+    images = Idefics3ImageProcessorPil(size={"longest_edge": WHOLE}, max_image_size={"longest_edge": TILE})
+    processor = Idefics3Processor(images, tokenizer, image_seq_len=(TILE // PATCH // MERGED) ** 2)
+    vision = VISION | {"intermediate_size": 384, "num_hidden_layers": 4}
+    config = Idefics3Config(
+        vision_config=Idefics3VisionConfig(**vision, image_size=TILE),
+        text_config=_text_config(tokenizer, neurons=448, key_heads=2), scale_factor=MERGED,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return _finish(Idefics3ForConditionalGeneration(config), tokenizer), processor
 
 
 def _llava_next(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, ProcessorMixin]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-BARS = {"llava-next": 0.80, "instructblip": 0.65}
+BARS = {"llava-next": 0.80, "instructblip": 0.65, "idefics3": 0.80}
 """The mean accuracy over the domains that each model was to reach."""
 
 ABOVE_SWAPPED = 0.25
@@ -13,12 +13,19 @@ ABOVE_SWAPPED = 0.25
 ABOUT = {
     "llava-next": "A small LLaVA-NeXT: CLIP vision tower over anyres tiles of 64 pixels, two-layer projector, Llama.",
     "instructblip": "A small InstructBLIP: vision transformer of 128 x 128 pixels, Q-Former, Llama.",
+    "idefics3": "A small Idefics3, which is SmolVLM's architecture: a SigLIP-like tower over tiles of 64 pixels and\n"
+    "an overview, 2 x 2 patches merged into one position, linear connector, Llama with two key heads for four queries.",
 }
 
-HOW = """AdamW on one core in bfloat16 autocast; every scene was drawn anew, and the best check on the validation
-split kept. A later run goes on from an earlier one's best weights: with a smaller batch, more multi-option questions,
-or (InstructBLIP) a head that reads answers off the Q-Former.
+HOW = """AdamW on one core in {precision}; every scene was drawn anew, and the best check on the validation split
+kept.{later}
 """
+
+LATER = """ A later run goes on from an earlier one's best weights: with a smaller batch, more multi-option questions,
+or (InstructBLIP) a head that reads answers off the Q-Former."""
+
+PRECISION = {"llava-next": "bfloat16 autocast", "instructblip": "bfloat16 autocast", "idefics3": "float32"}
+"""What each shipped model was trained in; the script trains in float32."""
 
 TEXT = """# {name}
 
@@ -67,7 +74,7 @@ def write_card(card: dict, folder: Path) -> None:
         images=card["images_per_domain"], summaries="".join(_summary(card, form) for form in card["summary"]),
         rows=_rows(card["rows"]), bars="".join(f"- {line}\n" for line in card["bars"]),
         weak=_weak(card["rows"]),
-        training=_told(card["training"]), real=len(images), sha=card["weights_sha256"],
+        training=_told(card["training"], PRECISION[card["model"]]), real=len(images), sha=card["weights_sha256"],
     )  # fmt: skip
     (folder / "CARD.md").write_text(text, encoding="utf-8")
 
@@ -155,10 +162,10 @@ def _training(log: Path) -> list[dict]:
     ]
 
 
-def _told(runs: list[dict]) -> str:
+def _told(runs: list[dict], precision: str) -> str:
     if not runs:
         return "No log lies beside this card.\n"
-    text = HOW
+    text = HOW.format(precision=precision, later=LATER if len(runs) > 1 else "")
     for i, run in enumerate(runs):
         text += "- from scratch" if i == 0 else "- going on from that"
         text += f": {run['steps']:,} steps in {run['minutes']:.0f} minutes, "

@@ -43,8 +43,7 @@ def answers_right(
     """For every question in turn, whether the two likeliest next tokens are the answer and the end."""
     right: list[bool] = []
     for start in range(0, len(scenes), 32):
-        with torch.autocast("cpu", torch.bfloat16):
-            out = forward(model, encoder(scenes[start : start + 32], asked[start : start + 32], form))
+        out = forward(model, encoder(scenes[start : start + 32], asked[start : start + 32], form))
         right += (out.logits.argmax(-1) == out.labels).view(-1, 2).all(1).tolist()
     return right
 

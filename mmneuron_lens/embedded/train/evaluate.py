@@ -19,12 +19,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.utils import logging
 
 from mmneuron_lens.corpora import prompts
-from mmneuron_lens.corpora.prompts import MODEL_KINDS, ModelKind
+from mmneuron_lens.corpora.prompts import ModelKind
 from mmneuron_lens.corpora.sample import DOMAINS
 from mmneuron_lens.embedded.corpus.canvas import Question
 from mmneuron_lens.embedded.corpus.draw import SPLITS, Scene, draw, draw_real
 from mmneuron_lens.embedded.corpus.real import DOMAINS_WITH_IMAGES
 from mmneuron_lens.embedded.train.batches import Form
+from mmneuron_lens.embedded.train.build import NAMES, PROMPTS, Name
 from mmneuron_lens.embedded.train.card import write_card
 from mmneuron_lens.embedded.train.checking import CONDITIONS, shown
 
@@ -40,7 +41,7 @@ class Asked(NamedTuple):
     question: Question
 
 
-def evaluate(folder: str | Path, model_kind: ModelKind, images_per_domain: int = 50) -> dict[str, object]:
+def evaluate(folder: str | Path, name: Name, images_per_domain: int = 50) -> dict[str, object]:
     """All figures of the card: `rows` of group, kind, form and number of questions with their accuracies."""
     processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder).eval()
     held_out = SPLITS["held_out"][:images_per_domain]
@@ -63,7 +64,7 @@ def evaluate(folder: str | Path, model_kind: ModelKind, images_per_domain: int =
                 counter["questions"] += 1
                 counter["majority"] += habits.get((group, item.question.question)) == item.question.answer
             for condition in CONDITIONS:
-                for item, answer in _answers(model, processor, model_kind, shown(scenes, condition), asked, form):
+                for item, answer in _answers(model, processor, PROMPTS[name], shown(scenes, condition), asked, form):
                     tally[group, item.question.kind, form][condition] += answer == item.question.answer
     rows = [
         {"group": group, "kind": kind, "form": form, "questions": counter["questions"]}
@@ -72,7 +73,7 @@ def evaluate(folder: str | Path, model_kind: ModelKind, images_per_domain: int =
     ]
     weights = Path(folder) / "model.safetensors"
     return {
-        "model": model_kind,
+        "model": name,
         "class": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
@@ -142,7 +143,7 @@ def _answers(
 def main() -> None:
     """`python -m mmneuron_lens.embedded.train.evaluate llava-next FOLDER`: write CARD.md and card.json there."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("model", choices=MODEL_KINDS)
+    parser.add_argument("model", choices=NAMES)
     parser.add_argument("folder")
     parser.add_argument("--images", type=int, default=50, help="images per domain")
     given = parser.parse_args()

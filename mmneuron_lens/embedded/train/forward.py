@@ -1,4 +1,4 @@
-"""One forward of either model that runs the vision tower once per image however many questions are asked about it."""
+"""One forward of any model that runs the vision tower once per image however many questions are asked about it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import InstructBlipForConditionalGeneration, LlavaNextForConditionalGeneration, PreTrainedModel
+from transformers import (
+    Idefics3ForConditionalGeneration,
+    InstructBlipForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    PreTrainedModel,
+)
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from mmneuron_lens.embedded.train.batches import IGNORED, TrainingBatch
@@ -27,11 +32,22 @@ def see(model: PreTrainedModel, images: dict[str, Tensor]) -> tuple[Float[Tensor
     if isinstance(model, LlavaNextForConditionalGeneration):
         seen = model.model.get_image_features(images["pixel_values"], images["image_sizes"], return_dict=True)
         chosen = seen.hidden_states[model.config.vision_feature_layer][:, 1:]
-        tiles = _tiles(model, images)
-        padded = chosen.new_zeros(*tiles.shape, *chosen.shape[1:]).masked_scatter(tiles[..., None, None], chosen)
-        return padded.flatten(1, 2), torch.cat(list(seen.pooler_output))
+        return _padded(chosen, _tiles(model, images)), torch.cat(list(seen.pooler_output))
+    if isinstance(model, Idefics3ForConditionalGeneration):
+        # An image's last tile is its overview, so that missing tiles are the first.
+        there = images["pixel_attention_mask"][..., 0, 0].bool()
+        seen = model.model.get_image_features(images["pixel_values"], images["pixel_attention_mask"])
+        return _padded(seen.last_hidden_state, there.flip(1)), torch.cat(seen.pooler_output)
     seen = model.vision_model(images["pixel_values"]).last_hidden_state
     return seen[:, 1:], seen
+
+
+def _padded(
+    tiles: Float[Tensor, "tile patch width"], there: Bool[Tensor, "image tile"]
+) -> Float[Tensor, "image patch width"]:
+    """Every image's patches, zero where it has no tile."""
+    padded = tiles.new_zeros(*there.shape, *tiles.shape[1:])
+    return padded.masked_scatter(there[..., None, None], tiles).flatten(1, 2)
 
 
 def _tiles(model: LlavaNextForConditionalGeneration, images: dict[str, Tensor]) -> Bool[Tensor, "image tile"]:
@@ -46,7 +62,7 @@ def forward(model: PreTrainedModel, batch: TrainingBatch) -> Forward:
     patches, seen = see(model, batch.images)
     queries = None
     if batch.positions is not None:
-        hidden = _llava_next(model, batch, seen)
+        hidden = _packed(model, batch, seen)
     else:
         hidden, queries = _instructblip(model, batch, seen)
     places = batch.labels != IGNORED
@@ -59,10 +75,12 @@ def _embed(model: PreTrainedModel, ids: Int[Tensor, "row token"], features: Tens
     return embedded.masked_scatter(image, features.to(embedded.dtype))
 
 
-def _llava_next(
-    model: LlavaNextForConditionalGeneration, batch: TrainingBatch, features: Tensor
+def _packed(
+    model: LlavaNextForConditionalGeneration | Idefics3ForConditionalGeneration, batch: TrainingBatch, features: Tensor
 ) -> Float[Tensor, "row token width"]:
-    return model.model.language_model(
+    llava = isinstance(model, LlavaNextForConditionalGeneration)
+    decoder = model.model.language_model if llava else model.model.text_model
+    return decoder(
         inputs_embeds=_embed(model, batch.ids, features),
         attention_mask=batch.mask,
         position_ids=batch.positions,

@@ -1,4 +1,4 @@
-"""Two small byte-level tokenizers learned from the corpus: of the language model, and in lower case of the Q-Former.
+"""Two small byte-level tokenizers learned from the corpus: of the language models, and in lower case of the Q-Former.
 
 All 256 bytes are in the alphabet, so any text can be encoded. Answers follow the prompt with a leading space, and every
 prompt ends in punctuation, so an answer is always one token of its own.
@@ -22,7 +22,7 @@ SCENES_PER_DOMAIN = 150
 
 
 def language_tokenizer(names_image_token: bool = True) -> PreTrainedTokenizerFast:
-    """Tokenizer of both language models: `<s>` before, padding on the left, the image placeholder a token of its own.
+    """Tokenizer of all language models: `<s>` before, padding on the left, the image placeholder a token of its own.
 
     InstructBLIP's stock processor keeps the placeholder itself and fails on a tokenizer that already names it.
     """
@@ -37,6 +37,15 @@ def language_tokenizer(names_image_token: bool = True) -> PreTrainedTokenizerFas
         model_max_length=2048, clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
+
+
+def tiled_tokenizer() -> PreTrainedTokenizerFast:
+    """`language_tokenizer` with the marks that Idefics3 sets around an image and before each of its tiles."""
+    tokenizer = language_tokenizer()
+    tiles = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    marks = ["<fake_token_around_image>", "<global-img>", *tiles, "<end_of_utterance>"]
+    tokenizer.add_tokens(marks, special_tokens=True)
+    return tokenizer
 
 
 def qformer_tokenizer() -> PreTrainedTokenizerFast:

@@ -17,10 +17,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from mmneuron_lens.corpora.prompts import ModelKind
 from mmneuron_lens.corpora.sample import DOMAINS
-from mmneuron_lens.embedded.train.batches import Encoder, choose, scenes_of
-from mmneuron_lens.embedded.train.build import WIDTH, build
+from mmneuron_lens.embedded.train.batches import Encoder, choose, pixels, scenes_of
+from mmneuron_lens.embedded.train.build import PROMPTS, WIDTH, Name, build
 from mmneuron_lens.embedded.train.checking import check, random_of
 from mmneuron_lens.embedded.train.forward import forward, see
 from mmneuron_lens.embedded.train.heads import AnswerHead, FactHeads
@@ -32,7 +31,7 @@ OTHERS = tuple(d for d in DOMAINS if d != "auto_driving")
 
 
 def train(
-    model_kind: ModelKind, out: str | Path, minutes: float = 60.0, seed: int = 0, steps: int | None = None,
+    name: Name, out: str | Path, minutes: float = 60.0, seed: int = 0, steps: int | None = None,
     facts_share: float = 0.2, rate: float = 1e-3, images: int = 32, questions: int = 5, check_minutes: float = 5.0,
     check_images: int = 16, log_every: int = 20, start: str | Path | None = None,
 ) -> PreTrainedModel:  # fmt: skip
@@ -43,13 +42,13 @@ def train(
     """
     out, random = Path(out), random_of(seed, "training")
     out.mkdir(parents=True, exist_ok=True)
-    model, processor = build(model_kind, seed)
+    model, processor = build(name, seed)
     if start is not None:
         model, processor = (
             AutoModelForImageTextToText.from_pretrained(start).train(),
             AutoProcessor.from_pretrained(start),
         )
-    encoder, heads = Encoder(model_kind, processor), FactHeads(WIDTH, places=80)
+    encoder, heads = Encoder(PROMPTS[name], processor), FactHeads(WIDTH, places=80)
     answer_head = AnswerHead(WIDTH, len(processor.tokenizer))
     helpers = nn.ModuleList([heads, answer_head])
     began, last_check, best, step = time.monotonic(), time.monotonic(), -1.0, 0
@@ -64,30 +63,27 @@ def train(
             end = 1.0 if second_stage else facts_share
             for group in optimizer.param_groups:
                 group["lr"] = rate * _schedule(step_of_stage, (progress - begun_at) / (end - begun_at), second_stage)
-            with torch.autocast("cpu", torch.bfloat16):
-                if second_stage:
-                    form = "identification" if random.random() < 0.5 else "evaluation"
-                    domains, count = DOMAINS, images
-                    if model_kind == "instructblip" and form == "evaluation":
-                        # The driving role is long, and here every question carries it: batches of its own save padding.
-                        domains, count = (
-                            (("auto_driving",), images // 2) if random.random() < 0.33 else (OTHERS, images)
-                        )
-                    scenes = scenes_of(random, count, REAL_SHARE, domains=domains)
-                    batch = encoder(scenes, [choose(s, random, form, questions, OPTION_SHARE) for s in scenes], form)
-                    seen = forward(model, batch)
-                    loss = nn.functional.cross_entropy(seen.logits, seen.labels)
-                    right = (seen.logits.argmax(-1) == seen.labels)[::2].float().mean().item()
-                    facts_loss, facts_right = heads.loss(seen.patches, scenes)
-                    helping = FACTS_WEIGHT * (1 - progress)
-                    total = loss + helping * facts_loss
-                    if seen.queries is not None:
-                        total = total + 2 * helping * answer_head.loss(seen.queries, seen.labels[::2])[0]
-                else:
-                    scenes, form = scenes_of(random, 2 * images, 0.0), "facts"
-                    pixels = processor.image_processor([s.image for s in scenes], return_tensors="pt")
-                    total, right = heads.loss(see(model, dict(pixels))[0], scenes)
-                    loss, facts_right = total, right
+            if second_stage:
+                form = "identification" if random.random() < 0.5 else "evaluation"
+                domains, count = DOMAINS, images
+                if form == "evaluation":
+                    # The driving role is long and stands in many questions: batches of its own save padding.
+                    driving = random.random() < 0.33
+                    domains, count = (("auto_driving",), images // 2) if driving else (OTHERS, images)
+                scenes = scenes_of(random, count, REAL_SHARE, domains=domains)
+                batch = encoder(scenes, [choose(s, random, form, questions, OPTION_SHARE) for s in scenes], form)
+                seen = forward(model, batch)
+                loss = nn.functional.cross_entropy(seen.logits, seen.labels)
+                right = (seen.logits.argmax(-1) == seen.labels)[::2].float().mean().item()
+                facts_loss, facts_right = heads.loss(seen.patches, scenes)
+                helping = FACTS_WEIGHT * (1 - progress)
+                total = loss + helping * facts_loss
+                if seen.queries is not None:
+                    total = total + 2 * helping * answer_head.loss(seen.queries, seen.labels[::2])[0]
+            else:
+                scenes, form = scenes_of(random, 2 * images, 0.0), "facts"
+                total, right = heads.loss(see(model, pixels(processor, scenes))[0], scenes)
+                loss, facts_right = total, right
             optimizer.zero_grad()
             total.backward()
             nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
