@@ -92,7 +92,9 @@ class Lens:
             # Loaded where it is needed: it imports nnsight.
             from mmneuron_lens.runtime.remote import as_served
 
-            attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+            attention: dict[str, Any] = {}
+            if attn_implementation is not None:
+                attention["attn_implementation"] = attn_implementation
             module, processor = loading.load_meta(repo, revision, **attention)
             model = model_of(module, processor, repo=repo, name=name, revision=revision)
             self._model = as_served(model, remote)
@@ -104,7 +106,7 @@ class Lens:
             "attn_implementation": attn_implementation,
             "quantize": quantize,
         }
-        given = {key: value for key, value in settings.items() if value is not None}
+        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
         discover = discover and loading.load_config(repo, revision, known=False).model_type not in ARCHITECTURES
         module, processor = loading.load(repo, revision, known=not discover, **given)
         module = module if device is None else module.to(device)
