@@ -11,7 +11,7 @@ import newer_models
 import pytest
 import tiny_models
 import torch
-from conftest import tiny_lens
+from conftest import pictures, tiny_lens
 
 from mmneuron_lens import Lens
 from mmneuron_lens.artifacts.certificate import Certificate
@@ -330,3 +330,11 @@ def test_text_alone_is_proved_and_what_that_leaves_out_is_said():
     made = lens.prove(lens.encode(None, ["text alone", "or not"]))
     assert made.unread["vision.mlp.act"] == "the batch has no image"
     assert [one.why_not for one in made.comparisons if one.apart is None] == ["the batch has no image"] * 2
+
+
+@pytest.mark.parametrize("name", ["llava_next", "idefics3", "llava_onevision", "internvl", "mistral3"])
+def test_images_of_one_batch_may_have_as_many_tiles_as_they_like(name):
+    """Tiles that pad a batch are no patches."""
+    lens = Lens.wrap(*getattr(newer_models if hasattr(newer_models, name) else tiny_models, name)())
+    batch = lens.encode(pictures((32, 32), (64, 64), (30, 60)), ["what is this?", "why", "is it red?"])
+    assert {proof.site for proof in lens.prove(batch)} >= {"vision.mlp.act", "llm.mlp.act"}

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.wire.tiles import tiles_per_image
 
 Read = Callable[[Batch], Tensor]
 """What a site shows of a batch: `[tile, patch, ...]`."""
@@ -28,9 +29,9 @@ def order_of_patches(batch: Batch, read: Read) -> list[list[int]]:
     tiles, positions = weight.shape
     cls = batch.facts["cls"]
     before = read(batch)
-    places = torch.arange(tiles * (positions - cls)).view(tiles, -1)
+    places = torch.arange(tiles * (positions - cls), device="cpu").view(tiles, -1)
     # From 1, so that every patch is changed at least once.
-    found = torch.zeros(tiles, positions, dtype=torch.long)
+    found = torch.zeros(tiles, positions, dtype=torch.long, device="cpu")
     for digit in range(int(places.numel()).bit_length()):
         chosen = (places + 1 >> digit) % 2 == 1
         pixels = with_patches_changed(batch, chosen)
@@ -60,16 +61,28 @@ def with_patches_changed(batch: Batch, chosen: Bool[Tensor, "tile patch"]) -> Te
         pixels[chosen.flatten()] += 1
         return pixels
     flat = pixels.flatten(0, -4)
+    rows = list(range(len(flat)))
     if facts["tiling"] == "sizes":
         grids = [(int(height), int(width)) for height, width in batch.inputs["image_sizes"] // facts["patch_size"]]
         parts = chosen.flatten().split([height * width for height, width in grids])
         size = facts["patch_size"]
     else:
         side = math.isqrt(facts["patches"])
-        grids, parts = [(side, side)] * len(flat), tuple(chosen)
+        rows = real_tiles(batch)
+        grids, parts = [(side, side)] * len(rows), tuple(chosen)
         size = flat.shape[-1] // side
-    for tile, (grid, part) in enumerate(zip(grids, parts, strict=True)):
+    for tile, grid, part in zip(rows, grids, parts, strict=True):
         where = part.view(grid).repeat_interleave(size, 0).repeat_interleave(size, 1)
         height, width = where.shape
         flat[tile, :, :height, :width] += where.to(flat)
     return flat.view(pixels.shape)
+
+
+def real_tiles(batch: Batch) -> list[int]:
+    """Which of a batch's tiles the vision tower sees: a batch has as many for every image, some of them padding."""
+    pixels = batch.inputs["pixel_values"]
+    if batch.facts["tiling"] == "anyres" and pixels.ndim == 5:
+        most = pixels.shape[1]
+        counts = tiles_per_image(batch.inputs, batch.facts)
+        return [image * most + tile for image, count in enumerate(counts) for tile in range(count)]
+    return [row for row, tile in enumerate(pixels.flatten(0, -4)) if bool(tile.any())]
