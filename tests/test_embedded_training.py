@@ -80,10 +80,10 @@ def test_a_few_steps_lower_the_loss_and_leave_a_whole_folder(name: Name, tmp_pat
     checks = [line["check"] for line in lines if "check" in line]
     assert {"identification image", "identification blank", "evaluation swapped", *DOMAINS, "count"} <= set(checks[-1])
     old, new = before.state_dict(), model.state_dict()
-    still = [name for name in new if "position_ids" not in name and torch.equal(old[name], new[name])]
-    assert [name for name in still if not any(part in name for part in UNREACHED[name])] == []
+    still = [key for key in new if "position_ids" not in key and torch.equal(old[key], new[key])]
+    assert [key for key in still if not any(part in key for part in UNREACHED[name])] == []
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    assert all(torch.equal(new[name], value) for name, value in again.state_dict().items())
+    assert all(torch.equal(new[key], value) for key, value in again.state_dict().items())
     assert type(AutoProcessor.from_pretrained(tmp_path)).__name__ == type(build(name, 0)[1]).__name__
 
 

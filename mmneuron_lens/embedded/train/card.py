@@ -18,11 +18,15 @@ ABOUT = {
 }
 
 HOW = """AdamW on one core in {precision}; every scene was drawn anew, and the best check on the validation split
-kept.{later}
+kept.
 """
 
-LATER = """ A later run goes on from an earlier one's best weights: with a smaller batch, more multi-option questions,
-or (InstructBLIP) a head that reads answers off the Q-Former."""
+LATER = {
+    "llava-next": "with a smaller batch and more multi-option questions",
+    "instructblip": "with a smaller batch, more multi-option questions, or a head that reads answers off the Q-Former",
+    "idefics3": "at a lower learning rate",
+}
+"""What each later run did otherwise."""
 
 PRECISION = {"llava-next": "bfloat16 autocast", "instructblip": "bfloat16 autocast", "idefics3": "float32"}
 """What each shipped model was trained in; the script trains in float32."""
@@ -74,7 +78,7 @@ def write_card(card: dict, folder: Path) -> None:
         images=card["images_per_domain"], summaries="".join(_summary(card, form) for form in card["summary"]),
         rows=_rows(card["rows"]), bars="".join(f"- {line}\n" for line in card["bars"]),
         weak=_weak(card["rows"]),
-        training=_told(card["training"], PRECISION[card["model"]]), real=len(images), sha=card["weights_sha256"],
+        training=_told(card["training"], card["model"]), real=len(images), sha=card["weights_sha256"],
     )  # fmt: skip
     (folder / "CARD.md").write_text(text, encoding="utf-8")
 
@@ -162,10 +166,12 @@ def _training(log: Path) -> list[dict]:
     ]
 
 
-def _told(runs: list[dict], precision: str) -> str:
+def _told(runs: list[dict], name: str) -> str:
     if not runs:
         return "No log lies beside this card.\n"
-    text = HOW.format(precision=precision, later=LATER if len(runs) > 1 else "")
+    text = HOW.format(precision=PRECISION[name])
+    if len(runs) > 1:
+        text += f"A later run goes on from an earlier one's best weights, {LATER[name]}.\n"
     for i, run in enumerate(runs):
         text += "- from scratch" if i == 0 else "- going on from that"
         text += f": {run['steps']:,} steps in {run['minutes']:.0f} minutes, "

@@ -20,7 +20,7 @@ from mmneuron_lens.embedded.train.forward import forward
 Condition = Literal["image", "blank", "swapped"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 GREY = (122, 117, 104)
-"""The mean colour that the processors subtract."""
+"""The mean colour that the processors of CLIP and BLIP subtract."""
 
 
 def shown(scenes: list[Scene], condition: Condition) -> list[Scene]:
