@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench soak clean
+.PHONY: setup demo test matrix lint bench soak clean
 
 setup: .venv/ready
 
@@ -18,6 +18,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The core tests on every supported transformers, in every Python with torch, about two minutes each; a table at the end.
+matrix: setup
+	.ci/matrix
 
 lint: setup
 	$(BIN)/ruff check .

@@ -100,7 +100,7 @@ class Lens:
             self._model = as_served(model, remote)
             return
         device, device_map = placement.checked_placement(device, device_map, quantize)
-        settings = {
+        settings: dict[str, Any] = {
             "dtype": placement.checked_dtype(dtype),
             "device_map": device_map,
             "attn_implementation": attn_implementation,

@@ -1,4 +1,4 @@
-"""The cache of earlier positions, under whichever name the installed transformers has for it."""
+"""What versions of transformers do differently: the cache's name, and how a processor is found without weights."""
 
 from __future__ import annotations
 
@@ -37,3 +37,10 @@ def test_a_generated_token_sees_all_that_came_before(name):
     for step, seen in enumerate(out["seen_keys"][0], 1):
         # [layer, beam, query]: one query, which sees the prompt, the tokens before it and itself.
         assert seen.tolist() == [[[length + step]] * 2] * 3
+
+
+@pytest.mark.parametrize("name", ["embedded/llava-next", "embedded/instructblip"])
+def test_a_model_without_weights_is_wrapped_with_its_processor(name):
+    light = Lens.weightless(name)
+    assert [envoy.path for envoy in light["llm.mlp.act"]] == [envoy.path for envoy in Lens(name)["llm.mlp.act"]]
+    assert type(light.nnsight.processor) is type(light.processor)
