@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mmneuron_lens.options import Checkpoint, Device, Discover, Dtype
-from mmneuron_lens.printing import console, quiet_loading
+from mmneuron_lens.echo import echo
+from mmneuron_lens.options import Checkpoint, Device, DeviceMap, Discover, Dtype, Quantize
+from mmneuron_lens.printing import console, model_settings, quiet_loading
 
 
 def prove(
@@ -18,6 +19,8 @@ def prove(
     ] = None,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     discover: Discover = False,
 ) -> None:
     """Prove that a model's sites are what they are called, and that every shortcut computes what it stands for.
@@ -29,13 +32,13 @@ def prove(
     from mmneuron_lens.report.terminal import terminal_table
 
     quiet_loading()
-    lens = Lens(model, dtype=dtype, device=device, discover=discover)
+    lens = Lens(model, **model_settings(None, dtype, device, device_map, quantize), discover=discover)
     certificate = lens.prove()
     file = (out or Path("runs/proofs") / file_name(lens.name)) / "proof.json"
     certificate.save(file)
     console().print(terminal_table(certificate.to_frame(), f"{certificate.architecture}, {certificate.model}"))
     for line in (*certificate.notes(), f"Proof: {file.resolve()}"):
-        typer.echo(line)
+        echo(line)
 
 
 def describe(model: Checkpoint) -> None:
@@ -51,4 +54,4 @@ def describe(model: Checkpoint) -> None:
     table.columns[0].overflow = "fold"
     console().print(table)
     for line in (*found.lines(), *(("", found.start) if found.start else ())):
-        typer.echo(line)
+        echo(line)

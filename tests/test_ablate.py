@@ -342,7 +342,7 @@ def test_answering_goes_on_where_it_was_stopped(lens, corpus, selection, tmp_pat
     calls = counted_calls(lens, monkeypatch)
     # Whatever the batch size: by one, and four of them at a time, before; by four, and all eight at a time, now.
     assert list(answer("run", batch_size=4)) == list(whole)
-    assert [line for line in said if f"{first}: " in line and "its answers are given again" in line]
+    assert [line for line in said if f"{first}: " in line and "It was moved aside, and is made again" in line]
     (one, other) = ((tmp_path / out).rglob("*.jsonl") for out in ("whole", "run"))
     assert next(one).read_bytes() == next(other).read_bytes()
     assert not list((tmp_path / "run").rglob("*.pieces"))

@@ -174,7 +174,7 @@ def test_a_batch_of_another_lens_is_refused():
     lens = tiny_lens("llava_next")
     for other, what in (
         (tiny_lens("instructblip"), "other images in text"),
-        (tiny_lens("llava"), "other grid pinpoints, tile size"),
+        (tiny_lens("llava"), "other tiling, grid pinpoints, tile size"),
         (with_another_vocabulary(), "another vocabulary"),
     ):
         batch = mixed_batch(other)
@@ -234,16 +234,16 @@ def without_processor(folder):
             file.unlink()
 
 
-VISION = {"model_type": "siglip_vision_model", "hidden_size": 16, "image_size": 32, "patch_size": 8}
+VISION = {"model_type": "vit", "hidden_size": 16, "image_size": 32, "patch_size": 8}
 FOLDERS = {
     "a text model": (text_model, InvalidValue, "Unknown architecture 'llama'"),
     "a text encoder": (bert, InvalidValue, "Unknown architecture 'bert'"),
     "an encoder and decoder": (t5, InvalidValue, "BLIP-2 with t5: only decoder-only language models"),
-    "another vision tower": (changed(vision_config=VISION), InvalidValue, "Unknown vision tower 'siglip_vision_model'"),
+    "another vision tower": (changed(vision_config=VISION), InvalidValue, "Unknown vision tower 'vit'"),
     "another language model": (
-        changed(text_config={"model_type": "gemma2", "hidden_size": 32}),
+        changed(text_config={"model_type": "gpt_neox", "hidden_size": 32, "num_attention_heads": 4}),
         InvalidValue,
-        "Unknown language model 'gemma2'",
+        "Unknown language model 'gpt_neox'",
     ),
     "no processor": (without_processor, FileMissing, "its files cannot be read"),
     "an empty folder": (lambda folder: None, FileMissing, r"has no config\.json"),

@@ -153,9 +153,11 @@ def test_every_command_that_loads_a_model_takes_them():
         for name, command in typer.main.get_command(app).commands.items()
     }
     loading = {name for name, own in options.items() if "--dtype" in own}
-    assert loading == {"demo", "count", "ablate", "paper"}
+    assert loading == {"demo", "count", "ablate", "paper", "prove"}
     for name in loading:
-        assert {"--device", "--device-map", "--quantize", "--remote"} <= options[name]
+        assert {"--device", "--device-map", "--quantize"} <= options[name]
+        # A proof needs the weights here.
+        assert ("--remote" in options[name]) == (name != "prove")
 
 
 @pytest.mark.skipif(not (find_spec("bitsandbytes") and find_spec("accelerate")), reason="needs bitsandbytes")

@@ -45,6 +45,7 @@ def test_printed_in_forward_order():
         "vision.mlp.act",
         "qformer.query.act",
         "qformer.text.act",
+        "projector.deep.act",
         "projector.act",
         "llm.embedding",
         "llm.mlp.act",

@@ -45,7 +45,7 @@ class Asked:
     def __init__(self) -> None:
         lens = tiny_lens("llava_next")
         batch = mixed_batch(lens)
-        plans = compile_graph(GRAPH, lens.architecture, typed=True, attention=lens.attention)
+        plans = compile_graph(GRAPH, lens.architecture, typed=True, attention=lens.model.attentions)
         self.overs = results_over(GRAPH, lens.architecture)
         self.forms = forms_of(plans, batch, lens.architecture, lens.module, lens.dtype)
         self.positions = positions_in([batch])

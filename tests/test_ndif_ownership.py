@@ -109,7 +109,8 @@ def test_two_servers_in_two_folders(state, tmp_path):
     (state.folder / "server.json").write_bytes((second.folder / "server.json").read_bytes())
     code, said = asked("down", "--state", state.folder)
     assert code == 1
-    assert f'folder is "{second.folder}"' in said
+    # Cut where it is long.
+    assert f'folder is "{str(second.folder)[:60]}' in said
     assert is_running(pid)
     server_in(state, token=first_server.token)
     assert asked("down", "--state", state.folder) == (0, f"Ended {len(mine)} processes.")

@@ -57,7 +57,8 @@ def both(request, monkeypatch):
     """The same model on the CPU and on two devices that are said to be GPUs."""
     # It calls functions on fake tensors of its own, one device at a time.
     monkeypatch.setattr("mmneuron_lens.runtime.run.check_once", lambda *_: None)
-    made, processor = MODELS[request.param]()
+    # Not the one that other tests share, which nnsight may hold already.
+    made, processor = MODELS[request.param].__wrapped__()
     return Lens.wrap(copy.deepcopy(made), processor), Lens.wrap(spread(made), processor)
 
 

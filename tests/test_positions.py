@@ -121,8 +121,8 @@ def test_figures_show_the_papers_positions_in_even_layers_and_say_what_is_not_th
     html = "".join(figures_10_to_13(runs, cases).after)
     # The eighth image token of medicine; of the document's two neither is in a prompt so short.
     assert shown(html) == [f"layer {layer} w{100 * layer + place}" for place in (8, 11) for layer in (2, 4)]
-    assert "Not shown: positions [&#x27;image 377&#x27;] are not in this prompt of 10 image tokens." in html
-    assert "Not shown: positions [&#x27;text -5&#x27;] are not in this prompt of 2 text tokens." in html
+    assert "Not shown: positions [&#39;image 377&#39;] are not in this prompt of 10 image tokens." in html
+    assert "Not shown: positions [&#39;text -5&#39;] are not in this prompt of 2 text tokens." in html
 
 
 def test_figures_show_what_is_asked_for(runs):

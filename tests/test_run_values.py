@@ -300,7 +300,7 @@ def test_a_damaged_part_of_the_answers_is_given_again(lens, corpus, selections, 
     assert files[2].with_suffix(".damaged").read_bytes() == damaged
     (line,) = said
     assert line.startswith(f"{files[2]}: is damaged")
-    assert line.endswith("It was moved aside, and its answers are given again.")
+    assert line.endswith("It was moved aside, and is made again.")
     assert sum(rows.get(one.digest) == one for one in whole.answers) == ALL_ANSWERS - 8
     found = ablate(lens, selections[0], corpus, out=tmp_path / "run", **ASKED)
     assert sum(given) == ALL_ANSWERS + 8
