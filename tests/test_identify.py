@@ -23,6 +23,7 @@ from mmneuron_lens.corpora.records import RecordProblems
 from mmneuron_lens.experiments.count import count_domain
 from mmneuron_lens.runs.api import identify
 from mmneuron_lens.runs.identify import find
+from mmneuron_lens.runs.store import Store
 
 KINDS = {
     "vision.mlp.act": ("cls", "patch"),
@@ -175,6 +176,24 @@ def test_too_few_images_for_controls_are_said_not_hidden(lens, tmp_path):
     assert found.controls.discovery is None
     assert found.controls.overlap is None
     assert "The controls were not run: common has tokens in 1 bucket" in found.controls.missing
+
+
+def test_controls_of_a_selection_that_was_replaced_are_removed(lens, tmp_path):
+    """Where those of the new one cannot be run, the old ones are of no selection that is there."""
+    samples, _ = read_folder(write_corpus(tmp_path / "corpus", images=6))
+    by = by_domain(samples).values()
+    found = find([count_domain(lens, some) for some in by], fraction=0.1, permutations=2, store=Store(tmp_path / "run"))
+    assert found.controls.discovery is not None
+    files = sorted((tmp_path / "run" / "controls").rglob("*.safetensors"))
+    assert len(files) == 3
+    few = [count_domain(lens, [one for one in some if one.images == some[0].images]) for some in by]
+    said: list[str] = []
+    replaced = find(few, fraction=0.2, permutations=2, store=Store(tmp_path / "run", replace=True, say=said.append))
+    assert "The controls were not run" in replaced.controls.missing
+    assert [file for file in files if file.exists()] == []
+    assert sorted(line for line in said if "removed" in line) == [
+        f"{file}: was made otherwise, and is removed." for file in files
+    ]
 
 
 def test_samples_of_several_domains_are_refused(lens, tmp_path):

@@ -88,28 +88,37 @@ def find(
         return store.get_or_make(key, lambda _: select(counts, share, percentile, kinds), Selection, what=what)
 
     selection = selected("selection", fraction)
+    keys = {
+        "halves_overlap": (key_of("controls", model, "halves_overlap", facts=chance), HalvesOverlap),
+        "false_discovery": (
+            key_of("controls", model, "false_discovery", facts={**chance, "permutations": permutations}),
+            FalseDiscovery,
+        ),
+        "effect_sizes": (key_of("controls", model, "effect_sizes", facts=chance), EffectSizes),
+    }
     try:
         overlap = store.get_or_make(
-            key_of("controls", model, "halves_overlap", facts=chance),
+            keys["halves_overlap"][0],
             lambda _: halves_overlap(counts, fraction, percentile, kinds, seed=seed),
             HalvesOverlap,
         )
         name = f"shuffling domains of {model}"
         discovery = store.get_or_make(
-            key_of("controls", model, "false_discovery", facts={**chance, "permutations": permutations}),
+            keys["false_discovery"][0],
             lambda _: false_discovery_rate(counts, selection, permutations, seed, lambda draws: progress(draws, name)),
             FalseDiscovery,
         )
         effects = store.get_or_make(
-            key_of("controls", model, "effect_sizes", facts=chance),
-            lambda _: effect_sizes(counts, selection, seed=seed),
-            EffectSizes,
+            keys["effect_sizes"][0], lambda _: effect_sizes(counts, selection, seed=seed), EffectSizes
         )
         controls = Controls(discovery, overlap, effects)
     except InvalidValue as error:
         if isinstance(error, StoreConflict | StoreBusy | ArtifactError):
             raise
         controls = Controls(missing=f"The controls were not run: {error}")
+        for key, codec in keys.values():
+            # Those of a selection that was replaced.
+            store.discard_other(key, codec)
     return Identified(tuple(counts), selection, selected("selection_wider", wider), controls)
 
 

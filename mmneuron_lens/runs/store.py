@@ -105,6 +105,12 @@ class Store:
             raise StoreConflict(refusal(path, differences(held or {}, key.facts)))
         return None
 
+    def discard_other(self, key: Key, codec: type[T]) -> None:
+        """Removes the value of another key that lies where this one would, said, if this store replaces."""
+        if self.folder is not None and self.replace and self.path(key).is_file() and self.get(key, codec) is None:
+            self.path(key).unlink()
+            self.say(f"{self.path(key)}: was made otherwise, and is removed.")
+
     def pieces(self, key: Key, shard: Shard = WHOLE) -> Pieces:
         """What is kept of a value while it is made. `shard`: of a value that several processes make."""
         return Pieces(self.path(key), key.facts, str(shard), self.replace, self.say, self.refuse_lost)
