@@ -19,6 +19,7 @@ from mmneuron_lens.paper.model_run import ModelRun
 from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6, tables_of_13b
 from mmneuron_lens.report.page import Page, write
 from mmneuron_lens.report.sections import Section
+from mmneuron_lens.report.tables import listed
 from mmneuron_lens.runs.folder import RunError
 from mmneuron_lens.runs.plan import Plan
 
@@ -79,7 +80,7 @@ def paper_of(out: str | Path, cases: Cases | None = None) -> Page:
     runs = [ModelRun(out, model) for model in described["models"]]
     evidence = [run.evidence for run in runs]
     plan = described["plan"]
-    names = " and ".join(run.model for run in runs)
+    names = listed(run.model for run in runs)
     cases = cases or Cases(tuple(plan["lens_at"]), plan["even_layers"])
     sections = (
         figure_2(runs), figure_5(runs), table_1(runs), table_2(runs), table_3(runs), figure_6(runs, cases),

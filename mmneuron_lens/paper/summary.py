@@ -14,7 +14,7 @@ from mmneuron_lens.paper.model_run import ModelRun, domains_of
 from mmneuron_lens.paper.page import is_paper
 from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6
 from mmneuron_lens.report.page import INDEX, Page, figures_folder, tables_folder, write
-from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.tables import domain_name, listed
 from mmneuron_lens.runs.folder import RunError, selected_models
 
 SELECTION = "selection"
@@ -53,7 +53,7 @@ def publish(
 
 def summary_of(runs: Sequence[ModelRun], not_run: Sequence[str] = ()) -> Page:
     """Everything the page shows; a section without content is a line of what was not run."""
-    names, domains = " and ".join(run.model for run in runs), domains_of(runs)
+    names, domains = listed(run.model for run in runs), domains_of(runs)
     sections = [table_4(runs), table_1(runs), table_6(runs), figure_5(runs), controls(runs), figure_9(runs)]
     sections.append(table_2(runs))
     missing = [one.missing[0].upper() + one.missing[1:] for one in sections if one.missing]

@@ -44,6 +44,12 @@ def domain_name(domain: str) -> str:
     return DOMAIN_NAMES.get(domain, domain)
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names, one or more, as a sentence lists them: "a, b and c"."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def domain_names(domains: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """How each of these domains is written where no two may look alike; "(domain)" follows a name that is taken."""
     names: dict[str, str] = {}
