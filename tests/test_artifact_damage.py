@@ -8,6 +8,7 @@ import json
 import os
 import pkgutil
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,10 @@ def sample_list() -> SampleList:
     return SampleList("medical", "PMC-VQA", "train", "evaluation", ("a", "é"), (3, 4), {"seed": 2, "short": 0})
 
 
-def effect() -> Effect:
+def effect(memberships: int) -> Effect:
     some: Interval = {"value": 0.3, "low": -0.1, "high": 1.5}
     nothing: Interval = {"value": None, "low": None, "high": None}
-    return {"memberships": 1, "log_odds": some, "difference": some, "held_out": nothing, "above": None}
+    return {"memberships": memberships, "log_odds": some, "difference": some, "held_out": nothing, "above": None}
 
 
 MADE: dict[str, Any] = {
@@ -113,7 +114,7 @@ MADE: dict[str, Any] = {
         ("common", "medical"),
         {SITE: torch.tensor([[0, 1, 1]]), FLAT: torch.zeros(0, 3, dtype=torch.int64)},
         {SITE: torch.rand(1, 4).double(), FLAT: torch.zeros(0, 4).double()},
-        {name: effect() for name in groups_of([SITE, FLAT])},
+        {name: effect(int(SITE in sites)) for name, sites in groups_of([SITE, FLAT]).items()},
         0.5,
         {"seed": 1},
     ),
@@ -271,3 +272,12 @@ def test_one_that_cannot_be_written_leaves_the_old_one(made: Any, tmp_path: Path
         made.save(path)
     assert str(caught.value).startswith(f"{path}: cannot be written (No space left on device)")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a": b"old"}
+
+
+@pytest.mark.parametrize(("field", "value"), [("memberships", -1), ("memberships", 2), ("above", -0.1), ("above", 1.1)])
+def test_effect_sizes_are_of_the_memberships_that_are_there(tmp_path, field, value):
+    made = MADE["effect sizes"]
+    wrong = {**made.effects, "LLM": {**made.effects["LLM"], field: value}}
+    replace(made, effects=wrong).save(tmp_path / "effects.safetensors")
+    with pytest.raises(ArtifactError, match=rf"effects\.safetensors: .*effects, LLM, {field} is {value}"):
+        EffectSizes.load(tmp_path / "effects.safetensors")

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from interventions.errors import UnknownName
 from mmneuron_lens.artifacts.artifact import Artifact
-from mmneuron_lens.artifacts.fitting import refuse_range, refuse_tensor
+from mmneuron_lens.artifacts.fitting import refuse_range, refuse_tensor, refuse_unless
 from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.artifacts.selection import groups_of, in_order, module_of
 from mmneuron_lens.artifacts.short_repr import unreachable_of
@@ -94,6 +94,12 @@ class EffectSizes(Artifact):
             refuse_tensor(f"measured/{site}", self.measured[site], torch.float64, len(members), 4)
             refuse_range(f"members/{site}", members, 0)
             refuse_range(f"members/{site}, domain", members[:, 2], 0, len(self.domains) - 1)
+        for group, sites in groups_of(self.members).items():
+            one, held = self.effects[group], sum(len(self.members[site]) for site in sites)
+            problem = f"is {one['memberships']}, and its sites have {held}"
+            refuse_unless(one["memberships"] == held, f"effects, {group}, memberships", problem)
+            share = one["above"] is None or 0 <= one["above"] <= 1
+            refuse_unless(share, f"effects, {group}, above", f"is {one['above']!r:.40}, no share")
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"members/{site}": value for site, value in self.members.items()}
