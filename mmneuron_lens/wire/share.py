@@ -30,13 +30,13 @@ def share(
     counts = torch.tensor([len(some) for some in texts])
     sizes = torch.tensor([len(some) for some in images])
     first = sizes.cumsum(0) - sizes
-    # By text, the pictures that it is about.
-    rows = [
-        list(range(start, start + size))
+    # By text, one after the other, the pictures that it is about.
+    spread = [
+        place
         for start, size, count in zip(first.tolist(), sizes.tolist(), counts.tolist(), strict=True)
         for _ in range(count)
+        for place in range(start, start + size)
     ]
-    spread = [place for some in rows for place in some]
     if facts["images_in_text"]:
         inputs = asked_apart(processor, images, texts, facts)
     else:
