@@ -7,9 +7,6 @@ from typing import Any
 from mmneuron_lens.architectures import language, vision
 from mmneuron_lens.architectures.architecture import Architecture, Place
 from mmneuron_lens.architectures.facts import facts
-from mmneuron_lens.wire.types import Step
-
-PACKED: tuple[Step, ...] = (("packed",),)
 
 
 def architecture(config: Any) -> Architecture:
@@ -19,8 +16,8 @@ def architecture(config: Any) -> Architecture:
         name="LightOnOCR",
         places=vision.places(config.vision_config, "model.vision_encoder")
         | {
-            "projector.act": Place("model.vision_projection.act", None, {"neuron": hidden}, view=PACKED),
-            "projector.output": Place("model.vision_projection", None, {"hidden": hidden}, view=PACKED),
+            "projector.act": Place("model.vision_projection.act", None, {"neuron": hidden}, view=vision.PACKED),
+            "projector.output": Place("model.vision_projection", None, {"hidden": hidden}, view=vision.PACKED),
         }
         | language.places(config.text_config, "model.language_model", "lm_head"),
         facts=facts(

@@ -6,16 +6,14 @@ from typing import Any
 
 from mmneuron_lens.architectures import language, llava, vision
 from mmneuron_lens.architectures.architecture import Architecture
-from mmneuron_lens.wire.types import Step
 
 
 def architecture(config: Any) -> Architecture:
     """From a `Mistral3Config`."""
-    packed: tuple[Step, ...] = (("packed",),)
     return Architecture(
         name="Mistral 3",
         places=vision.places(config.vision_config, "model.vision_tower", config.vision_feature_layer)
-        | llava.projector(config, packed)
+        | llava.projector(config, vision.PACKED)
         | language.places(config.text_config, "model.language_model", "lm_head"),
         facts=llava.pixtral_facts(config, merged=config.spatial_merge_size**2),
     )

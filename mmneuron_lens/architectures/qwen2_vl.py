@@ -9,8 +9,6 @@ from mmneuron_lens.architectures.architecture import Architecture, Place
 from mmneuron_lens.architectures.facts import facts
 from mmneuron_lens.wire.types import Facts, Step
 
-PACKED: tuple[Step, ...] = (("packed",),)
-
 
 def architecture(config: Any) -> Architecture:
     """From a `Qwen2VLConfig`."""
@@ -24,7 +22,7 @@ def architecture(config: Any) -> Architecture:
     )
 
 
-def merger(config: Any, act: str, neurons: int, steps: tuple[Step, ...] = PACKED) -> dict[str, Place]:
+def merger(config: Any, act: str, neurons: int, steps: tuple[Step, ...] = vision.PACKED) -> dict[str, Place]:
     """What merges patches and projects them; `act` is its activation function."""
     hidden = config.text_config.hidden_size
     return {

@@ -19,7 +19,7 @@ def architecture(config: Any) -> Architecture:
         "model.visual.deepstack_merger_list.{l}.act_fn",
         len(tower.deepstack_visual_indexes),
         {"neuron": neurons},
-        view=qwen2_vl.PACKED,
+        view=vision.PACKED,
     )
     return Architecture(
         name="Qwen3-VL",

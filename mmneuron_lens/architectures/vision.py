@@ -49,6 +49,7 @@ class Sizes:
 
 
 PACKED: tuple[Step, ...] = (("packed",),)
+"""Of what holds the patches of all images in one row: a tower, or the projector behind it."""
 
 TOWERS: dict[str, Tower] = {
     "clip_vision_model": Tower(pooled=True),
