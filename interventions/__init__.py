@@ -13,8 +13,9 @@ from interventions.counting import (
     mean_activation,
     sum_activations,
 )
+from interventions.decorators import reads, rewires, writes
 from interventions.errors import MMNeuronError
-from interventions.graph import Graph, Intervention, reads, rewires, writes
+from interventions.graph import Graph, Intervention
 from interventions.hidden import keep, last_hidden_state, root_mean_square
 from interventions.patching import patch_activations
 from interventions.saving import load_graph, save_graph

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interventions.graph import writes
+from interventions.decorators import writes
 
 
 @writes("llm.mlp.act")

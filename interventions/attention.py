@@ -6,7 +6,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn.functional import pad
 
-from interventions.graph import writes
+from interventions.decorators import writes
 
 
 @writes("llm.attention.mask")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from interventions.graph import reads
+from interventions.decorators import reads
 
 
 @reads("llm.embedding", "llm.attention.out", "llm.mlp.out", over="list")

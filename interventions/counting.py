@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.bindings import batch_field
-from interventions.graph import reads
+from interventions.decorators import reads
 
 # float32 holds integers exactly up to 2^24: 256 positions, each counted at most 65,535 times, stay below it.
 _CHUNK = 256

@@ -71,7 +71,7 @@ class Intervention:
         if self.mode not in MODES:
             raise InvalidValue(f"{self.name}: {unknown('mode', self.mode, MODES)}")
         if self.mode == "reads":
-            _checked_over(self.over, self.name)
+            checked_over(self.over, self.name)
         elif self.over is not None:
             raise InvalidValue(f"{self.name}: over={self.over!r} is how a read's batches become one; it {self.mode}.")
         object.__setattr__(self, "sites", checked_sites(self.sites))
@@ -296,55 +296,7 @@ class Graph:
         return f'<table class="tex2jax_ignore mathjax_ignore">{head}{rows}</table>'
 
 
-def reads(*sites: str, over: Over, **bindings: object) -> Callable[[Callable[..., Any]], Intervention]:
-    """Make a function of a site's value into a read: it returns a tensor, or a dict of tensors.
-
-    - sites: names or globs of the sites where it reads, until `at` says otherwise.
-    - over: how the batches' results become one. `"sum"` adds them. `"mean"` expects `(sum, weight)` from the
-      function and divides once at the end. `"list"` keeps a Python list with one item per batch.
-    - bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
-
-    Raises:
-
-    - `InvalidValue`: for another `over`.
-    - `UnknownName`: for a site that does not exist.
-    - `InvalidType`: for no site, or a function with `*arguments` or `**keywords`.
-    """
-    return _decorator("reads", sites, over, bindings)
-
-
-def writes(*sites: str, **bindings: object) -> Callable[[Callable[..., Any]], Intervention]:
-    """Make a function of a site's value into a write: it returns a new value of the same shape.
-
-    - sites: names or globs of the sites where it writes, until `at` says otherwise.
-    - bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
-
-    Raises:
-
-    - `UnknownName`: for a site that does not exist.
-    - `InvalidType`: for no site, or a function with `*arguments` or `**keywords`.
-    """
-    return _decorator("writes", sites, None, bindings)
-
-
-def rewires(*sites: str, **bindings: object) -> Callable[[Callable[..., Any]], Intervention]:
-    """Make a function of `(value, source)` into a rewire: a write that is also given another input's value.
-
-    `source` is the value which the same site and layer had on a paired source batch
-    (`lens.run(graph, batches, sources=...)`), of the same shape.
-
-    - sites: names or globs of the sites where it writes, until `at` says otherwise.
-    - bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
-
-    Raises:
-
-    - `UnknownName`: for a site that does not exist.
-    - `InvalidType`: for no site, or a function with `*arguments` or `**keywords`.
-    """
-    return _decorator("rewires", sites, None, bindings)
-
-
-def _checked_over(over: object, who: str) -> None:
+def checked_over(over: object, who: str) -> None:
     if over not in OVERS:
         raise InvalidValue(f"{who}: {unknown('over', over, OVERS)}")
 
@@ -363,25 +315,3 @@ def _joined(value: object) -> tuple[Intervention, ...] | None:
     if isinstance(value, Intervention):
         return (value,)
     return value.interventions if isinstance(value, Graph) else None
-
-
-def _decorator(
-    mode: Mode, sites: tuple[str, ...], over: Over | None, bindings: Mapping[str, object]
-) -> Callable[[Callable[..., Any]], Intervention]:
-    if not sites or callable(sites[0]):
-        raise InvalidType(
-            f'@{mode} names at least one site, e.g. @{mode}("llm.mlp.act"{", over=..." if over else ""}).'
-        )
-    if mode == "reads":
-        _checked_over(over, "@reads")
-    checked = checked_sites(sites)
-
-    def decorate(function: Callable[..., Any]) -> Intervention:
-        if not inspect.isfunction(function):
-            raise InvalidType(f"@{mode} decorates a function, not {type(function).__name__}: write one with def.")
-        for parameter in inspect.signature(function).parameters.values():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise InvalidType(f"{function.__name__}: *{parameter.name} cannot be bound; name each argument.")
-        return Intervention(function, mode, checked, over).bind(**bindings)
-
-    return decorate

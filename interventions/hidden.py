@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from interventions.graph import reads
+from interventions.decorators import reads
 
 
 @reads("llm.norm", over="list")

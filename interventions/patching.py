@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Shaped
 from torch import Tensor
 
-from interventions.graph import rewires
+from interventions.decorators import rewires
 
 
 @rewires("llm.residual")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from interventions.graph import writes
+from interventions.decorators import writes
 
 
 @writes("llm.residual")

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.bindings import batch_field, module
-from interventions.graph import reads
+from interventions.decorators import reads
 
 _UNEMBED = module("llm.norm", "llm.unembed")
 _CHUNK = 256
