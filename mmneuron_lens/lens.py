@@ -15,7 +15,7 @@ from interventions.printable import printable
 from mmneuron_lens.architectures import ARCHITECTURES, Architecture, loading, placement
 from mmneuron_lens.artifacts.certificate import Certificate
 from mmneuron_lens.model import Model, model_of, shown_name
-from mmneuron_lens.runtime import encoding, proving
+from mmneuron_lens.runtime import encoding, proving, tracing
 from mmneuron_lens.runtime import run as running
 from mmneuron_lens.runtime.arguments import (
     batch_of,
@@ -33,7 +33,6 @@ from mmneuron_lens.runtime.host import checked_remote
 from mmneuron_lens.runtime.proved import Check
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.shapes import ShapeError
-from mmneuron_lens.wire.execute import find
 
 Runnable = Graph | Intervention
 
@@ -216,9 +215,7 @@ class Lens:
 
     def __getitem__(self, site: str) -> Any:
         """The nnsight envoys of a site: `lens["llm.mlp.act"][3]`, or one envoy where the site has no layers."""
-        place = self.architecture.place(site)
-        envoys = [find(self.nnsight, path) for _, path in place.paths()]
-        return envoys if place.layers is not None else envoys[0]
+        return tracing.envoys(self._model, site)
 
     def encode(self, images_of: Sequence[Any] | None, texts: Sequence[str] | str) -> Batch:
         """Images and texts as one padded batch that knows its token layout.
@@ -333,38 +330,19 @@ class Lens:
 
     def trace(self, batch: Batch | None = None, **settings: Any) -> Any:
         """nnsight's own trace on a batch: `with lens.trace(batch): ...`; gradients work there."""
-        given = self._given(batch)
-        return self.nnsight.trace(**given, **self._there(settings))
+        return tracing.trace(self._model, batch, settings)
 
     def trace_generation(self, batch: Batch | None = None, **settings: Any) -> Any:
         """nnsight's own generation on a batch: `with lens.trace_generation(batch, max_new_tokens=3) as tracer: ...`."""
-        given = self._given(batch)
-        given.pop("position_ids", None)
-        # nnsight looks for the `with` block one call above `generate`; name the function to trace it from here.
-        function = cast(Any, type(self.nnsight)).generate.__wrapped__.__get__(self.nnsight)
-        return self.nnsight.trace(fn=function, **given, **self._there(settings))
+        return tracing.trace_generation(self._model, batch, settings)
 
     def scan(self, batch: Batch, **settings: Any) -> Any:
         """nnsight's scan: the forward on fake tensors, for shapes."""
-        given = self._given(batch)
-        if "image_sizes" in given:
-            # Anyres tiling computes with these numbers, which neither fake tensors nor the meta device hold.
-            given["image_sizes"] = cast(Any, batch.inputs["image_sizes"]).tolist()
-        return self.nnsight.scan(**given, **settings)
+        return tracing.scan(self._model, batch, settings)
 
     def session(self, **settings: Any) -> Any:
         """nnsight's session: several traces as one."""
-        return self.nnsight.session(**self._there(settings))
-
-    def _there(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """nnsight's settings with `remote` as a backend that reads plain tensors and values alone."""
-        remote = checked_remote(settings.get("remote"))
-        if not remote or remote == "local":
-            return settings
-        from mmneuron_lens.runtime.remote import ready_backend
-
-        rest = {name: value for name, value in settings.items() if name != "remote"}
-        return {**rest, "backend": ready_backend(self._model, remote)}
+        return tracing.session(self._model, settings)
 
     def prove(self, batch: Batch | None = None) -> Certificate:
         """Prove that every site is what it is called, and that every shortcut computes what it stands for.
@@ -381,13 +359,6 @@ class Lens:
         if batch is not None:
             refuse_strange(self._model, batch_of(batch))
         return proving.prove(self._model, batch)
-
-    def _given(self, batch: Batch | None) -> dict[str, Any]:
-        if batch is None:
-            return {}
-        refuse_strange(self._model, batch_of(batch))
-        # Without weights here the inputs are a server's, and must keep their numbers.
-        return dict((batch if self.device.type == "meta" else batch.to(self.device)).inputs)
 
 
 def _name(given: str | os.PathLike[str], repo: str) -> str:

@@ -1,0 +1,65 @@
+"""Tracing: nnsight's own contexts on a batch, and the envoys of a site."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from mmneuron_lens.model import Model
+from mmneuron_lens.runtime.arguments import batch_of, refuse_strange
+from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.host import checked_remote
+from mmneuron_lens.wire.execute import find
+
+
+def envoys(model: Model, site: str) -> Any:
+    """The nnsight envoys of a site by layer, or one envoy where the site has no layers."""
+    place = model.architecture.place(site)
+    found = [find(model.nnsight, path) for _, path in place.paths()]
+    return found if place.layers is not None else found[0]
+
+
+def trace(model: Model, batch: Batch | None, settings: dict[str, Any]) -> Any:
+    """nnsight's trace on a batch."""
+    return model.nnsight.trace(**_given(model, batch), **_there(model, settings))
+
+
+def trace_generation(model: Model, batch: Batch | None, settings: dict[str, Any]) -> Any:
+    """nnsight's generation on a batch."""
+    given = _given(model, batch)
+    given.pop("position_ids", None)
+    # nnsight looks for the `with` block one call above `generate`; name the function to trace it from here.
+    function = cast(Any, type(model.nnsight)).generate.__wrapped__.__get__(model.nnsight)
+    return model.nnsight.trace(fn=function, **given, **_there(model, settings))
+
+
+def scan(model: Model, batch: Batch, settings: dict[str, Any]) -> Any:
+    """nnsight's scan of a batch."""
+    given = _given(model, batch)
+    if "image_sizes" in given:
+        # Anyres tiling computes with these numbers, which neither fake tensors nor the meta device hold.
+        given["image_sizes"] = cast(Any, batch.inputs["image_sizes"]).tolist()
+    return model.nnsight.scan(**given, **settings)
+
+
+def session(model: Model, settings: dict[str, Any]) -> Any:
+    """nnsight's session."""
+    return model.nnsight.session(**_there(model, settings))
+
+
+def _there(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
+    """nnsight's settings with `remote` as a backend that reads plain tensors and values alone."""
+    remote = checked_remote(settings.get("remote"))
+    if not remote or remote == "local":
+        return settings
+    from mmneuron_lens.runtime.remote import ready_backend
+
+    rest = {name: value for name, value in settings.items() if name != "remote"}
+    return {**rest, "backend": ready_backend(model, remote)}
+
+
+def _given(model: Model, batch: Batch | None) -> dict[str, Any]:
+    if batch is None:
+        return {}
+    refuse_strange(model, batch_of(batch))
+    # Without weights here the inputs are a server's, and must keep their numbers.
+    return dict((batch if model.device.type == "meta" else batch.to(model.device)).inputs)
