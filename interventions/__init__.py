@@ -22,6 +22,7 @@ from interventions.saving import load_graph, save_graph
 from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
 from interventions.steering import add_vector
 from interventions.unembedding import lens_entropy, logit_lens
+from interventions.values import gradient, value_of
 
 __all__ = [
     "GROUP_KINDS",
@@ -39,6 +40,7 @@ __all__ = [
     "count_not_finite",
     "count_positions",
     "direct_logit_attribution",
+    "gradient",
     "keep",
     "knock_out_attention",
     "last_hidden_state",
@@ -56,6 +58,7 @@ __all__ = [
     "save_graph",
     "scale_neurons",
     "sum_activations",
+    "value_of",
     "writes",
     "zero_neurons",
 ]

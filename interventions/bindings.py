@@ -10,7 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeGuard, cast
+from typing import Any, Protocol, TypeAlias, TypeGuard, cast
 
 import torch
 from jaxtyping import Shaped
@@ -29,6 +29,22 @@ class PackedTensor(TypedDict):
     tensor: str
 
 
+class PackedSite(TypedDict):
+    """A site, None being the one acted at; and whether its value on the source batch is meant."""
+
+    site: str | None
+    source: bool
+
+
+class PackedTarget(TypedDict):
+    """A read of one number a row. function: `package.module:function`."""
+
+    function: str
+    name: str
+    site: str
+    bindings: dict[str, Packed]
+
+
 class Packed(TypedDict, total=False):
     """A binding as JSON: one of these keys. Tensors are named by their digest."""
 
@@ -39,6 +55,8 @@ class Packed(TypedDict, total=False):
     per_layer_of: dict[str, PackedTensor]
     batch_field: str
     module: list[str]
+    value_of: PackedSite
+    gradient: PackedTarget
 
 
 class Arguments(Protocol):
@@ -55,6 +73,12 @@ class Arguments(Protocol):
 
     def modules(self, name: str, sites: tuple[str, ...]) -> None:
         """Modules of the model by site, to be applied in this order."""
+
+    def value_of(self, name: str, site: str, source: bool) -> None:
+        """The value of a site, in this forward or in that of the source batch."""
+
+    def gradient(self, name: str, target: Any) -> None:
+        """The gradient of a target, a read of one number a row."""
 
 
 class Binding(ABC):

@@ -15,6 +15,7 @@ from interventions.narrowing import (
     Steps,
     checked_layers,
     checked_positions,
+    checked_rows,
     checked_sites,
     checked_steps,
     show_positions,
@@ -46,6 +47,7 @@ class Intervention:
     - layers: layers where it acts, negative ones from the end; None means all.
     - positions: a kind of position, indices, or a slice as plain data; None means all.
     - steps: forward passes in which it acts; None means all for a write and the prompt for a read.
+    - rows: rows of the batch where it acts; None means all.
     - all_beams: whether a read sees every beam's row.
 
     Raises what `at`, `bind` and `named` raise, however it is made.
@@ -60,6 +62,7 @@ class Intervention:
     layers: tuple[int, ...] | None = None
     positions: Positions = None
     steps: Steps | None = None
+    rows: tuple[int, ...] | None = None
     all_beams: bool = False
 
     def __post_init__(self) -> None:
@@ -81,6 +84,8 @@ class Intervention:
             object.__setattr__(self, "positions", checked_positions(self.positions))
         if self.steps is not None:
             object.__setattr__(self, "steps", checked_steps(self.steps, self.mode == "rewires"))
+        if self.rows is not None:
+            object.__setattr__(self, "rows", checked_rows(self.rows))
         if not isinstance(cast(object, self.all_beams), bool):
             raise InvalidType(f"{self.name}: all_beams is True or False, not {self.all_beams!r}.")
         names = self.parameters
@@ -112,6 +117,7 @@ class Intervention:
         layers: int | Iterable[int] | None = None,
         positions: int | str | slice | Iterable[int] | None = None,
         steps: int | str | Iterable[int] | None = None,
+        rows: int | Iterable[int] | None = None,
         all_beams: bool | None = None,
     ) -> Intervention:
         """Narrow where it acts; what is left out stays as it is.
@@ -123,6 +129,8 @@ class Intervention:
           `"text"`, `"generated"`, `"cls"`, ...).
         - steps: `"prompt"`, `"generated"`, `"all"`, or indices of forward passes (0 is the prompt).
           Unset, writes act on every step and reads on the prompt.
+        - rows: indices of rows of the batch, in the order in which the function shall see them. Before the language
+          model, what belongs to the images of these rows.
         - all_beams: a read sees every beam's row at every step, as a raw hook would.
 
         Whether a model has these layers, a batch these positions and a generation these steps is seen by `lens.check`
@@ -135,7 +143,8 @@ class Intervention:
           or layers or steps in an order that is not kept.
         - `InvalidType`: for a slice of layers, or what is no whole number.
         """
-        given: dict[str, Any] = {"layers": layers, "positions": positions, "steps": steps, "all_beams": all_beams}
+        given: dict[str, Any] = {"layers": layers, "positions": positions, "steps": steps, "rows": rows}
+        given["all_beams"] = all_beams
         if site is not None:
             several = isinstance(cast(object, site), Iterable) and not isinstance(site, str)
             given["sites"] = tuple(site) if several else (site,)
@@ -173,7 +182,7 @@ class Intervention:
 
     @property
     def where(self) -> str:
-        """One phrase that says which layers, positions and steps it is narrowed to."""
+        """One phrase that says which layers, positions, steps and rows it is narrowed to."""
         parts: list[str] = []
         if self.layers is not None:
             parts.append(f"layers {', '.join(map(str, self.layers))}")
@@ -181,6 +190,8 @@ class Intervention:
             parts.append(f"positions {show_positions(self.positions)}")
         if self.steps is not None:
             parts.append(f"steps {show_steps(self.steps)}")
+        if self.rows is not None:
+            parts.append(f"rows {', '.join(map(str, self.rows))}")
         if self.all_beams:
             parts.append("all beams")
         return "; ".join(parts)
@@ -209,6 +220,7 @@ class Intervention:
             self.layers,
             self.positions,
             self.steps,
+            self.rows,
             self.all_beams,
         )
 

@@ -112,6 +112,14 @@ def checked_positions(value: object) -> Positions:
     return indices("positions", cast(object, value))
 
 
+def checked_rows(value: object) -> tuple[int, ...]:
+    """Rows as indices in the order given. Raises `InvalidValue` for one before the first, and as `indices`."""
+    rows = indices("rows", value)
+    if min(rows) < 0:
+        raise InvalidValue(f"rows={list(rows)}: rows count from 0; there is none before it.")
+    return rows
+
+
 def _checked_slice(*parts: object) -> Slice:
     start, stop, step = (None if part is None else _index("positions", part) for part in parts)
     if step == 0:

@@ -60,6 +60,32 @@ def intervention_at(reference: str) -> Intervention:
     raise InvalidValue(f"{reference} is {type(found).__name__} once {module} is imported, not its own intervention.")
 
 
+def reference(intervention: Intervention) -> str:
+    """`package.module:function`, or `InvalidValue` with the cure where it cannot be found again by that name."""
+    function = intervention.function
+    name = f"{function.__module__}:{function.__qualname__}"
+    try:
+        found = intervention_at(name)
+    except InvalidValue as error:
+        raise InvalidValue(
+            f"{intervention.name} cannot be saved: {error} "
+            "Move the function to a module (a .py file), decorated there, and import it from there."
+        ) from None
+    if found.function is not function:
+        raise InvalidValue(f"{intervention.name} cannot be saved: {name} is another function now; import it again.")
+    if (found.mode, found.over) != (intervention.mode, intervention.over):
+        raise InvalidValue(
+            f"{intervention.name} cannot be saved: it {does(intervention)} and {name} {does(found)}; "
+            "decorate a function of its own."
+        )
+    return name
+
+
+def does(intervention: Intervention) -> str:
+    """Its mode, and how a read is folded."""
+    return intervention.mode + (f" over={intervention.over!r}" if intervention.over else "")
+
+
 def _defines(module: str, function: str) -> bool:
     """Whether the file of a module has a decorated function of this name at its top; nothing is imported for it."""
     file = _file(module)

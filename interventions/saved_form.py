@@ -25,6 +25,7 @@ class SavedIntervention(TypedDict):
     layers: list[int] | None
     positions: str | list[int | str | None] | None
     steps: str | list[int] | None
+    rows: list[int] | None
     all_beams: bool
 
 

@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from interventions.bindings import Binding, digest, unpack
+from interventions.bindings import Binding, Packed, digest, unpack
 from interventions.errors import FileMissing, InvalidType, InvalidValue, MMNeuronError
 from interventions.files import write_atomically
 from interventions.graph import Graph, Intervention
-from interventions.references import intervention_at, module_and_function
+from interventions.references import does, intervention_at, module_and_function, reference
 from interventions.saved_form import SavedGraph, SavedIntervention, checked_form
+from interventions.values import gradient, value_of
 
-FORMAT, VERSION = "intervention-graph", 2
+FORMAT, VERSION = "intervention-graph", 3
 TRUSTED = ("interventions", "mmneuron_lens")
 
 
@@ -89,7 +90,9 @@ def load_graph(path: str | Path, packages: tuple[str, ...] = TRUSTED) -> Graph:
     for number, entry in enumerate(saved["interventions"]):
         graph.append(_restore(entry, tensors, packages, f"{path}: interventions[{number}]"))
     with _naming(path):
-        if unnamed := sorted(set(tensors) - {name for entry in saved["interventions"] for name in _tensors_of(entry)}):
+        if unnamed := sorted(
+            set(tensors) - {name for entry in saved["interventions"] for name in _tensors_of(entry["bindings"])}
+        ):
             raise InvalidValue(f"{saved.get('tensors')} holds {unnamed[0][:12]}, which nothing binds; save it again.")
         return Graph(tuple(graph))
 
@@ -157,31 +160,6 @@ def _sha256(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def reference(intervention: Intervention) -> str:
-    """`package.module:function`, or `InvalidValue` with the cure where it cannot be found again by that name."""
-    function = intervention.function
-    name = f"{function.__module__}:{function.__qualname__}"
-    try:
-        found = intervention_at(name)
-    except InvalidValue as error:
-        raise InvalidValue(
-            f"{intervention.name} cannot be saved: {error} "
-            "Move the function to a module (a .py file), decorated there, and import it from there."
-        ) from None
-    if found.function is not function:
-        raise InvalidValue(f"{intervention.name} cannot be saved: {name} is another function now; import it again.")
-    if (found.mode, found.over) != (intervention.mode, intervention.over):
-        raise InvalidValue(
-            f"{intervention.name} cannot be saved: it {_does(intervention)} and {name} {_does(found)}; "
-            "decorate a function of its own."
-        )
-    return name
-
-
-def _does(intervention: Intervention) -> str:
-    return intervention.mode + (f" over={intervention.over!r}" if intervention.over else "")
-
-
 def _describe(intervention: Intervention, tensors: dict[str, Tensor]) -> SavedIntervention:
     return {
         "function": reference(intervention),
@@ -193,6 +171,7 @@ def _describe(intervention: Intervention, tensors: dict[str, Tensor]) -> SavedIn
         "layers": _listed(intervention.layers),
         "positions": _listed(intervention.positions),
         "steps": _listed(intervention.steps),
+        "rows": _listed(intervention.rows),
         "all_beams": intervention.all_beams,
     }
 
@@ -200,28 +179,19 @@ def _describe(intervention: Intervention, tensors: dict[str, Tensor]) -> SavedIn
 def _restore(
     entry: SavedIntervention, tensors: Mapping[str, Tensor], packages: tuple[str, ...], where: str
 ) -> Intervention:
-    with _naming(f"{where}.function"):
-        package = module_and_function(entry["function"])[0].partition(".")[0]
-        if package not in packages:
-            raise InvalidValue(
-                f"{entry['function']} is outside the packages that may be loaded ({', '.join(packages)}). "
-                f"If you trust this file: load_graph(path, packages=(..., {package!r}))."
-            )
-        made = intervention_at(entry["function"])
+    made = _found(entry["function"], packages, f"{where}.function")
     for field in ("mode", "over"):
         if entry[field] != getattr(made, field):
             raise InvalidValue(
-                f"{where}.{field} is {entry[field]!r}, and {entry['function']} {_does(made)}; save the graph again."
+                f"{where}.{field} is {entry[field]!r}, and {entry['function']} {does(made)}; save the graph again."
             )
-    bindings: dict[str, Binding] = {}
-    for name, packed in entry["bindings"].items():
-        with _naming(f"{where}.bindings.{name[:80]}"):
-            bindings[name] = unpack(packed, tensors)
+    bindings = _bindings(entry["bindings"], tensors, packages, where)
     fields: dict[str, Any] = {
         "sites": tuple(entry["sites"]),
         "layers": _tupled(entry["layers"]),
         "positions": _tupled(entry["positions"]),
         "steps": _tupled(entry["steps"]),
+        "rows": _tupled(entry["rows"]),
         "all_beams": entry["all_beams"],
         "bindings": bindings,
     }
@@ -232,9 +202,46 @@ def _restore(
         return made.named(entry["name"])
 
 
-def _tensors_of(entry: SavedIntervention) -> Generator[str]:
-    """Digests of the tensors that an intervention binds."""
-    for packed in entry["bindings"].values():
+def _found(function: str, packages: tuple[str, ...], where: str) -> Intervention:
+    """The intervention of a name, where its package may be loaded."""
+    with _naming(where):
+        package = module_and_function(function)[0].partition(".")[0]
+        if package not in packages:
+            raise InvalidValue(
+                f"{function} is outside the packages that may be loaded ({', '.join(packages)}). "
+                f"If you trust this file: load_graph(path, packages=(..., {package!r}))."
+            )
+        return intervention_at(function)
+
+
+def _bindings(
+    saved: Mapping[str, Packed], tensors: Mapping[str, Tensor], packages: tuple[str, ...], where: str
+) -> dict[str, Binding]:
+    bindings: dict[str, Binding] = {}
+    for name, packed in saved.items():
+        place = f"{where}.bindings.{name[:80]}"
+        with _naming(place):
+            match packed:
+                case {"value_of": one} if len(packed) == 1:
+                    bindings[name] = value_of(one["site"], source=one["source"])
+                    continue
+                case {"gradient": one} if len(packed) == 1:
+                    pass
+                case _:
+                    bindings[name] = unpack(packed, tensors)
+                    continue
+        target = _found(one["function"], packages, f"{place}.function")
+        inner = _bindings(one["bindings"], tensors, packages, place)
+        with _naming(place):
+            bindings[name] = gradient(replace(target, bindings=inner).at(one["site"]).named(one["name"]))
+    return bindings
+
+
+def _tensors_of(bindings: Mapping[str, Packed]) -> Generator[str]:
+    """Digests of the tensors that are bound."""
+    for packed in bindings.values():
+        if "gradient" in packed:
+            yield from _tensors_of(packed["gradient"]["bindings"])
         several = packed.get("per_layer_of", {}).values()
         inner = [packed["per_layer"]] if "per_layer" in packed else []
         yield from (one["tensor"] for one in (*inner, *several))

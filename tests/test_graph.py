@@ -203,8 +203,8 @@ def test_no_byte_of_a_saved_graph_changes_unnoticed(tmp_path):
         ('{"format": "something else"}', "not a saved graph"),
         ("[]", "not a saved graph"),
         ("no JSON", "not a saved graph"),
-        ('{"format": "intervention-graph", "version": 99}', "version 99 of saved graphs, not 2; save it again"),
-        ('{"format": "intervention-graph", "version": 1, "interventions": []}', "version 1 of saved graphs, not 2"),
+        ('{"format": "intervention-graph", "version": 99}', "version 99 of saved graphs, not 3; save it again"),
+        ('{"format": "intervention-graph", "version": 1, "interventions": []}', "version 1 of saved graphs, not 3"),
     ],
 )
 def test_what_is_no_saved_graph_is_refused(tmp_path, text, said):

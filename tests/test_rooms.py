@@ -59,6 +59,7 @@ def test_no_room_is_above_a_sixth_of_the_code():
 
 
 WIRE = sorted((ROOT / "mmneuron_lens" / "wire").glob("*.py"))
+TYPES = ("mmneuron_lens.wire.types", "mmneuron_lens.wire.facts_types", "jaxtyping", "typing")
 
 
 def signature(function: ast.FunctionDef) -> list[ast.expr | None]:
@@ -71,7 +72,7 @@ def types_of(tree: ast.Module) -> set[str]:
     """Names that a server does not have: types of this package and of jaxtyping, and classes made here."""
     found = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module in ("mmneuron_lens.wire.types", "jaxtyping", "typing"):
+        if isinstance(node, ast.ImportFrom) and node.module in TYPES:
             found |= {alias.asname or alias.name for alias in node.names}
     return found
 

@@ -241,21 +241,21 @@ def test_a_field_that_is_missing_or_unknown_is_named(tmp_path):
             load_graph(path)
 
 
-ENTRY = '{"format": "intervention-graph", "version": 2, '
+ENTRY = '{"format": "intervention-graph", "version": 3, '
 TEXTS = {
     "nothing": "",
     "nested 60,000 deep": "[" * 60_000,
     "nested 60,000 deep in a field": ENTRY + '"interventions": ' + "[" * 60_000 + "]" * 60_000 + "}",
     "nested 900 deep": seal(
-        {"format": "intervention-graph", "version": 2, "interventions": json.loads("[" * 900 + "]" * 900)}
+        {"format": "intervention-graph", "version": 3, "interventions": json.loads("[" * 900 + "]" * 900)}
     ),
     "a key twice": ENTRY + '"interventions": [], "interventions": []}',
     "a number of 5,000 digits": ENTRY + f'"interventions": {"9" * 5000}' + "}",
     "no number": "NaN",
     "no Unicode": b"\xff\xfe\xfd",
     "zeros": bytes(100),
-    "another version's number": seal({"format": "intervention-graph", "version": 2.5, "interventions": []}),
-    "a version that is nearly a number": seal({"format": "intervention-graph", "version": 2.0, "interventions": []}),
+    "another version's number": seal({"format": "intervention-graph", "version": 3.5, "interventions": []}),
+    "a version that is nearly a number": seal({"format": "intervention-graph", "version": 3.0, "interventions": []}),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from interventions.errors import UnknownName
 from interventions.sites import GROUP_KINDS, SITES, site_order, unknown
-from mmneuron_lens.wire.types import Facts, Port, Step
+from mmneuron_lens.wire.facts_types import Facts, Port, Step
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmneuron_lens.architectures import sharing
-from mmneuron_lens.wire.types import Facts
+from mmneuron_lens.wire.facts_types import Facts
 
 
 def facts(text_config: Any, **own: Any) -> Facts:

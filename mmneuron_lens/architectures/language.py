@@ -8,7 +8,7 @@ from typing import Any
 from interventions.errors import InvalidValue
 from mmneuron_lens.architectures.architecture import Place
 from mmneuron_lens.architectures.refused import refusal
-from mmneuron_lens.wire.types import Step
+from mmneuron_lens.wire.facts_types import Step
 
 _EAGER = "the weights are returned beside the output, not used again; write llm.attention.mask or llm.attention.z"
 

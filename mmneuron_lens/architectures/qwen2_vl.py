@@ -7,7 +7,7 @@ from typing import Any
 from mmneuron_lens.architectures import language, vision
 from mmneuron_lens.architectures.architecture import Architecture, Place
 from mmneuron_lens.architectures.facts import facts
-from mmneuron_lens.wire.types import Facts, Step
+from mmneuron_lens.wire.facts_types import Facts, Step
 
 
 def architecture(config: Any) -> Architecture:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmneuron_lens.wire.types import Sharable
+from mmneuron_lens.wire.facts_types import Sharable
 
 PLAIN = (
     *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"),

@@ -12,8 +12,8 @@ from mmneuron_lens.corpora.frames import Size
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.encoding import placeholder_of
 from mmneuron_lens.wire.encode import encode
+from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.tiles import anyres_length
-from mmneuron_lens.wire.types import Facts
 
 
 def is_llava_next(facts: Facts) -> bool:

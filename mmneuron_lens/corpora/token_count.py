@@ -12,8 +12,8 @@ from typing_extensions import TypedDict
 from mmneuron_lens.corpora import prompts
 from mmneuron_lens.corpora.frames import Frames, Size, strip_size, that_fit
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.wire.facts_types import Tiles
 from mmneuron_lens.wire.tiles import anyres_length
-from mmneuron_lens.wire.types import Tiles
 
 CONTEXT, ANSWER = 4096, 512
 """LLaVA-NeXT's context in tokens, and the new tokens that must fit into it."""

@@ -11,8 +11,9 @@ from torch import Tensor
 from interventions.errors import InvalidType, InvalidValue
 from interventions.sites import GROUP_KINDS
 from mmneuron_lens.runtime.image_spans import image_spans
+from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.images import file_bytes
-from mmneuron_lens.wire.types import BatchData, Facts, Item, Sharing
+from mmneuron_lens.wire.types import BatchData, Item, Sharing
 
 
 @dataclass(frozen=True, eq=False)

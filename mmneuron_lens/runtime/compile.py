@@ -13,8 +13,9 @@ from interventions.errors import InvalidValue, UnknownName
 from interventions.sites import GROUP_KINDS, SITES
 from mmneuron_lens.architectures import Architecture, Place
 from mmneuron_lens.runtime.acting import acting_sites, layers_at, refuse_narrowing
+from mmneuron_lens.runtime.needs import wanted
 from mmneuron_lens.runtime.typed import typed_function
-from mmneuron_lens.wire.types import Act, Key, Over, SitePlan
+from mmneuron_lens.wire.types import Act, Key, Over, SitePlan, Wanted
 
 SDPA = {"llm": "sdpa", "vision": "sdpa"}
 """Attention as transformers runs it unless told otherwise."""
@@ -57,11 +58,13 @@ class _Arguments:
     """What one intervention is given at one site, collected from its bindings as plain data."""
 
     def __init__(self, intervention: Intervention, site: str, architecture: Architecture) -> None:
-        self._who, self._site, self._architecture = intervention.name, site, architecture
+        self._who, self._mode, self._site, self._architecture = intervention.name, intervention.mode, site, architecture
         self.constants: dict[str, Any] = {}
         self.layered: dict[str, Tensor] = {}
         self.fields: dict[str, str] = {}
         self.paths: dict[str, list[str]] = {}
+        self.values: dict[str, Wanted] = {}
+        self.targets: dict[str, Intervention] = {}
         for name, binding in intervention.bindings.items():
             binding.give(name, site, self)
 
@@ -84,6 +87,12 @@ class _Arguments:
 
     def modules(self, name: str, sites: tuple[str, ...]) -> None:
         self.paths[name] = [self._path(site) for site in sites]
+
+    def value_of(self, name: str, site: str, source: bool) -> None:
+        self.values[name] = wanted(self._who, self._mode, self._site, site, source, self._architecture)
+
+    def gradient(self, name: str, target: Intervention) -> None:
+        self.targets[name] = target
 
     def _path(self, site: str) -> str:
         place = self._architecture.place(site)
@@ -123,9 +132,12 @@ def _act(intervention: Intervention, site: str, place: Place, architecture: Arch
         "per_layer": arguments.layered,
         "fields": arguments.fields,
         "modules": arguments.paths,
+        "values": arguments.values,
+        "gradients": {},
         "layers": layers_at(intervention, site, place),
         "positions": intervention.positions,
         "steps": intervention.steps or ("all" if intervention.mode == "writes" else "prompt"),
+        "rows": intervention.rows,
         "all_beams": intervention.all_beams,
     }
 

@@ -21,7 +21,7 @@ from mmneuron_lens.model import Model, model_of
 from mmneuron_lens.runtime.agreement import processed
 from mmneuron_lens.runtime.proving import prove
 from mmneuron_lens.wire.encode import TAKEN
-from mmneuron_lens.wire.types import Facts
+from mmneuron_lens.wire.facts_types import Facts
 
 SIDES = ((64, 64), (40, 56), (96, 32))
 """Height and width in pixels of the images that are measured."""

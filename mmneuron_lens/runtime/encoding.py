@@ -15,9 +15,10 @@ from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.limits import positions_of, refuse_beyond
 from mmneuron_lens.wire import images, layout
 from mmneuron_lens.wire.encode import encode as encode_inputs
+from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.pack import pack, why_apart
 from mmneuron_lens.wire.share import share
-from mmneuron_lens.wire.types import Facts, Inputs
+from mmneuron_lens.wire.types import Inputs
 
 MASKED = ("eager", "sdpa")
 """Attention implementations that take the mask of a packed row as it is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmneuron_lens.wire.types import Facts
+from mmneuron_lens.wire.facts_types import Facts
 
 
 def image_spans(ids: Sequence[int], images: int, facts: Facts, mark: int | None = None) -> list[list[int]]:

@@ -11,8 +11,9 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.positions import answered, positions
-from mmneuron_lens.wire.types import Facts, Inputs, Processor
+from mmneuron_lens.wire.types import Inputs, Processor
 
 TAKEN = (
     *("input_ids", "attention_mask", "pixel_values", "pixel_attention_mask"),

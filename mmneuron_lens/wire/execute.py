@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from mmneuron_lens.wire.facts_types import Layer
 from mmneuron_lens.wire.ports import put, take
-from mmneuron_lens.wire.types import Act, Chosen, Context, Layer, Module, Results, SitePlan, Value
+from mmneuron_lens.wire.types import Act, Chosen, Context, Module, Results, SitePlan, Value
 
 
 def serve(plan: SitePlan, root: Module, context: Context, step: int, results: Results) -> None:

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from mmneuron_lens.wire.types import Layer, Over, Overs, Results, Totals, Value
+from mmneuron_lens.wire.facts_types import Layer
+from mmneuron_lens.wire.types import Over, Overs, Results, Totals, Value
 
 
 def stack(results: Results, overs: Overs) -> Totals:

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.tiles import tiles_per_image
-from mmneuron_lens.wire.types import Facts, Fields, Group
+from mmneuron_lens.wire.types import Fields, Group
 from mmneuron_lens.wire.views import windowed_order
 
 

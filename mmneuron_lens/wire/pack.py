@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmneuron_lens.wire.encode import encode, pictures_of
+from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.layout import before_the_llm, group, lay_out
 from mmneuron_lens.wire.positions import lengths
 from mmneuron_lens.wire.positions import positions as positions_of
-from mmneuron_lens.wire.types import Column, Facts, Fields, Inputs, PackedRow, Processor, Sharing
+from mmneuron_lens.wire.types import Column, Fields, Inputs, PackedRow, Processor, Sharing
 
 LONG = 512
 """Positions of a prefix from which on a second pass costs less than attention between all positions."""

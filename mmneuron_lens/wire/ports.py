@@ -8,7 +8,8 @@ from typing import Any
 from jaxtyping import Shaped
 from torch import Tensor
 
-from mmneuron_lens.wire.types import Context, Layer, Module, Port, Seeing
+from mmneuron_lens.wire.facts_types import Layer, Port, Seeing
+from mmneuron_lens.wire.types import Context, Module
 from mmneuron_lens.wire.views import see, unsee
 
 

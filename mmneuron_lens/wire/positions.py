@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmneuron_lens.wire.types import Facts
+from mmneuron_lens.wire.facts_types import Facts
 
 
 def positions(inputs: Mapping[str, Tensor], facts: Facts) -> Int[Tensor, "*axis row token"]:

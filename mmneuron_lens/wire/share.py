@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from mmneuron_lens.wire.encode import encode
+from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.layout import lay_out
 from mmneuron_lens.wire.pack import ask_together, stacked
 from mmneuron_lens.wire.positions import positions
-from mmneuron_lens.wire.types import Facts, Fields, Inputs, Module, Processor, Sharing
+from mmneuron_lens.wire.types import Fields, Inputs, Module, Processor, Sharing
 
 
 def share(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from mmneuron_lens.wire.types import Facts, Tiles
+from mmneuron_lens.wire.facts_types import Facts, Tiles
 
 
 def tiles_per_image(inputs: Mapping[str, Tensor], facts: Facts) -> list[int]:

@@ -112,6 +112,8 @@ def holding(act: Act, site: str) -> Act:
         "per_layer": {},
         "fields": {},
         "modules": {},
+        "values": {},
+        "gradients": {},
         "layers": None,
         "positions": None,
         "steps": "prompt",

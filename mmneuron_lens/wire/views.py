@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from mmneuron_lens.wire.types import Layer, Seeing, Step
+from mmneuron_lens.wire.facts_types import Layer, Seeing, Step
 
 CACHES = ("cache", "past_key_values")
 """What transformers calls the keys and values of earlier positions: from 5.24 on, and before."""
