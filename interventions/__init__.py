@@ -2,7 +2,7 @@
 
 from interventions.ablating import mean_ablate_neurons, scale_neurons, zero_neurons
 from interventions.attention import knock_out_attention
-from interventions.attribution import direct_logit_attribution
+from interventions.attribution import attribution, direct_logit_attribution, integrated_gradients, summed_attribution
 from interventions.bindings import batch_field, module, per_layer
 from interventions.counting import (
     count_active,
@@ -21,6 +21,7 @@ from interventions.patching import patch_activations
 from interventions.saving import load_graph, save_graph
 from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
 from interventions.steering import add_vector
+from interventions.targets import answer_log_probability, logit_difference
 from interventions.unembedding import lens_entropy, logit_lens
 from interventions.values import gradient, value_of
 
@@ -33,6 +34,8 @@ __all__ = [
     "MMNeuronError",
     "Site",
     "add_vector",
+    "answer_log_probability",
+    "attribution",
     "batch_field",
     "count_active",
     "count_active_by_kind",
@@ -41,11 +44,13 @@ __all__ = [
     "count_positions",
     "direct_logit_attribution",
     "gradient",
+    "integrated_gradients",
     "keep",
     "knock_out_attention",
     "last_hidden_state",
     "lens_entropy",
     "load_graph",
+    "logit_difference",
     "logit_lens",
     "mean_ablate_neurons",
     "mean_activation",
@@ -58,6 +63,7 @@ __all__ = [
     "save_graph",
     "scale_neurons",
     "sum_activations",
+    "summed_attribution",
     "value_of",
     "writes",
     "zero_neurons",

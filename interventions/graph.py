@@ -180,6 +180,12 @@ class Intervention:
             if name not in self.bindings and parameters[name].default is inspect.Parameter.empty
         )
 
+    def check_complete(self) -> None:
+        """Raise `InvalidType` for an argument that nothing is bound to."""
+        if self.missing:
+            names = ", ".join(f"{name}=..." for name in self.missing)
+            raise InvalidType(f"{self.name} is not complete: write {self.name}.bind({names}).")
+
     @property
     def where(self) -> str:
         """One phrase that says which layers, positions, steps and rows it is narrowed to."""
@@ -275,9 +281,7 @@ class Graph:
     def check_bound(self) -> None:
         """Raise `InvalidType` for the first intervention with an argument that nothing is bound to."""
         for intervention in self.interventions:
-            if intervention.missing:
-                names = ", ".join(f"{name}=..." for name in intervention.missing)
-                raise InvalidType(f"{intervention.name} is not complete: write {intervention.name}.bind({names}).")
+            intervention.check_complete()
 
     def by_site(self) -> dict[str, list[Intervention]]:
         """What acts at each standard site, sites in forward order, interventions left to right."""

@@ -27,6 +27,7 @@ from mmneuron_lens.runtime.arguments import (
     texts_of,
 )
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.between import Rule, points
 from mmneuron_lens.runtime.caching import cache_of, cached_graph
 from mmneuron_lens.runtime.discovering import discovered_model
 from mmneuron_lens.runtime.host import checked_remote
@@ -217,18 +218,25 @@ class Lens:
         """The nnsight envoys of a site: `lens["llm.mlp.act"][3]`, or one envoy where the site has no layers."""
         return tracing.envoys(self._model, site)
 
-    def encode(self, images_of: Sequence[Any] | None, texts: Sequence[str] | str) -> Batch:
+    def encode(
+        self,
+        images_of: Sequence[Any] | None,
+        texts: Sequence[str] | str,
+        answers: Sequence[str | Sequence[int] | Tensor] | None = None,
+    ) -> Batch:
         """Images and texts as one padded batch that knows its token layout.
 
         - images_of: per text an image, a list of images, or None; an image is a path, the bytes of a file, a PIL image
           or an array, and is seen as a viewer shows it (`docs/pictures.md`): turned as EXIF says, on white, the first
           frame of several
         - texts: prompts; where images stand in the text (LLaVA), one without `<image>` gets one per image before it
+        - answers: per text an answer behind it, text or token ids (`out.tokens`), for `lens.run` to say how likely it
+          is: field `answer`, int64 `[rows, tokens]`, has the token of it that comes next, -1 where none does
 
         Raises `InvalidValue` for an image that cannot be read, a count that does not match, no text at all, or a text
         without an image where the architecture needs one; `InvalidType` for a text that is none.
         """
-        return encoding.encode(self._model, images_of, texts_of(texts))
+        return encoding.encode(self._model, images_of, texts_of(texts), answers)
 
     def pack(self, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *, cut: bool = False) -> Batch:
         """A batch of `(images, prompts)` rows that computes once what the prompts of a row share; not for generation.
@@ -274,6 +282,30 @@ class Lens:
         """
         return self._run(graph, batches, sources, logits, remote, None)
 
+    def run_between(
+        self,
+        graph: Runnable,
+        batches: Iterable[Batch] | Batch,
+        baselines: Iterable[Batch] | Batch,
+        *,
+        steps: int = 5,
+        rule: Rule = "midpoint",
+        remote: bool | str | None = None,
+    ) -> Result:
+        """Run a graph whose `gradient(...)` is its mean along the straight line from a baseline: integrated gradients.
+
+        The line lies at `llm.embedding`; values are those on the batch itself, `value_of(source=True)` on the baseline.
+
+        - baselines: one batch per batch, of the same shape
+        - steps: points of the line, each a forward and a backward
+        - rule: where they lie, in shares of the way to the batch: "midpoint", (i - 1/2) / steps, or "right", i / steps
+        - remote: as in `run`
+
+        Source: Sundararajan et al. 2017 (arXiv 1703.01365), equation 1; with "right" its equation 3. Raises as `run`,
+        and `InvalidValue` for a graph without a gradient, or with one before `llm.embedding`.
+        """
+        return self._run(graph, batches, baselines, False, remote, None, points(steps, rule))
+
     def generate(
         self,
         graph: Runnable,
@@ -303,6 +335,7 @@ class Lens:
         logits: bool,
         remote: bool | str | None,
         generation: dict[str, Any] | None,
+        between: list[float] | None = None,
     ) -> Result:
         graph, batches = graph_of(graph), batches_of(batches)
         paired = None if sources is None else batches_of(sources, "a source")
@@ -311,9 +344,11 @@ class Lens:
             if remote:
                 from mmneuron_lens.runtime.remote import run_remote
 
-                return run_remote(self._model, graph, batches, paired, logits, remote=remote, generation=generation)
+                return run_remote(
+                    self._model, graph, batches, paired, logits, remote=remote, generation=generation, between=between
+                )
             if generation is None:
-                return running.run(self._model, graph, batches, paired, logits)
+                return running.run(self._model, graph, batches, paired, logits, between)
             return running.generate(self._model, graph, batches, paired, logits, generation=generation)
         except ShapeError as error:
             # A line of the user's function: ours that led to it are left out.

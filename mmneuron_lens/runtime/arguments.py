@@ -118,10 +118,16 @@ def _both(batches: Iterable[Batch], sources: Iterable[Batch]) -> Iterator[tuple[
         raise InvalidValue("There are more sources than batches; each batch has one source.")
 
 
-def refuse_unlike(plans: list[SitePlan], batch: Batch, source: Batch, model: Model) -> None:
-    """Raise `InvalidValue` for a source batch whose values at a rewired site have another shape."""
+def refuse_unlike(plans: list[SitePlan], batch: Batch, source: Batch, model: Model, start: str | None = None) -> None:
+    """Raise `InvalidValue` for a source batch whose values at a rewired site, or at `start`, have another shape."""
     for plan in plans:
-        rewiring = [act["name"] for act in plan["acts"] if act["mode"] == "rewires"]
+        acts = [(other, act) for other in plans for act in other["acts"]]
+        rewiring = [act["name"] for other, act in acts if other is plan and act["mode"] == "rewires"]
+        for _, act in acts:
+            given = [one for one in act["values"].values() if one["source"] and one["alike"]]
+            rewiring += [act["name"] for one in given if one["site"] == plan["site"]]
+        if plan["site"] == start:
+            rewiring.append("run_between")
         if not rewiring:
             continue
         here, there = (site_shape(plan["site"], one, model.architecture) for one in (batch, source))

@@ -28,6 +28,7 @@ class Batch:
     - facts: of the architecture, what laying out needs
     - given: the images and texts it was made from (per row a text, or a tuple of those packed in it), which is what
       travels to a server
+    - answers: token ids that stand behind each prompt; the field `answer` says where
     - sharing: how rows share work: `cuts`, the columns at which a packed row runs in parts, or `spread`, which image
       each row is about where the vision tower sees each image once; empty otherwise
     """
@@ -39,6 +40,7 @@ class Batch:
     facts: Facts
     tokenizer: Any = field(repr=False, default=None)
     given: tuple[tuple[tuple[Any, ...], ...], tuple[str | tuple[str, ...], ...]] = field(repr=False, default=((), ()))
+    answers: tuple[tuple[int, ...], ...] = field(repr=False, default=())
     sharing: Sharing = field(repr=False, default_factory=Sharing)
 
     @property
@@ -99,7 +101,7 @@ class Batch:
         for name, tensor in fields.items():
             if not isinstance(cast(object, tensor), Tensor):
                 raise InvalidType(f"Field {name!r} is a tensor {list(shape)}, not {type(tensor).__name__}.")
-            if name in ("weight", "kind"):
+            if name in ("weight", "kind") or (name == "answer" and self.answers):
                 raise InvalidValue(f"Field {name!r} is the batch's own; give yours another name, and bind that.")
             if tuple(tensor.shape[:2]) != shape:
                 raise InvalidValue(
@@ -119,10 +121,14 @@ class Batch:
     def travelling(self) -> Item:
         """The batch as the bytes of its image files and its texts, with your own fields."""
         images, texts = self.given
-        own = {name: tensor for name, tensor in self.fields["llm"].items() if name not in ("weight", "kind")}
+        beside = ("weight", "kind", "answer") if self.answers else ("weight", "kind")
+        own = {name: tensor for name, tensor in self.fields["llm"].items() if name not in beside}
         files = [[file_bytes(image) for image in some] for some in images]
         prompts = [list(text) if isinstance(text, tuple) else text for text in texts]
-        return {"images": files, "texts": prompts, "extra": own, "cut": "cuts" in self.sharing}
+        item: Item = {"images": files, "texts": prompts, "extra": own, "cut": "cuts" in self.sharing}
+        if self.answers:
+            item["answers"] = [list(one) for one in self.answers]
+        return item
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""

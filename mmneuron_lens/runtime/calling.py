@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.typed import ShapeError, frames, inside, place, unread
 from mmneuron_lens.wire import execute
-from mmneuron_lens.wire.types import Act, SitePlan
+from mmneuron_lens.wire.types import Act, SitePlan, Wanted
 
 AT_MOST = 2**27
 """Values of a random tensor, 512 MiB in float32. For a larger one no trial is made."""
@@ -32,8 +32,11 @@ class Call:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         module: torch.nn.Module,
+        shape_of: Callable[[str], tuple[int, ...]] | None = None,
     ) -> None:
+        self.shape_of = shape_of
         self.act, self.plan, self.batch, self.shape, self.module = act, plan, batch, shape, module
+        self.float = dtype
         self.dtype = torch.bool if ("mask",) in plan["port"]["view"] else dtype
         self.shapes = ""
         self.returned: Any = None
@@ -87,6 +90,11 @@ class Call:
         value = make(self.shape, dtype=self.dtype)
         fields = self.batch.fields[self.plan["group"]] if self.plan["group"] else {}
         along = {name: copy(fields[field].cpu()) for name, field in act["fields"].items()}
+        along |= {name: copy(value) for name in act["gradients"]}
+        whole: dict[str, Tensor] = {}
+        for name, wanted in act["values"].items():
+            given = self.beside(wanted, make)
+            (along if wanted["alike"] else whole)[name] = given
         positions = act["positions"]
         if isinstance(positions, str):
             # Positions of a kind differ in number from row to row: they arrive as one list.
@@ -100,7 +108,7 @@ class Call:
         arguments = {name: copy(one.detach().cpu()) if isinstance(one, Tensor) else one for name, one in bound.items()}
         for name, paths in act["modules"].items():
             arguments[name] = execute.chain([apply(execute.find(self.module, path)) for path in paths])
-        arguments |= along
+        arguments |= along | whole
         shown = {"value": value, **arguments}
         self.shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in shown.items() if isinstance(one, Tensor))
         given = (value, copy(value)) if act["mode"] == "rewires" else (value,)
@@ -111,9 +119,23 @@ class Call:
         self.returned = returned
         self.accept(returned, value)
 
+    def beside(self, wanted: Wanted, make: Callable[..., Tensor]) -> Tensor:
+        """The value of another site."""
+        assert self.shape_of is not None, "whoever asks about values of other sites gives their shapes"
+        flags = wanted["site"].endswith("attention.mask")
+        return make(self.shape_of(wanted["site"]), dtype=torch.bool if flags else self.float)
+
     def accept(self, returned: object, value: Tensor) -> None:
-        """Raise `ShapeError` for what a write or a mean does not return."""
+        """Raise `ShapeError` for what a write, a mean or a target does not return."""
         act, site = self.act, self.plan["site"]
+        if act["mode"] == "targets":
+            got = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
+            if not isinstance(returned, Tensor) or tuple(returned.shape) != value.shape[:1]:
+                raise ShapeError(
+                    f"{act['name']} at {site} returned {got} for {value.shape[0]} rows; a target returns one number a "
+                    "row, float [row]."
+                )
+            return
         if act["mode"] != "reads" and (not isinstance(returned, Tensor) or returned.shape != value.shape):
             got = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
             raise ShapeError(

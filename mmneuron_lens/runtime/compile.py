@@ -13,8 +13,9 @@ from interventions.errors import InvalidValue, UnknownName
 from interventions.sites import GROUP_KINDS, SITES
 from mmneuron_lens.architectures import Architecture, Place
 from mmneuron_lens.runtime.acting import acting_sites, layers_at, refuse_narrowing
-from mmneuron_lens.runtime.needs import wanted
+from mmneuron_lens.runtime.needs import Targets, refuse_gradient, wanted
 from mmneuron_lens.runtime.typed import typed_function
+from mmneuron_lens.wire.between import START
 from mmneuron_lens.wire.types import Act, Key, Over, SitePlan, Wanted
 
 SDPA = {"llm": "sdpa", "vision": "sdpa"}
@@ -35,13 +36,38 @@ def compile_graph(
     """
     graph.check_bound()
     plans: dict[str, SitePlan] = {}
+    targets = Targets()
+
+    def plan_at(site: str, who: str) -> SitePlan:
+        refuse_attention(who, site, attention)
+        return plans.setdefault(site, _plan(site, architecture.place(site)))
+
     for intervention in graph:
         for site in acting_sites(intervention, architecture):
             place = architecture.place(site)
-            _refuse(intervention, site, place, attention)
-            plan = plans.setdefault(site, _plan(site, place))
-            plan["acts"].append(_act(intervention, site, place, architecture, typed))
+            _refuse(intervention, site, place)
+            act, aims = _act(intervention, site, place, architecture, typed)
+            plan_at(site, intervention.name)["acts"].append(act)
+            for one in act["values"].values():
+                plan_at(one["site"], intervention.name)
+            for name, target in aims.items():
+                refuse_gradient(intervention.name, intervention.mode, intervention.steps, site, target)
+                key, new = targets.key(target, intervention.rows)
+                act["gradients"][name] = key
+                if new:
+                    aim = _aim(target, key, intervention.rows, architecture, typed)
+                    plan_at(target.sites[0], target.name)["acts"].append(aim)
+    for plan in plans.values():
+        # A target is a number of what the model goes on with, after all writes.
+        plan["acts"].sort(key=lambda act: act["mode"] == "targets")
     return [plans[site] for site in architecture.sites if site in plans]
+
+
+def with_start(plans: list[SitePlan], architecture: Architecture) -> list[SitePlan]:
+    """The plans, with one for the site where the line of integrated gradients lies, in forward order."""
+    held = {plan["site"]: plan for plan in plans}
+    held.setdefault(START, _plan(START, architecture.place(START)))
+    return [held[site] for site in architecture.sites if site in held]
 
 
 def results_over(graph: Graph, architecture: Architecture) -> dict[Key, Over]:
@@ -119,10 +145,21 @@ def _plan(site: str, place: Place) -> SitePlan:
     }
 
 
-def _act(intervention: Intervention, site: str, place: Place, architecture: Architecture, typed: bool) -> Act:
+def _aim(target: Intervention, key: Key, rows: tuple[int, ...] | None, architecture: Architecture, typed: bool) -> Act:
+    """What computes a target where it reads."""
+    target.check_complete()
+    site = target.sites[0]
+    act, _ = _act(target, site, architecture.place(site), architecture, typed)
+    return {**act, "key": key, "mode": "targets", "over": None, "steps": "prompt", "rows": rows}
+
+
+def _act(
+    intervention: Intervention, site: str, place: Place, architecture: Architecture, typed: bool
+) -> tuple[Act, dict[str, Intervention]]:
+    """One intervention at one site, and the targets whose gradients it is given, by argument."""
     arguments = _Arguments(intervention, site, architecture)
     refuse_narrowing(intervention, site, is_stepped(site), architecture.axes(site))
-    return {
+    act: Act = {
         "name": intervention.name,
         "key": (intervention.name, site),
         "mode": intervention.mode,
@@ -140,16 +177,21 @@ def _act(intervention: Intervention, site: str, place: Place, architecture: Arch
         "rows": intervention.rows,
         "all_beams": intervention.all_beams,
     }
+    return act, arguments.targets
 
 
-def _refuse(intervention: Intervention, site: str, place: Place, attention: Mapping[str, str]) -> None:
+def _refuse(intervention: Intervention, site: str, place: Place) -> None:
     if intervention.mode != "reads" and place.fixed:
         raise InvalidValue(f"{intervention.name}: {site} cannot be written: {place.fixed}.")
+
+
+def refuse_attention(who: str, site: str, attention: Mapping[str, str]) -> None:
+    """Raise `InvalidValue` for a site that the attention implementation does not have."""
     runs = attention.get(site.partition(".")[0], "eager")
     if site.endswith("attention.pattern") and runs != "eager":
         raise InvalidValue(
-            f"{intervention.name}: {site} exists with eager attention only, and this model runs {runs}. "
+            f"{who}: {site} exists with eager attention only, and this model runs {runs}. "
             'Load it with attn_implementation="eager".'
         )
     if site == "llm.attention.mask" and runs not in ("eager", "sdpa"):
-        raise InvalidValue(f"{intervention.name}: {site} needs eager or sdpa attention, and this model runs {runs}.")
+        raise InvalidValue(f"{who}: {site} needs eager or sdpa attention, and this model runs {runs}.")

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.limits import positions_of, refuse_beyond
 from mmneuron_lens.wire import images, layout
+from mmneuron_lens.wire.answers import append_answers
 from mmneuron_lens.wire.encode import encode as encode_inputs
 from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.pack import pack, why_apart
@@ -24,15 +26,21 @@ MASKED = ("eager", "sdpa")
 """Attention implementations that take the mask of a packed row as it is."""
 
 
-def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] | str) -> Batch:
+def encode(
+    model: Model,
+    images_of: Sequence[Any] | None,
+    texts: Sequence[str] | str,
+    answers: Sequence[str | Sequence[int] | Tensor] | None = None,
+) -> Batch:
     """Images and texts as one padded batch.
 
     - images_of: per text an image, a list of images, or None; an image is a path, the bytes of a file, a PIL image or
       an array
     - texts: prompts; where images stand in the text (LLaVA), one without placeholders gets one per image before it
+    - answers: per text the answer that stands behind it, as text or token ids
 
     Raises `InvalidValue` for an image that cannot be read, a count that does not match, a text without an image where
-    the architecture needs one, a placeholder of a video, and as `limits.refuse_beyond` does.
+    the architecture needs one, a placeholder of a video, an answer without a token, and as `limits.refuse_beyond` does.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     _refuse_videos(model, texts)
@@ -45,18 +53,43 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
     # Wherever new tensors go by default, these are made here and sent to the model with the batch.
     with torch.device("cpu"):
         inputs = encode_inputs(model.processor, pictures, texts, facts)
-        fields = layout.lay_out(inputs, facts)
+        length = inputs["input_ids"].shape[1]
+        ids = _answer_ids(model, answers, len(texts))
+        if ids:
+            inputs, coming = append_answers(inputs, ids, model.processor.tokenizer.pad_token_id or 0, facts)
+            fields = layout.lay_out(inputs, facts, length)
+            fields["llm"]["answer"] = coming
+        else:
+            fields = layout.lay_out(inputs, facts)
     refuse_beyond(model, inputs, names_of("texts", len(texts)))
     _refuse_rescaled(inputs, facts)
     return Batch(
         inputs=inputs,
         fields=fields,
         images=tuple(len(some) for some in pictures),
-        prompt_length=inputs["input_ids"].shape[1],
+        prompt_length=length,
         facts=facts,
         tokenizer=model.processor.tokenizer,
         given=(tuple(map(tuple, per_text)), tuple(texts)),
+        answers=tuple(map(tuple, ids)),
     )
+
+
+def _answer_ids(model: Model, answers: Sequence[str | Sequence[int] | Tensor] | None, texts: int) -> list[list[int]]:
+    """Token ids of each answer, as the tokenizer reads a text by itself; none where there are no answers."""
+    if answers is None:
+        return []
+    if isinstance(answers, str):
+        answers = [answers]
+    if len(answers) != texts:
+        raise InvalidValue(f"{len(answers)} answers for {texts} texts; give one per text.")
+    tokenizer, found = model.processor.tokenizer, list[list[int]]()
+    for name, answer in zip(names_of("answers", texts), answers, strict=True):
+        ids = tokenizer(answer, add_special_tokens=False)["input_ids"] if isinstance(answer, str) else answer
+        found.append([int(one) for one in ids])
+        if not found[-1]:
+            raise InvalidValue(f"{name}{answer!r:.80} has no token; an answer has at least one.")
+    return found
 
 
 def why_not_packed(model: Model, longest: int = 0) -> str:

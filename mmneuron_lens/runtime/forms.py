@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ def forms_of(
         for act in plan["acts"]:
             if act["mode"] != "reads" or act["over"] == "list" or act["steps"] not in ("prompt", (0,)):
                 continue
-            call = Call(act, plan, batch, shape, dtype, module)
+            shape_of = partial(site_shape, batch=batch, architecture=architecture)
+            call = Call(act, plan, batch, shape, dtype, module, shape_of)
             if call.doubt() is None:
                 found[act["key"]] = _form(call.returned, _layers(act, plan))
     return found

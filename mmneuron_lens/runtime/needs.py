@@ -45,6 +45,47 @@ def comes_before(first: str, second: str) -> bool:
     return site_order(first) < site_order(second)
 
 
-def target_key(target: Intervention, number: int) -> Key:
-    """Under which a target is known while a forward runs."""
-    return (f"gradient {number} of {target.name}", target.sites[0])
+class Targets:
+    """The targets of a graph, in groups of one backward each: those that look at different rows are added up."""
+
+    def __init__(self) -> None:
+        self._groups: list[list[tuple[Intervention, frozenset[int] | None]]] = []
+
+    def key(self, target: Intervention, rows: tuple[int, ...] | None) -> tuple[Key, bool]:
+        """Under which the gradient of a target for these rows (None: all) is known, and whether it is new."""
+        asked = (target, None if rows is None else frozenset(rows))
+        site = target.sites[0]
+        for number, group in enumerate(self._groups):
+            if group[0][0].sites[0] != site:
+                continue
+            if asked in group:
+                return _key(number, site), False
+            taken = [others for _, others in group]
+            if asked[1] is not None and all(others is not None and not others & asked[1] for others in taken):
+                group.append(asked)
+                return _key(number, site), True
+        self._groups.append([asked])
+        return _key(len(self._groups) - 1, site), True
+
+
+def _key(number: int, site: str) -> Key:
+    return (f"target {number}", site)
+
+
+def refuse_gradient(who: str, mode: str, steps: object, here: str, target: Intervention) -> None:
+    """Raise `InvalidValue` for a gradient that cannot be had.
+
+    - who, mode, steps: of the intervention that is given it
+    - here: the site acted at
+    """
+    if mode != "reads":
+        raise InvalidValue(
+            f"{who}: a gradient is known once the forward is done, so a {mode.removesuffix('s')} cannot be given it; "
+            "read it first, and write in a second run."
+        )
+    if steps not in (None, "prompt", (0,)):
+        raise InvalidValue(f"{who}: a gradient is that of one forward; leave steps out.")
+    if here.endswith("attention.mask"):
+        raise InvalidValue(f"{who}: {here} holds yes and no, which have no gradient.")
+    if here != target.sites[0] and not comes_before(here, target.sites[0]):
+        raise InvalidValue(f"{who}: {here} comes after {target.sites[0]}, so {target.name} does not depend on it.")

@@ -13,7 +13,8 @@ from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.arguments import paired
 from mmneuron_lens.runtime.backend import backend_of
 from mmneuron_lens.runtime.batch import Batch
-from mmneuron_lens.runtime.compile import compile_graph, results_over
+from mmneuron_lens.runtime.between import refuse_elsewhere
+from mmneuron_lens.runtime.compile import compile_graph, results_over, with_start
 from mmneuron_lens.runtime.finite import guarded, refuse_unsound
 from mmneuron_lens.runtime.forms import forms_of
 from mmneuron_lens.runtime.result import Result
@@ -42,6 +43,7 @@ def run_remote(
     *,
     remote: bool | str,
     generation: Mapping[str, Any] | None = None,
+    between: list[float] | None = None,
 ) -> Result:
     """One blocking session for all batches.
 
@@ -49,6 +51,7 @@ def run_remote(
     - logits: keep them
     - remote: True (the configured host), a host's URL, or "local" (nnsight's dry run of the remote path)
     - generation: settings of transformers' `generate`; a forward if left out
+    - between: shares of the way from the source batch, at whose points gradients are taken
 
     Everything wrong with the graph is raised here first; what cannot ship is refused before anything is sent, as is a
     model that the server does not have (`runtime.serving.refuse_unserved`). Raises `RemoteFailed` with the message and
@@ -60,11 +63,15 @@ def run_remote(
     checked = compile_graph(graph, model.architecture, typed=True, attention=model.attentions)
     overs = results_over(graph, model.architecture)
     job: FoldedJob = {**job_of(model, settings, logits), "overs": overs}
-    pairs = list(paired(batches, sources, needs_source(checked)))
+    if between:
+        refuse_elsewhere(checked)
+        checked, job["between"] = with_start(checked, model.architecture), between
+    pairs = list(paired(batches, sources, needs_source(checked) or bool(between)))
     for batch, source in pairs:
         refuse_unfit(model, checked, batch, source, job)
         check_plans(checked, batch, model.architecture, model.module, model.dtype)
     plans, entry = travelling(graph, model)
+    plans = with_start(plans, model.architecture) if between else plans
     items: list[PairedItem] = [
         {**batch.travelling(), "source": None if source is None else source.travelling()} for batch, source in pairs
     ]

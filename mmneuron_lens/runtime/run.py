@@ -14,8 +14,9 @@ from interventions.sites import unknown
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.arguments import paired, refuse_strange, refuse_unlike, refuse_weightless
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.between import refuse_elsewhere
 from mmneuron_lens.runtime.checked import check_once
-from mmneuron_lens.runtime.compile import SitePlan, compile_graph, results_over
+from mmneuron_lens.runtime.compile import SitePlan, compile_graph, results_over, with_start
 from mmneuron_lens.runtime.failing import briefly
 from mmneuron_lens.runtime.finite import guarded, refuse_unsound
 from mmneuron_lens.runtime.proved import Check
@@ -23,22 +24,29 @@ from mmneuron_lens.runtime.reach import refuse_unreached
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
+from mmneuron_lens.wire.between import START
 from mmneuron_lens.wire.parts import refuse_whole
 from mmneuron_lens.wire.trace import run_batch
 from mmneuron_lens.wire.types import Job
 
 
 def run(
-    model: Model, graph: Graph, batches: Iterable[Batch], sources: Iterable[Batch] | None = None, logits: bool = False
+    model: Model,
+    graph: Graph,
+    batches: Iterable[Batch],
+    sources: Iterable[Batch] | None = None,
+    logits: bool = False,
+    between: list[float] | None = None,
 ) -> Result:
     """A forward per batch. Memory does not grow with batches, except for what `over="list"` reads and `logits` keep.
 
     - sources: for graphs that rewire, one paired batch per batch
     - logits: keep them
+    - between: shares of the way from the source batch, at whose points gradients are taken
 
     Raises what does not fit before the first forward: as `compile_graph` and `check_plans` do.
     """
-    return _run(model, graph, batches, sources, logits, {})
+    return _run(model, graph, batches, sources, logits, {}, between)
 
 
 def generate(
@@ -69,11 +77,12 @@ def refuse_unfit(model: Model, plans: list[SitePlan], batch: Batch, source: Batc
     refuse_strange(model, batch)
     if job["generation"]:
         refuse_packed(batch)
+        refuse_gradients(plans)
     refuse_unreached(plans, batch, model.architecture, job)
     refuse_parts(plans, batch, job)
     if source is not None:
         refuse_strange(model, source)
-        refuse_unlike(plans, batch, source, model)
+        refuse_unlike(plans, batch, source, model, START if job.get("between") else None)
 
 
 def _run(
@@ -83,16 +92,20 @@ def _run(
     sources: Iterable[Batch] | None,
     logits: bool,
     generation: dict[str, Any],
+    between: list[float] | None = None,
 ) -> Result:
     refuse_weightless(model)
     graph = guarded(graph) if generation else graph
     plans = compile_graph(graph, model.architecture, typed=True, attention=model.attentions)
     overs = results_over(graph, model.architecture)
     job = job_of(model, generation, logits)
+    if between:
+        refuse_elsewhere(plans)
+        plans, job["between"] = with_start(plans, model.architecture), between
     total: dict[tuple[str, str], Any] = {}
     answers: list[Tensor] = []
     kept: list[Tensor] = []
-    for batch, source in paired(batches, sources, needs_source(plans)):
+    for batch, source in paired(batches, sources, needs_source(plans) or bool(between)):
         batch = batch.to(model.device)
         refuse_unfit(model, plans, batch, source, job)
         check_once(graph, plans, model, batch)
@@ -139,6 +152,16 @@ def refuse_packed(batch: Batch) -> None:
         raise InvalidValue("A packed batch is not for generation; make one with lens.encode(images, texts).")
 
 
+def refuse_gradients(plans: list[SitePlan]) -> None:
+    """Raise `InvalidValue` for a graph that takes gradients, which a generation does not have."""
+    names = [act["name"] for plan in plans for act in plan["acts"] if act["gradients"]]
+    if names:
+        raise InvalidValue(
+            f"{names[0]}: gradients are those of a forward; append the answers, lens.encode(images, texts, "
+            "answers=out.tokens), and use lens.run."
+        )
+
+
 def refuse_parts(plans: list[SitePlan], batch: Batch, job: Job) -> None:
     """Raise `InvalidValue` for a graph that needs whole rows of a batch that runs in parts."""
     if batch.sharing.get("cuts"):
@@ -150,7 +173,8 @@ def refuse_parts(plans: list[SitePlan], batch: Batch, job: Job) -> None:
 
 def needs_source(plans: list[SitePlan]) -> bool:
     """Whether any part of a compiled graph is given a paired batch's value."""
-    return any(act["mode"] == "rewires" for plan in plans for act in plan["acts"])
+    acts = [act for plan in plans for act in plan["acts"]]
+    return any(act["mode"] == "rewires" or any(one["source"] for one in act["values"].values()) for act in acts)
 
 
 def job_of(model: Model, generation: Mapping[str, Any], logits: bool) -> Job:

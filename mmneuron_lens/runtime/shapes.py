@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -43,7 +45,8 @@ def check_plans(
     for plan in plans:
         shape = site_shape(plan["site"], batch, architecture)
         for act in plan["acts"]:
-            doubt = Call(act, plan, batch, shape, dtype, module).doubt()
+            shape_of = partial(site_shape, batch=batch, architecture=architecture)
+            doubt = Call(act, plan, batch, shape, dtype, module, shape_of).doubt()
             where = f"{act['name']} at {plan['site']}"
             if doubt:
                 tried[where] = doubt

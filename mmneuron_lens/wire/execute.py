@@ -9,29 +9,87 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from mmneuron_lens.wire.beside import (
+    add_target,
+    asking,
+    complete,
+    follow,
+    go_back,
+    pass_on,
+    ready,
+    refuse_incomplete,
+)
 from mmneuron_lens.wire.facts_types import Layer
 from mmneuron_lens.wire.ports import put, take
-from mmneuron_lens.wire.types import Act, Chosen, Context, Module, Results, SitePlan, Value
+from mmneuron_lens.wire.types import Act, Chosen, Context, Module, Results, SitePlan, Value, Waiting
 
 
 def serve(plan: SitePlan, root: Module, context: Context, step: int, results: Results) -> None:
     """Visit the layers of one site in one forward pass: read each value once, apply, write once."""
     for layer, path in plan["places"]:
         acts = [act for act in plan["acts"] if acts_here(act, layer, step, context["columns"])]
-        if not acts:
+        given = layer in context["beside"]["wanted"].get(plan["site"], ())
+        if not acts and not given:
             continue
         envoy = find(root, path)
         held, value = take(envoy, plan["port"], layer, context)
         changed = False
         for act in acts:
-            arguments = bound(act, plan, root, context, layer, step, value)
             if act["mode"] == "reads":
-                keep(results, act, layer, read(act, plan, context, step, value, arguments))
-            else:
-                value = write(act, plan, context, step, value, arguments)
+                read_or_wait(asking(act, plan, layer, step, value.detach(), context), root, context, results)
+            elif act["mode"] != "targets":
+                one = asking(act, plan, layer, step, value, context)
+                refuse_incomplete([one])
+                value = write(act, plan, context, step, value, bound(one, root, context))
                 changed = True
-        if changed:
+        if any(act["gradients"] for act in acts):
+            value = follow(plan, acts, envoy, held, value, changed, layer, context)
+        elif changed:
             put(envoy, plan["port"], held, value, layer, context)
+        if given:
+            pass_on(plan, layer, step, value, context)
+        aim([act for act in acts if act["mode"] == "targets"], plan, root, context, layer, step, value, results)
+        for one in ready(context):
+            read_now(one, root, context, results)
+
+
+def read_or_wait(one: Waiting, root: Module, context: Context, results: Results) -> None:
+    """Run a read, or keep its value until what else it is given has come by."""
+    if complete(one):
+        read_now(one, root, context, results)
+        return
+    if not one["act"]["gradients"]:
+        # What the model does to it in place later must not reach it.
+        one["value"] = one["value"].clone()
+    context["beside"]["waiting"].append(one)
+
+
+def read_now(one: Waiting, root: Module, context: Context, results: Results) -> None:
+    act, arguments = one["act"], bound(one, root, context)
+    keep(results, act, one["layer"], read(act, one["plan"], context, one["step"], one["value"], arguments))
+
+
+def aim(
+    acts: list[Act],
+    plan: SitePlan,
+    root: Module,
+    context: Context,
+    layer: Layer,
+    step: int,
+    value: Shaped[Tensor, "..."],
+    results: Results,
+) -> None:
+    """Run the targets at a site, go back from them, and run the reads that waited for it."""
+    if not acts:
+        return
+    for act in acts:
+        arguments = bound(asking(act, plan, layer, step, value, context), root, context)
+        add_target(act, act["function"](value, **arguments), value.shape[0], context)
+    go_back(context)
+    for one in ready(context):
+        read_now(one, root, context, results)
+    # Every read that was to be given them has been.
+    context["beside"]["gradients"].clear()
 
 
 def acts_here(act: Act, layer: Layer, step: int, columns: list[int] | None) -> bool:
@@ -70,20 +128,27 @@ def find(root: Module, path: str) -> Module:
     return root
 
 
-def bound(
-    act: Act, plan: SitePlan, root: Module, context: Context, layer: Layer, step: int, value: Shaped[Tensor, "..."]
-) -> dict[str, Any]:
-    """The arguments of an intervention at this layer and step."""
+def bound(one: Waiting, root: Module, context: Context) -> dict[str, Any]:
+    """The arguments of an intervention at its layer and step."""
+    act, plan, layer, value = one["act"], one["plan"], one["layer"], one["value"]
     arguments = {name: beside(constant, value) for name, constant in act["constants"].items()}
     for name, tensor in act["per_layer"].items():
         arguments[name] = beside(tensor if layer is None else tensor[layer], value)
     for name, paths in act["modules"].items():
         arguments[name] = chain([find(root, path) for path in paths])
     for name, field in act["fields"].items():
-        arguments[name] = field_at(field, plan, context, step, value, act)
+        arguments[name] = field_at(field, plan, context, one["step"], value, act)
+    for name, given in one["given"].items():
+        arguments[name] = beside(given, value)
     if act["mode"] == "rewires":
         arguments["source"] = beside(context["sources"][plan["site"], layer], value)
     return arguments
+
+
+def along(act: Act) -> list[str]:
+    """The arguments that lie along the positions of the value, and are narrowed with it."""
+    alike = [name for name, wanted in act["values"].items() if wanted["alike"]]
+    return [*act["fields"], *alike, *act["gradients"]]
 
 
 def beside(argument: Any, value: Shaped[Tensor, "..."]) -> Any:
@@ -132,10 +197,14 @@ def read(
 ) -> Value:
     if context["beams"] > 1 and plan["stepped"] and not sees_beams(act, plan, step):
         value = value[:: context["beams"]]
+        for name, wanted in act["values"].items():
+            if wanted["alike"] and not wanted["source"]:
+                arguments[name] = arguments[name][:: context["beams"]]
+    arguments = with_beams(act, plan, value, arguments)
     chosen = choose(act, plan, context, step, value)
     if chosen is not None:
         value = value[chosen]
-        for name in act["fields"]:
+        for name in along(act):
             arguments[name] = arguments[name][chosen]
     return detached(act["function"](value, **arguments), value)
 
@@ -145,11 +214,12 @@ def write(
 ) -> Shaped[Tensor, "*all"]:
     chosen = choose(act, plan, context, step, value)
     part, source = value, arguments.pop("source", None)
+    arguments = with_beams(act, plan, value, arguments)
     if source is not None:
         source = source.repeat_interleave(value.shape[0] // source.shape[0], dim=0)
     if chosen is not None:
         part = value[chosen]
-        for name in act["fields"]:
+        for name in along(act):
             arguments[name] = arguments[name][chosen]
     if source is not None:
         source = source if chosen is None else source[chosen]
@@ -172,6 +242,26 @@ def write(
     whole = value.clone()
     whole[chosen] = new.to(value.dtype)
     return whole
+
+
+def with_beams(act: Act, plan: SitePlan, value: Shaped[Tensor, "row ..."], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments in which the values of the source batch have a row for every beam.
+
+    Raises `ValueError` for a source batch of another shape.
+    """
+    given = dict(arguments)
+    for name, wanted in act["values"].items():
+        if wanted["source"] and wanted["alike"]:
+            source = given[name]
+            source = source.repeat_interleave(max(value.shape[0] // source.shape[0], 1), dim=0)
+            if source.shape[:2] != value.shape[:2]:
+                raise ValueError(
+                    f"{act['name']} at {plan['site']}: the source batch has {list(source.shape[:2])} positions at "
+                    f"{wanted['site']} and this batch {list(value.shape[:2])}; encode both with prompts and images of "
+                    "equal length."
+                )
+            given[name] = source
+    return given
 
 
 def choose(

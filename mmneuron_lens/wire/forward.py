@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from mmneuron_lens.wire.beside import has_targets, nothing_beside, refuse_incomplete
 from mmneuron_lens.wire.execute import find, serve
 from mmneuron_lens.wire.share import spread_images
-from mmneuron_lens.wire.types import BatchData, Context, Module, Results, SitePlan, Sources
+from mmneuron_lens.wire.types import BatchData, Context, Gradients, Module, Results, SitePlan, Sources
 
 
 def forward(
@@ -19,16 +20,19 @@ def forward(
     sources: Sources,
     columns: list[int] | None,
     settings: Mapping[str, Any],
+    gradients: Gradients | None = None,
 ) -> tuple[Results, Any]:
     """One forward pass: a data-carrying invoke, then a worker per site. Returns `(results, output)`.
 
     columns: for teacher forcing, which generation step each column belongs to. settings: of the model's forward.
+    gradients: that reads are given, where they were taken before.
     """
-    context = make_context(batch, 1, sources, columns)
+    context = make_context(batch, 1, sources, columns, plans)
+    context["beside"]["gradients"] = dict(gradients or {})
     results = {}
     inputs = {**batch["inputs"], **settings}
     spread = batch["sharing"].get("spread")
-    with torch.no_grad(), model.trace() as tracer:
+    with torch.set_grad_enabled(has_targets(plans)), model.trace() as tracer:
         with tracer.invoke(**inputs):
             output = tracer.result.save()
         for plan in plans:
@@ -38,6 +42,7 @@ def forward(
             # Last: the workers before it see each image once.
             with tracer.invoke():
                 spread_images(find(model, spread["at"]), spread["rows"])
+    refuse_incomplete(context["beside"]["waiting"])
     return results, output
 
 
@@ -48,12 +53,15 @@ def lean(plans: list[SitePlan]) -> dict[str, Any]:
     return {"use_cache": False, "logits_to_keep": 1}
 
 
-def make_context(batch: BatchData, beams: int, sources: Sources, columns: list[int] | None) -> Context:
+def make_context(
+    batch: BatchData, beams: int, sources: Sources, columns: list[int] | None, plans: list[SitePlan]
+) -> Context:
     return {
         "fields": batch["fields"],
         "rows": batch["inputs"]["input_ids"].shape[0],
         "beams": beams,
         "sources": sources,
+        "beside": nothing_beside(plans),
         "columns": columns,
         "prompt_length": batch["prompt_length"],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mmneuron_lens.wire.answers import append_answers
 from mmneuron_lens.wire.encode import completed, encode
 from mmneuron_lens.wire.fold import merge, stack
 from mmneuron_lens.wire.images import decode
@@ -60,8 +61,13 @@ def prepare(processor: Processor, item: Item, job: Job) -> BatchData:
     else:
         inputs = encode(processor, pictures, [text for text in item["texts"] if isinstance(text, str)], job["facts"])
         fields = lay_out(inputs, job["facts"])
+    length, answers = inputs["input_ids"].shape[1], item.get("answers")
+    if answers:
+        inputs, coming = append_answers(inputs, answers, job["pad"], job["facts"])
+        fields = lay_out(inputs, job["facts"], length)
+        fields["llm"]["answer"] = coming
     fields["llm"] = {**fields["llm"], **item["extra"]}
-    return {"inputs": inputs, "fields": fields, "prompt_length": inputs["input_ids"].shape[1], "sharing": sharing}
+    return {"inputs": inputs, "fields": fields, "prompt_length": length, "sharing": sharing}
 
 
 def to_cpu(value: Value) -> Value:

@@ -21,6 +21,12 @@ def refuse_whole(plans: list[SitePlan], job: Job) -> None:
                 f"{act['name']} at {plan['site']} needs a whole row, and this batch runs in parts that are added up; "
                 "pack it with lens.pack(rows, cut=False)."
             )
+        reached = {other["site"] for other in plans if other["stepped"]}
+        if act["gradients"] or any(one["site"] not in reached or one["source"] for one in act["values"].values()):
+            raise ValueError(
+                f"{act['name']} at {plan['site']} is given what the whole row has, and this batch runs in parts; pack "
+                "it with lens.pack(rows, cut=False)."
+            )
     if job["logits"]:
         raise ValueError("logits need a whole row, and this batch runs in parts; pack it with cut=False.")
 

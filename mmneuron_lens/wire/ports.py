@@ -15,39 +15,39 @@ from mmneuron_lens.wire.views import see, unsee
 
 def take(envoy: Module, port: Port, layer: Layer, context: Context) -> tuple[Any, Shaped[Tensor, "..."]]:
     """What the module holds at a port, and the site's view of it."""
-    if port["at"] == "output":
-        held = envoy.output
-        value = held if port["item"] is None else held[port["item"]]
-    else:
-        held = envoy.inputs
-        positional, keywords = held
-        value = keywords.get(port["item"]) if port["at"] == "keyword" else first(positional, keywords, port["item"])
-    return held, see(value, port["view"], seeing(held, layer, context))
+    held = envoy.output if port["at"] == "output" else envoy.inputs
+    return held, see(own(held, port), port["view"], seeing(held, layer, context))
 
 
 def put(envoy: Module, port: Port, held: Any, value: Shaped[Tensor, "..."], layer: Layer, context: Context) -> None:
     """Write the site's view back where it came from."""
-    item, how = port["item"], seeing(held, layer, context)
+    put_own(envoy, port, held, unsee(value, port["view"], own(held, port), seeing(held, layer, context)))
+
+
+def own(held: Any, port: Port) -> Shaped[Tensor, "..."]:
+    """The module's own value among all that it holds at a port."""
+    if port["at"] == "output":
+        return held if port["item"] is None else held[port["item"]]
+    positional, keywords = held
+    return keywords.get(port["item"]) if port["at"] == "keyword" else first(positional, keywords, port["item"])
+
+
+def put_own(envoy: Module, port: Port, held: Any, value: Shaped[Tensor, "..."]) -> None:
+    """Put another value in the place of the module's own."""
+    item = port["item"]
     if port["at"] == "output":
         if item is None:
-            envoy.output = unsee(value, port["view"], held, how)
+            envoy.output = value
         elif isinstance(held, tuple):
-            whole = list(held)
-            whole[item] = unsee(value, port["view"], held[item], how)
-            envoy.output = tuple(whole)
+            envoy.output = (*held[:item], value, *held[item + 1 :])
         else:
-            whole = held.copy()
-            whole[item] = unsee(value, port["view"], held[item], how)
-            envoy.output = type(held)(**whole)
+            envoy.output = type(held)(**{**held, item: value})
         return
     positional, keywords = held
-    if port["at"] == "keyword":
-        keywords = dict(keywords)
-        keywords[item] = unsee(value, port["view"], keywords.get(item), how)
-    elif positional:
-        positional = (unsee(value, port["view"], positional[0], how), *positional[1:])
+    if port["at"] == "keyword" or not positional:
+        keywords = {**keywords, item: value}
     else:
-        keywords = {**keywords, item: unsee(value, port["view"], keywords[item], how)}
+        positional = (value, *positional[1:])
     envoy.inputs = (positional, keywords)
 
 

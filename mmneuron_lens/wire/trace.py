@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from mmneuron_lens.wire.beside import refuse_incomplete, wanted_layers
+from mmneuron_lens.wire.between import START, act_of, forward_between
 from mmneuron_lens.wire.encode import extend
 from mmneuron_lens.wire.execute import serve
 from mmneuron_lens.wire.forward import forward, lean, make_context
@@ -26,14 +28,19 @@ def run_batch(
     Returns `(results, answers, logits)`: results by key and layer, answers int64 `[rows, tokens]` or None, logits or
     None.
     """
-    held = {} if source is None else hold(model, plans, source)
+    shares = job.get("between")
+    held = {} if source is None else hold(model, plans, source, bool(shares))
     if job["generation"]:
         return generate_and_read(model, plans, batch, held, job)
     cuts = batch["sharing"].get("cuts")
     if cuts:
         refuse_whole(plans, job)
         return forward_in_parts(model, plans, batch, cuts), None, None
-    results, output = forward(model, plans, batch, held, None, {} if job["logits"] else lean(plans))
+    settings = {} if job["logits"] else lean(plans)
+    if shares:
+        results, output = forward_between(model, plans, batch, held, shares, settings)
+    else:
+        results, output = forward(model, plans, batch, held, None, settings)
     return results, None, output.logits.detach() if job["logits"] else None
 
 
@@ -41,10 +48,11 @@ def generate(
     model: Module, plans: list[SitePlan], batch: BatchData, sources: Sources, settings: Mapping[str, Any]
 ) -> tuple[Results, Int[Tensor, "row token"]]:
     """A generation: workers of the language model visit every step, the others the prompt."""
-    context = make_context(batch, settings.get("num_beams") or 1, sources, None)
+    context = make_context(batch, settings.get("num_beams") or 1, sources, None, plans)
     results = {}
     # A generation counts positions by itself.
     inputs = {name: value for name, value in batch["inputs"].items() if name != "position_ids"}
+    later = wanted_layers([{**plan, "acts": [act for act in plan["acts"] if acts_later(act)]} for plan in plans])
     last = settings.get("max_new_tokens") or max((settings.get("max_length") or 20) - batch["prompt_length"], 1)
     with torch.no_grad(), warnings.catch_warnings():
         # Answers end before the last allowed step; nnsight tells each worker that asked for it.
@@ -54,11 +62,12 @@ def generate(
                 output = tracer.result.save()
             for plan in plans:
                 with tracer.invoke():
-                    if plan["stepped"] and any(act["steps"] not in ("prompt", (0,)) for act in plan["acts"]):
+                    if plan["stepped"] and (plan["site"] in later or any(map(acts_later, plan["acts"]))):
                         for step in tracer.iter[:last]:
                             serve(plan, model, context, step, results)
                     else:
                         serve(plan, model, context, 0, results)
+    refuse_incomplete(context["beside"]["waiting"])
     return results, output
 
 
@@ -90,50 +99,38 @@ def with_answers(batch: BatchData, answers: Int[Tensor, "row token"], job: Job) 
     return {"inputs": inputs, "fields": fields, "prompt_length": start, "sharing": {}}, columns
 
 
-def hold(model: Module, plans: list[SitePlan], source: BatchData) -> Sources:
-    """The values that the rewired sites have on the source batch, by site and layer."""
-    reading = []
-    for plan in plans:
-        acts = [act for act in plan["acts"] if act["mode"] == "rewires"]
-        if acts:
-            reading.append({**plan, "acts": [holding(acts[0], plan["site"])]})
+def hold(model: Module, plans: list[SitePlan], source: BatchData, between: bool) -> Sources:
+    """The values that rewires and others are given of the source batch, by site and layer."""
+    acts = [(plan, act) for plan in plans for act in plan["acts"]]
+    given = {wanted["site"] for _, act in acts for wanted in act["values"].values() if wanted["source"]}
+    given |= {plan["site"] for plan, act in acts if act["mode"] == "rewires"}
+    given |= {START} if between else set()
+    reading: list[SitePlan] = [
+        {**plan, "acts": [act_of("source", "reads", plan["site"], itself)]} for plan in plans if plan["site"] in given
+    ]
     results, _ = forward(model, reading, source, {}, None, lean(reading))
     return {(site, layer): values[0] for (_, site), layers in results.items() for layer, values in layers.items()}
-
-
-def holding(act: Act, site: str) -> Act:
-    """A read of the whole value at every layer, where a rewire acts."""
-    return {
-        **act,
-        "key": (act["name"], site),
-        "mode": "reads",
-        "function": itself,
-        "constants": {},
-        "per_layer": {},
-        "fields": {},
-        "modules": {},
-        "values": {},
-        "gradients": {},
-        "layers": None,
-        "positions": None,
-        "steps": "prompt",
-    }
 
 
 def itself(value: Shaped[Tensor, "*all"]) -> Shaped[Tensor, "*all"]:
     return value
 
 
+def acts_later(act: Act) -> bool:
+    """Whether an intervention acts at generated tokens."""
+    return act["steps"] not in ("prompt", (0,))
+
+
 def deferred(act: Act) -> bool:
     """A read of generated tokens that does not ask for every beam."""
-    return act["mode"] == "reads" and not act["all_beams"] and act["steps"] not in ("prompt", (0,))
+    return act["mode"] == "reads" and not act["all_beams"] and acts_later(act)
 
 
 def some_acts(plans: list[SitePlan], after: bool) -> list[SitePlan]:
     """What acts while generating, or afterwards under teacher forcing."""
-    chosen = []
-    for plan in plans:
-        acts = [act for act in plan["acts"] if deferred(act) == after or (after and act["mode"] != "reads")]
-        if acts:
-            chosen.append({**plan, "acts": acts})
-    return chosen
+    chosen: list[SitePlan] = [
+        {**plan, "acts": [act for act in plan["acts"] if deferred(act) == after or (after and act["mode"] != "reads")]}
+        for plan in plans
+    ]
+    wanted = wanted_layers(chosen)
+    return [plan for plan in chosen if plan["acts"] or plan["site"] in wanted]

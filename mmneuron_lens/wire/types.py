@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int, Shaped
 from PIL import Image
 from torch import Tensor
 
-from mmneuron_lens.wire.facts_types import Facts, Layer, Port
+from mmneuron_lens.wire.facts_types import Facts, Layer, Port, Seeing, Step
 
 # The model.
 
@@ -133,6 +133,7 @@ class Job(TypedDict):
     - pad, end: token ids
     - additive: the dtype of a packed batch's mask where attention adds it; None where the mask is booleans
     - missing: settings that the checkpoint's processor lacks, by name
+    - between: shares of the way from the source batch to the batch, at whose points gradients are taken and averaged
     """
 
     generation: dict[str, Any]
@@ -142,6 +143,7 @@ class Job(TypedDict):
     end: int
     additive: torch.dtype | None
     missing: Mapping[str, Any]
+    between: NotRequired[list[float]]
 
 
 class FoldedJob(Job):
@@ -195,12 +197,14 @@ class Item(TypedDict):
     - texts: per row a prompt, or the list of prompts packed in it
     - extra: the user's own fields of the language model
     - cut: whether a packed row runs in parts
+    - answers: token ids that stand behind each prompt
     """
 
     images: list[list[bytes]]
     texts: Sequence[str | list[str]]
     extra: dict[str, Tensor]
     cut: NotRequired[bool]
+    answers: NotRequired[list[list[int]]]
 
 
 class PairedItem(Item):
@@ -237,6 +241,48 @@ Sources: TypeAlias = Mapping[tuple[str, Layer], Tensor]
 """What rewired sites held on the source batch, by site and layer."""
 
 
+class Waiting(TypedDict):
+    """An intervention that waits for what comes later in the forward. value: that it acts on. given: what has come."""
+
+    act: Act
+    plan: SitePlan
+    layer: Layer
+    step: int
+    value: Tensor
+    given: dict[str, Tensor]
+
+
+class Followed(TypedDict):
+    """A tensor that the model went on with, its version then, and the steps to what the site shows of it."""
+
+    tensor: Tensor
+    version: int
+    view: tuple[Step, ...]
+    how: Seeing
+
+
+Gradients: TypeAlias = dict[tuple[Key, str, Layer], Tensor]
+"""In the sites' own axes, by target, site and layer."""
+
+
+class Beside(TypedDict):
+    """What is on its way from site to site in one forward.
+
+    - wanted: by site, the layers whose values are given elsewhere
+    - values: of each such site the last layer that came by: its index, the step (None for what is reached once), value
+    - followed: by target, the tensors that gradients are taken of
+    - totals, targets: numbers that gradients are taken of, and how many are still to come
+    """
+
+    wanted: Mapping[str, set[Layer]]
+    values: dict[str, tuple[Layer, int | None, Tensor]]
+    waiting: list[Waiting]
+    followed: dict[Key, dict[tuple[str, Layer], Followed]]
+    totals: dict[Key, Tensor]
+    targets: int
+    gradients: Gradients
+
+
 class Context(TypedDict):
     """What workers know of the batch under way. columns: under teacher forcing, the step of each column."""
 
@@ -244,6 +290,7 @@ class Context(TypedDict):
     rows: int
     beams: int
     sources: Sources
+    beside: Beside
     columns: list[int] | None
     prompt_length: int
 
