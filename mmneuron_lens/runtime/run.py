@@ -147,7 +147,9 @@ def checked_generation(model: Model, settings: Mapping[str, Any]) -> dict[str, A
 
 
 def refuse_packed(batch: Batch) -> None:
-    """Raise `InvalidValue` for a batch whose rows hold several prompts: none of them could be answered."""
+    """Raise `InvalidValue` for a batch whose rows hold several prompts, or answers: none of them could be answered."""
+    if batch.answers:
+        raise InvalidValue("This batch has answers behind its prompts; encode it without answers to generate.")
     if batch.sharing or any(isinstance(text, tuple) and len(text) > 1 for text in batch.given[1]):
         raise InvalidValue("A packed batch is not for generation; make one with lens.encode(images, texts).")
 
