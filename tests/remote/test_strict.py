@@ -11,14 +11,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import mixed_batch, tiny_lens
+from conftest import mixed_batch, pictures, tiny_lens
 from equality import assert_same_results
 from jaxtyping import Bool, Float, Int
 from strict_client import NO_ENVIRONMENT, URL, StrictServer, environment_is_there
 from torch import Tensor
 
 import interventions
-from interventions import Intervention, batch_field, count_active, keep, module, per_layer, reads, writes, zero_neurons
+from interventions import (
+    Intervention,
+    answer_log_probability,
+    batch_field,
+    count_active,
+    gradient,
+    integrated_gradients,
+    keep,
+    module,
+    per_layer,
+    reads,
+    value_of,
+    writes,
+    zero_neurons,
+)
 from mmneuron_lens import Lens
 from mmneuron_lens.runtime.remote import RemoteFailed
 
@@ -26,6 +40,7 @@ pytestmark = pytest.mark.skipif(not environment_is_there(), reason=NO_ENVIRONMEN
 
 NAMES = ("llava_next", "instructblip")
 NEURONS = torch.arange(3 * 48).reshape(3, 48) % 3 == 0
+OF_ANSWER = gradient(answer_log_probability)
 GENERATION = {"num_beams": 5, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 
 
@@ -55,7 +70,8 @@ def pair(request, place, monkeypatch):
 def both(pair, graph, *, batches=2, sources=None, **settings):
     local, client = pair
     batch = mixed_batch(client)
-    batch = batch.with_fields(mark=torch.arange(batch.inputs["input_ids"].numel()).reshape(batch.rows, -1) % 2)
+    mark = torch.arange(batch.inputs["input_ids"].numel()).reshape(batch.rows, -1) % 2
+    batch = batch.with_fields(mark=mark, answer=6 * mark - 1)
     some = [batch] * batches
     given = None if sources is None else [mixed_batch(client)] * batches
     kind = "generate" if "max_new_tokens" in settings else "run"
@@ -63,6 +79,11 @@ def both(pair, graph, *, batches=2, sources=None, **settings):
     other = getattr(client, kind)(graph, some, sources=given, remote=URL, **settings)
     assert_same_results(one, other)
     return one
+
+
+@reads("llm.attention.q", over="list")
+def keep_other(value: Float[Tensor, "..."], other: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return other
 
 
 def bound(name: str) -> Intervention:
@@ -75,18 +96,45 @@ def bound(name: str) -> Intervention:
         "add_vector": {"vector": torch.ones(32)},
         "direct_logit_attribution": {"direction": torch.linspace(-1, 1, 32)},
         "root_mean_square": {"epsilon": 1e-6},
+        "logit_difference": {"right": torch.tensor([3, 4, 5]), "wrong": torch.tensor([5, 6, 7])},
+        "attribution": {"gradient": OF_ANSWER},
+        "integrated_gradients": {"gradient": OF_ANSWER},
+        "summed_attribution": {"gradient": OF_ANSWER},
     }
     return one.bind(**given[name]) if name in given else one
 
 
+SOURCED = ("patch_activations", "integrated_gradients")
 BUILT_IN = [name for name in interventions.__all__ if isinstance(getattr(interventions, name), Intervention)]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in(pair, name):
     graph = bound(name) if name != "knock_out_attention" else knock_out(pair[1])
-    out = both(pair, graph | keep.named("after"), logits=True, sources="yes" if name == "patch_activations" else None)
+    out = both(pair, graph | keep.named("after"), logits=True, sources="yes" if name in SOURCED else None)
     assert out.logits
+
+
+def test_values_of_other_sites_and_gradients_along_a_line(pair):
+    local, client = pair
+    given = keep_other.at("llm.attention.q")
+    both(
+        pair,
+        given.bind(other=value_of("llm.residual")).named("later")
+        | given.bind(other=value_of("projector.output")).named("once")
+        | given.bind(other=value_of(source=True)).named("source"),
+        sources="yes",
+    )
+    images, questions, answers = pictures((40, 56), (64, 30)), ["what?", "what is it?"], ["yes it is", "no"]
+    batch = client.encode(images, questions, answers)
+    baseline = client.encode([image.transpose(0) for image in images], questions, answers)
+    read = integrated_gradients.bind(gradient=OF_ANSWER)
+    graph = read | read.at("llm.embedding").named("start")
+    here, there = (
+        lens.run_between(graph, batch, baseline, steps=3, **where)
+        for lens, where in ((local, {}), (client, {"remote": URL}))
+    )
+    assert_same_results(here, there)
 
 
 def knock_out(client):
