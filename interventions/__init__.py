@@ -21,7 +21,7 @@ from interventions.patching import patch_activations
 from interventions.saving import load_graph, save_graph
 from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
 from interventions.steering import add_vector
-from interventions.unembedding import lens_entropy, logit_lens
+from interventions.unembedding import jacobian_lens, lens_entropy, logit_lens, tuned_lens
 from interventions.values import gradient, value_of
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "count_positions",
     "direct_logit_attribution",
     "gradient",
+    "jacobian_lens",
     "keep",
     "knock_out_attention",
     "last_hidden_state",
@@ -58,6 +59,7 @@ __all__ = [
     "save_graph",
     "scale_neurons",
     "sum_activations",
+    "tuned_lens",
     "value_of",
     "writes",
     "zero_neurons",
