@@ -17,7 +17,6 @@ final distribution is that of the last residual stream through the same norm and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -27,7 +26,13 @@ from interventions.errors import InvalidType, InvalidValue
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.tuned_lens import TunedLens
 from mmneuron_lens.batching.progress import Progress, quietly
-from mmneuron_lens.experiments.residual_stream import positions_counted, refuse_below, residual_stream, unembedding
+from mmneuron_lens.experiments.residual_stream import (
+    frozen,
+    positions_counted,
+    refuse_below,
+    residual_stream,
+    unembedding,
+)
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.arguments import batches_of
 from mmneuron_lens.runtime.batch import Batch
@@ -73,8 +78,9 @@ def fit_tuned_lens(
     batches, judged = batches_of(batches), _listed(held_out)
     if isinstance(batches, list) and any(one is other for one in batches for other in judged):
         raise InvalidValue("a batch is both trained on and held out; hold out others.")
-    maps, positions = _trained(lens, batches, steps, learning_rate, weight_decay, kinds, chunk, progress)
-    ours, plain, count = _judged(lens, judged, maps, kinds, chunk)
+    with frozen(lens.module):
+        maps, positions = _trained(lens, batches, steps, learning_rate, weight_decay, kinds, chunk, progress)
+        ours, plain, count = _judged(lens, judged, maps, kinds, chunk)
     weights = [map_[0] + torch.eye(len(map_[1]), device=map_[0].device) for map_ in maps]
     asked = {"kinds": None if kinds is None else list(kinds), "learning rate": float(learning_rate)}
     asked |= {"weight decay": float(weight_decay), "momentum": MOMENTUM, "optimiser": "SGD, Nesterov"}

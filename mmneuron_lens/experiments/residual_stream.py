@@ -31,14 +31,14 @@ def residual_stream(lens: Lens, batch: Batch, *, gradients: bool = False) -> lis
     """
     refuse_weightless(lens.model, cure="")
     refuse_strange(lens.model, batch)
-    if batch.sharing:
+    if batch.sharing or any(isinstance(text, tuple) for text in batch.given[1]):
         raise InvalidValue("A lens is fitted on rows of one prompt each; make the batch with lens.encode.")
     batch = batch.to(lens.device)
     context, kept = make_context(batch.plain(), 1, {}, None), list[Tensor]()
     place = lens.architecture.place
     with ExitStack() as stack:
         if gradients:
-            stack.enter_context(_frozen(lens.module))
+            stack.enter_context(frozen(lens.module))
         first = lens.module.get_submodule(place("llm.embedding").path)
         stack.callback(_hook_embedding(lens, first, context, kept, gradients).remove)
         for layer, path in place("llm.residual").paths():
@@ -99,7 +99,7 @@ def refuse_below(least: int, **numbers: int | None) -> None:
 
 
 @contextmanager
-def _frozen(module: torch.nn.Module) -> Generator[None]:
+def frozen(module: torch.nn.Module) -> Generator[None]:
     """No weight asks for a gradient meanwhile."""
     asking = [weight for weight in module.parameters() if weight.requires_grad]
     try:
