@@ -302,7 +302,7 @@ def test_what_cannot_be_is_refused_in_a_line(settings: dict[str, Any], error: ty
 def test_batches_that_cannot_be_are_refused() -> None:
     lens = tiny()
     packed = lens.pack([(pictures((32, 32)), ["Is it red?", "why"])])
-    with pytest.raises(InvalidValue, match="rows of one prompt each; make the batch with lens.encode"):
+    with pytest.raises(InvalidValue, match=r"rows of one prompt each; make the batch with lens\.encode"):
         fit_jacobian_lens(lens, packed)
     with pytest.raises(InvalidValue, match="made for another model"):
         fit_jacobian_lens(tiny("instructblip"), batch_of(0))
@@ -327,7 +327,7 @@ def test_gradients_that_are_not_finite_are_refused(monkeypatch) -> None:
 
 def test_matrices_of_other_sizes_are_refused_before_the_model_runs() -> None:
     lens = tiny()
-    with pytest.raises(InvalidValue, match="llm.residual has 3 layers"):
+    with pytest.raises(InvalidValue, match=r"llm\.residual has 3 layers"):
         lens.run(jacobian_lens.bind(jacobian=per_layer(torch.zeros(2, HIDDEN, HIDDEN))), batch_of(0))
     with pytest.raises(Exception, match=r"jacobian_lens does not fit llm\.residual.*argument jacobian"):
         lens.run(jacobian_lens.bind(jacobian=per_layer(torch.zeros(LAYERS, HIDDEN, 5))), batch_of(0))

@@ -20,6 +20,8 @@ from torch import Tensor
 import interventions
 from interventions import Intervention, batch_field, count_active, keep, module, per_layer, reads, writes, zero_neurons
 from mmneuron_lens import Lens
+from mmneuron_lens.experiments.fit_jacobian import fit_jacobian_lens
+from mmneuron_lens.experiments.fit_tuned import fit_tuned_lens
 from mmneuron_lens.runtime.remote import RemoteFailed
 
 pytestmark = pytest.mark.skipif(not environment_is_there(), reason=NO_ENVIRONMENT)
@@ -74,6 +76,8 @@ def bound(name: str) -> Intervention:
         "mean_ablate_neurons": {"neurons": per_layer(NEURONS), "mean": per_layer(torch.randn(3, 48))},
         "add_vector": {"vector": torch.ones(32)},
         "direct_logit_attribution": {"direction": torch.linspace(-1, 1, 32)},
+        "jacobian_lens": {"jacobian": per_layer(torch.randn(3, 32, 32))},
+        "tuned_lens": {"weight": per_layer(torch.randn(3, 32, 32)), "bias": per_layer(torch.randn(3, 32))},
         "root_mean_square": {"epsilon": 1e-6},
     }
     return one.bind(**given[name]) if name in given else one
@@ -87,6 +91,17 @@ def test_built_in(pair, name):
     graph = bound(name) if name != "knock_out_attention" else knock_out(pair[1])
     out = both(pair, graph | keep.named("after"), logits=True, sources="yes" if name == "patch_activations" else None)
     assert out.logits
+
+
+def test_lenses_that_were_fitted_here(pair):
+    local = pair[0]
+    batch = mixed_batch(local)
+    jacobian = fit_jacobian_lens(local, batch)
+    tuned = fit_tuned_lens(local, batch, held_out=mixed_batch(local), steps=2)
+    out = both(pair, interventions.logit_lens | jacobian.bound(local) | tuned.bound(local), logits=True)
+    last = [out[name, "llm.residual"][0]["entropy"][-1] for name in ("logit_lens", "jacobian_lens", "tuned_lens")]
+    assert torch.equal(last[0], last[1])
+    assert torch.equal(last[0], last[2])
 
 
 def knock_out(client):
