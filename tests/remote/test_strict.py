@@ -96,7 +96,7 @@ def test_built_in(pair, name):
 def test_lenses_that_were_fitted_here(pair):
     local = pair[0]
     batch = mixed_batch(local)
-    jacobian = fit_jacobian_lens(local, batch)
+    jacobian = fit_jacobian_lens(local, batch, skip=0)
     tuned = fit_tuned_lens(local, batch, held_out=mixed_batch(local), steps=2)
     out = both(pair, interventions.logit_lens | jacobian.bound(local) | tuned.bound(local), logits=True)
     last = [out[name, "llm.residual"][0]["entropy"][-1] for name in ("logit_lens", "jacobian_lens", "tuned_lens")]
