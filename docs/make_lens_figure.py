@@ -27,7 +27,7 @@ from mmneuron_lens.report.figures import themed
 
 HERE = Path(__file__).parent
 STREAM = ("llm.embedding", "llm.residual")
-BATCH, TRAINED, HELD_OUT, STEPS = 8, 160, 40, 250
+BATCH, TRAINED, HELD_OUT, SAMPLES, STEPS = 8, 160, 40, 64, 250
 COLOURS = {"logit lens": "#4269d0", "Jacobian lens": "#c2571a", "tuned lens": "#2a8a57"}
 MARKS = {"logit lens": "o", "Jacobian lens": "s", "tuned lens": "^"}
 
@@ -70,7 +70,7 @@ def cells(panel: Axes, chances: Tensor, word: Any, names: list[str], highest: fl
             best, share = int(chances[layer, column].argmax()), float(chances[layer, column].max())
             dark = float(spread[column, layer]) > 0.6 * highest
             panel.text(
-                *(layer, column, f"{word(best)}\n{share:.0%}"),
+                *(layer, column, f"{word(best)}\n{share:.0%}" if share >= 0.005 else f"{word(best)}\n< 1%"),
                 **{"ha": "center", "va": "center", "fontsize": 9, "color": "white" if dark else "#1a1a1a"},
             )
     panel.set_yticks(range(len(COLOURS)), list(COLOURS))
@@ -91,7 +91,7 @@ def main() -> None:
     ]
     trained, held_out = batches[: TRAINED // BATCH], batches[TRAINED // BATCH :]
     start = time.monotonic()
-    jacobian = fit_jacobian_lens(lens, trained)
+    jacobian = fit_jacobian_lens(lens, trained, samples=SAMPLES)
     print(
         f"Jacobian lens: {time.monotonic() - start:.0f} s, {jacobian.positions} positions, error {jacobian.error.tolist()}"
     )
@@ -116,16 +116,18 @@ def main() -> None:
 
 
 def draw(lens: mm.Lens, found: dict[str, Tensor], asked: list[mm.Sample], names: list[str]) -> None:
-    chosen = 0
+    chosen = next(number for number, one in enumerate(asked) if one.kind == "name")
     one = torch.stack([chances[:, chosen] for chances in found.values()], dim=1)
     with themed("light") as ink:
         figure = Figure(figsize=(9.2, 5.6), dpi=150, layout="constrained")
         grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.05))
         left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
         lines(left, {name: entropy(chances) for name, chances in found.items()}, "entropy (nats)", names)
-        lines(right, {name: divergence(chances) for name, chances in found.items()}, "KL(final || lens) (nats)", names)
+        lines(
+            right, {name: divergence(chances) for name, chances in found.items()}, "KL to the last layer (nats)", names
+        )
         left.set_title(f"How sure: mean of {len(asked)} held-out questions", loc="left", fontsize=10)
-        right.set_title("How far from the model’s answer", loc="left", fontsize=10)
+        right.set_title("How far from the model’s own distribution", loc="left", fontsize=10)
         right.legend(frameon=False, fontsize=9)
         table = figure.add_subplot(grid[1, :])
         highest = float(entropy(one).max())
