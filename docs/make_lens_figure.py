@@ -92,9 +92,8 @@ def main() -> None:
     trained, held_out = batches[: TRAINED // BATCH], batches[TRAINED // BATCH :]
     start = time.monotonic()
     jacobian = fit_jacobian_lens(lens, trained, samples=SAMPLES)
-    print(
-        f"Jacobian lens: {time.monotonic() - start:.0f} s, {jacobian.positions} positions, error {jacobian.error.tolist()}"
-    )
+    took = time.monotonic() - start
+    print(f"Jacobian lens: {took:.0f} s, {jacobian.positions} positions, error {jacobian.error.tolist()}")
     start = time.monotonic()
     tuned = fit_tuned_lens(lens, trained, held_out=held_out, steps=STEPS)
     print(f"tuned lens: {time.monotonic() - start:.0f} s, held out {tuned.held_out.tolist()}")
