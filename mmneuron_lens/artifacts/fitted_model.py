@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from interventions.errors import InvalidValue, UnknownName
@@ -13,13 +13,9 @@ STREAM = ("llm.embedding", "llm.residual")
 
 
 class Fingerprinted(Protocol):
-    """A model by its name and the hash of all that decides its numbers."""
+    """A model that tells its name, "model id", and the hash of all that decides its numbers, "fingerprint"."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fingerprint(self) -> str: ...
+    def facts(self) -> Mapping[str, object]: ...
 
 
 class HasModel(Protocol):
@@ -31,12 +27,12 @@ class HasModel(Protocol):
 
 def refuse_other_model(what: str, name: str, fingerprint: str, lens: HasModel) -> None:
     """Raises `InvalidValue` for a lens on another model than the one of this name and fingerprint."""
-    model = lens.model
-    if model.fingerprint != fingerprint:
+    facts = lens.model.facts()
+    if facts["fingerprint"] != fingerprint:
         raise InvalidValue(
-            f"This {what} was fitted on {name} (fingerprint {fingerprint[:12]}), and the model is {model.name} "
-            f"({model.fingerprint[:12]}): other weights, dtype or processor, or weights that cannot be seen. Fit one "
-            "on this model, or load the model as it was; for one on a server, with Lens(name, remote=...)."
+            f"This {what} was fitted on {name} (fingerprint {fingerprint[:12]}), and the model is {facts['model id']} "
+            f"({str(facts['fingerprint'])[:12]}): other weights, dtype or processor, or weights that cannot be seen. "
+            "Fit one on this model, or load the model as it was; for one on a server, with Lens(name, remote=...)."
         )
 
 
