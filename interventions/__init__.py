@@ -22,7 +22,7 @@ from interventions.saving import load_graph, save_graph
 from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
 from interventions.steering import add_vector
 from interventions.targets import answer_log_probability, logit_difference
-from interventions.unembedding import lens_entropy, logit_lens
+from interventions.unembedding import jacobian_lens, lens_entropy, logit_lens, tuned_lens
 from interventions.values import gradient, value_of
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "direct_logit_attribution",
     "gradient",
     "integrated_gradients",
+    "jacobian_lens",
     "keep",
     "knock_out_attention",
     "last_hidden_state",
@@ -64,6 +65,7 @@ __all__ = [
     "scale_neurons",
     "sum_activations",
     "summed_attribution",
+    "tuned_lens",
     "value_of",
     "writes",
     "zero_neurons",

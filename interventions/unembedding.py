@@ -1,4 +1,8 @@
-"""Unembedding: the logit lens of section 3.3, reduced where the hidden states are."""
+"""Unembedding: the logit lens of section 3.3, the Jacobian lens and the tuned lens, reduced where the states are.
+
+All three return the same: what the final norm and unembedding make of a hidden state as it is, times a matrix, or after
+an affine map. Matrices and maps are fitted with `fit_jacobian_lens` and `fit_tuned_lens`.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,55 @@ def logit_lens(
 
     Returns `tokens` int64 and `probabilities` `[*where, top_k]`, best first, and `entropy` `[*where]` in nats.
     """
-    tokens, probabilities, entropy = _lens_by_chunks(hidden.flatten(0, -2), unembed, top_k, chunk)
-    where = hidden.shape[:-1]
-    return {
-        "tokens": tokens.unflatten(0, where),
-        "probabilities": probabilities.unflatten(0, where),
-        "entropy": entropy.unflatten(0, where),
-    }
+    return _most_likely(hidden, unembed, top_k, chunk)
+
+
+@reads("llm.residual", over="list", unembed=_UNEMBED)
+def jacobian_lens(
+    hidden: Float[Tensor, "*where hidden"],
+    jacobian: Float[Tensor, "hidden hidden"],
+    unembed: Callable[[Tensor], Tensor],
+    top_k: int = 5,
+    chunk: int = _CHUNK,
+) -> dict[str, Tensor]:
+    """What a state disposes the model to say: unembed(J h), with J the mean Jacobian from here to the last layer.
+
+    Source: Gurnee, Sofroniew, Lindsey et al., "Verbalizable Representations Form a Global Workspace in Language Models"
+    (2026), and the descriptions of its code, anthropics/jacobian-lens: lens(h) = unembed(J_l h),
+    J_l = E[dh_final / dh_l], where h_final is the residual stream after the last layer, before the final norm. At the
+    last layer J is the identity, and this the logit lens.
+
+    - hidden: `[*where, hidden]`
+    - jacobian: `[hidden, hidden]`, output by input; bind `per_layer(...)`, or take `JacobianLens.bound(lens)`
+    - unembed, top_k, chunk: as of `logit_lens`
+
+    Multiplies in float32 and unembeds in the dtype of `hidden`. Returns what `logit_lens` does.
+    """
+    return _most_likely(_mapped(hidden, jacobian), unembed, top_k, chunk)
+
+
+@reads("llm.residual", over="list", unembed=_UNEMBED)
+def tuned_lens(
+    hidden: Float[Tensor, "*where hidden"],
+    weight: Float[Tensor, "hidden hidden"],
+    bias: Float[Tensor, " hidden"],
+    unembed: Callable[[Tensor], Tensor],
+    top_k: int = 5,
+    chunk: int = _CHUNK,
+) -> dict[str, Tensor]:
+    """What a state says already of the model's answer: unembed(A h + b), trained to the final distribution.
+
+    Source: Belrose et al., "Eliciting Latent Predictions from Transformers with the Tuned Lens" (arXiv 2303.08112). The
+    package tuned-lens keeps A - 1 where this has A.
+
+    - hidden: `[*where, hidden]`
+    - weight, bias: `[hidden, hidden]`, output by input, and `[hidden]`; bind `per_layer(...)`, or take
+      `TunedLens.bound(lens)`
+    - unembed, top_k, chunk: as of `logit_lens`
+
+    Maps in float32 and unembeds in the dtype of `hidden`. Returns what `logit_lens` does.
+    """
+    return _most_likely(_mapped(hidden, weight, bias), unembed, top_k, chunk)
 
 
 @reads("llm.residual", over="mean", unembed=_UNEMBED, weight=batch_field("weight"), kind=batch_field("kind"))
@@ -61,6 +107,27 @@ def lens_entropy(
     # Where a position does not count, it may hold anything.
     summed = (entropy.double()[:, None] * counted).masked_fill(counted == 0, 0)
     return summed.sum(0), counted.sum(0)
+
+
+def _mapped(
+    hidden: Float[Tensor, "*where hidden"],
+    matrix: Float[Tensor, "hidden hidden"],
+    shift: Float[Tensor, " hidden"] | None = None,
+) -> Float[Tensor, "*where hidden"]:
+    mapped = hidden.float() @ matrix.float().T
+    return (mapped if shift is None else mapped + shift.float()).to(hidden.dtype)
+
+
+def _most_likely(
+    hidden: Float[Tensor, "*where hidden"], unembed: Callable[[Tensor], Tensor], top_k: int, chunk: int
+) -> dict[str, Tensor]:
+    tokens, probabilities, entropy = _lens_by_chunks(hidden.flatten(0, -2), unembed, top_k, chunk)
+    where = hidden.shape[:-1]
+    return {
+        "tokens": tokens.unflatten(0, where),
+        "probabilities": probabilities.unflatten(0, where),
+        "entropy": entropy.unflatten(0, where),
+    }
 
 
 def _lens_by_chunks(

@@ -27,10 +27,12 @@ from mmneuron_lens.artifacts.effect_sizes import Effect, EffectSizes, Interval
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import ArtifactError, read_lines
+from mmneuron_lens.artifacts.jacobian_lens import JacobianLens
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.means import Means
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.selection import Selection, groups_of
+from mmneuron_lens.artifacts.tuned_lens import TunedLens
 from mmneuron_lens.batching.gather import Held, Piece
 from mmneuron_lens.corpora.sample_list import SampleList
 from mmneuron_lens.runs.pieces import KeptPiece
@@ -97,6 +99,17 @@ def sample_list() -> SampleList:
     return SampleList("medical", "PMC-VQA", "train", "evaluation", ("a", "é"), (3, 4), {"seed": 2, "short": 0})
 
 
+def jacobian() -> JacobianLens:
+    error = torch.tensor([0.2, 0.1, float("nan")]).double()
+    return JacobianLens("m", "f", torch.randn(2, 3, 3), torch.randn(3, 3), error, 2, 9, {"targets": "later"})
+
+
+def tuned() -> TunedLens:
+    maps = torch.randn(2, 3, 3), torch.randn(2, 3), torch.randn(3, 3), torch.randn(3)
+    held_out = torch.rand(3).double(), torch.rand(3).double()
+    return TunedLens("m", "f", *maps, *held_out, 4, 20, 5, {"kinds": None})
+
+
 def effect(memberships: int) -> Effect:
     some: Interval = {"value": 0.3, "low": -0.1, "high": 1.5}
     nothing: Interval = {"value": None, "low": None, "high": None}
@@ -129,6 +142,8 @@ MADE: dict[str, Any] = {
     "official scores": official_scores(),
     "piece": piece(),
     "sample list": sample_list(),
+    "jacobian lens": jacobian(),
+    "tuned lens": tuned(),
 }
 
 

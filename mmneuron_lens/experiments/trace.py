@@ -1,4 +1,6 @@
-"""Trace: what every position of one question decodes to at every layer, by the logit lens (Figures 6 and 10 to 13)."""
+"""Trace: what every position of one question decodes to at every layer (Figures 6 and 10 to 13), by the logit lens or a
+fitted one.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ from torch import Tensor
 
 from interventions import logit_lens
 from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.artifacts.jacobian_lens import JacobianLens
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.positions import Position, place_of, positions_of
+from mmneuron_lens.artifacts.tuned_lens import TunedLens
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode, shown
@@ -41,23 +45,27 @@ def trace_sample(
     prompt_form: PromptForm = "auto",
     top_k: int = 5,
     positions: Sequence[Position] | Literal["paper"] | None = None,
+    fitted: JacobianLens | TunedLens | None = None,
 ) -> LensTrace:
     """What every position of a question decodes to at every layer, or only `positions`.
 
     - positions: columns of the prompt or names, see `artifacts.positions.place_of`; "paper": those that the paper shows
       of the question's domain.
+    - fitted: a lens that was fitted on this model; the logit lens unless given
 
-    Raises `InvalidValue` for an image or a text that the model cannot read or what is no position, `OutOfRange` for a
-    position that the prompt does not have, `NotFinite` for hidden states that are infinite or NaN.
+    Raises `InvalidValue` for an image or a text that the model cannot read, what is no position or a lens of another
+    model, `OutOfRange` for a position that the prompt does not have, `NotFinite` for hidden states that are infinite or
+    NaN.
     """
+    read_by = logit_lens.at(READ_AT).bind(top_k=top_k) if fitted is None else fitted.bound(lens, top_k=top_k)
     (asked,), put = asked_as(lens, askable(lens, [sample], prompt), prompt, frames, prompt_form)
     batch, _ = encode(lens, [asked], prompt, frames=frames, prompt_form=prompt_form)
     assert batch is not None
     named = positions_of(sample.domain) if positions == "paper" else positions
     kinds = batch.kind[0]
     chosen = sorted({place_of(one, kinds) for one in (range(len(kinds)) if named is None else named)})
-    out = lens.run(logit_lens.at(READ_AT, positions=chosen).bind(top_k=top_k), batch)
-    embedded, layers = (out["logit_lens", site][0] for site in READ_AT)
+    out = lens.run(read_by.at(READ_AT, positions=chosen), batch)
+    embedded, layers = (out[read_by.name, site][0] for site in READ_AT)
     refuse_not_finite(READ_AT[0], embedded["entropy"], lens.dtype, layered=False)
     refuse_not_finite(READ_AT[1], layers["entropy"], lens.dtype, layered=True)
     read = {name: torch.cat([embedded[name][None], layers[name]])[:, 0].cpu() for name in embedded}
@@ -81,7 +89,10 @@ def trace_sample(
         boxes=boxes_of(batch)[chosen],
         pictures=tuple(_small(picture) for picture in seen),
         words=words,
-        parameters={"prompt": prompt, "top k": top_k, "positions": "all" if positions is None else chosen, **put},
+        parameters={
+            **{"prompt": prompt, "top k": top_k, "positions": "all" if positions is None else chosen, **put},
+            **({} if fitted is None else {"lens": fitted.kind}),
+        },
         provenance=provenance(**lens.model.facts()),
     )
 

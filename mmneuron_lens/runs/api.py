@@ -9,9 +9,11 @@ from typing import Any, Literal
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.artifacts.jacobian_lens import JacobianLens
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.positions import Position
 from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.artifacts.tuned_lens import TunedLens
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
@@ -171,19 +173,22 @@ def read_layers(
     prompt_form: PromptForm = "auto",
     top_k: int = 5,
     positions: Sequence[Position] | Literal["paper"] | None = None,
+    fitted: JacobianLens | TunedLens | None = None,
 ) -> LensTrace:
-    """What every position of a question decodes to at every layer, by the logit lens (Figure 6).
+    """What every position of a question decodes to at every layer (Figure 6), by the logit lens or a fitted one.
 
     - prompt, frames, prompt_form: as of `ablate`.
     - top_k: tokens at each position and layer.
     - positions: columns of the prompt, negative ones from its end, or names: "last", "image 8" (the eighth image
       token), "text -5" (the fifth text token from the end); "paper": those of the question's domain in the paper's
       Figures 6 and 10 to 13, which show `trace.rows(place, even=True)`. All of them unless given.
+    - fitted: a `JacobianLens` or `TunedLens` of this model (docs/lenses.md); the logit lens unless given
 
-    Raises `InvalidValue` for an image that cannot be read, `OutOfRange` for a position that the prompt does not have.
+    Raises `InvalidValue` for an image that cannot be read or a lens of another model, `OutOfRange` for a position that
+    the prompt does not have.
     """
     put: dict[str, Any] = {"prompt": prompt, "frames": frames, "prompt_form": prompt_form}
-    return trace_sample(lens, sample, top_k=top_k, positions=positions, **put)
+    return trace_sample(lens, sample, top_k=top_k, positions=positions, fitted=fitted, **put)
 
 
 def read_entropy(

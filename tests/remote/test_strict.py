@@ -34,6 +34,8 @@ from interventions import (
     zero_neurons,
 )
 from mmneuron_lens import Lens
+from mmneuron_lens.experiments.fit_jacobian import fit_jacobian_lens
+from mmneuron_lens.experiments.fit_tuned import fit_tuned_lens
 from mmneuron_lens.runtime.remote import RemoteFailed
 
 pytestmark = pytest.mark.skipif(not environment_is_there(), reason=NO_ENVIRONMENT)
@@ -95,6 +97,8 @@ def bound(name: str) -> Intervention:
         "mean_ablate_neurons": {"neurons": per_layer(NEURONS), "mean": per_layer(torch.randn(3, 48))},
         "add_vector": {"vector": torch.ones(32)},
         "direct_logit_attribution": {"direction": torch.linspace(-1, 1, 32)},
+        "jacobian_lens": {"jacobian": per_layer(torch.randn(3, 32, 32))},
+        "tuned_lens": {"weight": per_layer(torch.randn(3, 32, 32)), "bias": per_layer(torch.randn(3, 32))},
         "root_mean_square": {"epsilon": 1e-6},
         "logit_difference": {"right": torch.tensor([3, 4, 5]), "wrong": torch.tensor([5, 6, 7])},
         "attribution": {"gradient": OF_ANSWER},
@@ -135,6 +139,17 @@ def test_values_of_other_sites_and_gradients_along_a_line(pair):
         for lens, where in ((local, {}), (client, {"remote": URL}))
     )
     assert_same_results(here, there)
+
+
+def test_lenses_that_were_fitted_here(pair):
+    local = pair[0]
+    batch = mixed_batch(local)
+    jacobian = fit_jacobian_lens(local, batch, skip=0)
+    tuned = fit_tuned_lens(local, batch, held_out=mixed_batch(local), steps=2)
+    out = both(pair, interventions.logit_lens | jacobian.bound(local) | tuned.bound(local), logits=True)
+    last = [out[name, "llm.residual"][0]["entropy"][-1] for name in ("logit_lens", "jacobian_lens", "tuned_lens")]
+    assert torch.equal(last[0], last[1])
+    assert torch.equal(last[0], last[2])
 
 
 def knock_out(client):
