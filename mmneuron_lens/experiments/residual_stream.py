@@ -34,7 +34,7 @@ def residual_stream(lens: Lens, batch: Batch, *, gradients: bool = False) -> lis
     if batch.sharing or any(isinstance(text, tuple) for text in batch.given[1]):
         raise InvalidValue("A lens is fitted on rows of one prompt each; make the batch with lens.encode.")
     batch = batch.to(lens.device)
-    context, kept = make_context(batch.plain(), 1, {}, None), list[Tensor]()
+    context, kept = make_context(batch.plain(), 1, {}, None, []), list[Tensor]()
     place = lens.architecture.place
     with ExitStack() as stack:
         if gradients:
