@@ -23,6 +23,7 @@ from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
 from interventions.steering import add_vector
 from interventions.unembedding import lens_entropy, logit_lens
 from interventions.values import gradient, value_of
+from interventions.write_in import neuron_write_in
 
 __all__ = [
     "GROUP_KINDS",
@@ -50,6 +51,7 @@ __all__ = [
     "mean_ablate_neurons",
     "mean_activation",
     "module",
+    "neuron_write_in",
     "patch_activations",
     "per_layer",
     "reads",

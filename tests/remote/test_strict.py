@@ -74,6 +74,7 @@ def bound(name: str) -> Intervention:
         "mean_ablate_neurons": {"neurons": per_layer(NEURONS), "mean": per_layer(torch.randn(3, 48))},
         "add_vector": {"vector": torch.ones(32)},
         "direct_logit_attribution": {"direction": torch.linspace(-1, 1, 32)},
+        "neuron_write_in": {"direction": per_layer(torch.randn(3, 48))},
         "root_mean_square": {"epsilon": 1e-6},
     }
     return one.bind(**given[name]) if name in given else one
