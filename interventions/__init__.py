@@ -1,8 +1,15 @@
 """Typed intervention graphs over named submodules. Knows no checkpoint."""
 
-from interventions.ablating import mean_ablate_neurons, scale_neurons, zero_neurons
+from interventions.ablating import (
+    amplify_neurons,
+    mean_ablate_neurons,
+    resample_ablate_neurons,
+    scale_neurons,
+    zero_neurons,
+)
 from interventions.attention import knock_out_attention
 from interventions.attribution import direct_logit_attribution
+from interventions.autoencoder_files import Autoencoder, load_autoencoder
 from interventions.bindings import batch_field, module, per_layer
 from interventions.counting import (
     count_active,
@@ -20,6 +27,7 @@ from interventions.hidden import keep, last_hidden_state, root_mean_square
 from interventions.patching import patch_activations
 from interventions.saving import load_graph, save_graph
 from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
+from interventions.sparse_autoencoder import count_features, sae_features, scale_features, splice_autoencoder
 from interventions.steering import add_vector
 from interventions.unembedding import lens_entropy, logit_lens
 from interventions.values import gradient, value_of
@@ -29,15 +37,18 @@ __all__ = [
     "GROUP_KINDS",
     "NEURON_SITES",
     "SITES",
+    "Autoencoder",
     "Graph",
     "Intervention",
     "MMNeuronError",
     "Site",
     "add_vector",
+    "amplify_neurons",
     "batch_field",
     "count_active",
     "count_active_by_kind",
     "count_checked",
+    "count_features",
     "count_not_finite",
     "count_positions",
     "direct_logit_attribution",
@@ -46,6 +57,7 @@ __all__ = [
     "knock_out_attention",
     "last_hidden_state",
     "lens_entropy",
+    "load_autoencoder",
     "load_graph",
     "logit_lens",
     "mean_ablate_neurons",
@@ -55,10 +67,14 @@ __all__ = [
     "patch_activations",
     "per_layer",
     "reads",
+    "resample_ablate_neurons",
     "rewires",
     "root_mean_square",
+    "sae_features",
     "save_graph",
+    "scale_features",
     "scale_neurons",
+    "splice_autoencoder",
     "sum_activations",
     "value_of",
     "writes",

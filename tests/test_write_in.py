@@ -1,4 +1,4 @@
-"""What a neuron writes: its share of a logit, against the model's own logits, and its words, against the whole product."""
+"""What a neuron writes: its share of a logit, against the model's logits; its words, against the whole product."""
 
 from __future__ import annotations
 
