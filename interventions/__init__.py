@@ -25,6 +25,7 @@ from interventions.errors import MMNeuronError
 from interventions.graph import Graph, Intervention
 from interventions.hidden import keep, last_hidden_state, root_mean_square
 from interventions.patching import patch_activations
+from interventions.path_patching import add_difference, patch_heads, put_heads, put_values
 from interventions.saving import load_graph, save_graph
 from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
 from interventions.sparse_autoencoder import count_features, sae_features, scale_features, splice_autoencoder
@@ -42,6 +43,7 @@ __all__ = [
     "Intervention",
     "MMNeuronError",
     "Site",
+    "add_difference",
     "add_vector",
     "amplify_neurons",
     "batch_field",
@@ -65,7 +67,10 @@ __all__ = [
     "module",
     "neuron_write_in",
     "patch_activations",
+    "patch_heads",
     "per_layer",
+    "put_heads",
+    "put_values",
     "reads",
     "resample_ablate_neurons",
     "rewires",

@@ -69,9 +69,9 @@ def count_features(
     Returns int64 `[kind, feature]`.
     """
     rows = zip(
-        hidden.flatten(0, -2).split(_CHUNK),
-        weight.flatten().split(_CHUNK),
-        kind.flatten(0, -2).split(_CHUNK),
+        torch.split(hidden.flatten(0, -2), _CHUNK),
+        torch.split(weight.flatten(), _CHUNK),
+        torch.split(kind.flatten(0, -2), _CHUNK),
         strict=True,
     )
     counts = torch.zeros(kind.shape[-1], encoder.shape[1], dtype=torch.int64, device=hidden.device)
