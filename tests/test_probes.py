@@ -8,6 +8,7 @@ from conftest import pictures, tiny_lens
 
 from interventions import keep
 from interventions.errors import InvalidValue, UnknownName
+from mmneuron_lens.experiments import probes
 from mmneuron_lens.experiments.probes import fit_probes, predicted
 
 
@@ -69,7 +70,7 @@ def test_labels_planted_in_a_layer_are_read_there_and_not_before(probed):
 def test_what_the_question_asks_is_read_and_shuffled_labels_are_not(probed):
     lens, batches, labels = probed
     found = fit_probes(lens, batches, labels, position="text", shuffles=10)
-    assert (found.accuracy > 0.9).all()
+    assert (found.accuracy > 0.75).all()
     assert (found.shuffled.mean(1) - 0.5).abs().max() < 0.15
     assert torch.equal(found.selectivity, found.accuracy - found.shuffled.mean(1))
     frame = found.to_frame()
@@ -93,8 +94,6 @@ def test_probes_are_those_of_states_read_by_hand(probed, position, site):
         else:
             states.append(held[:, :, position])
     target = torch.tensor([found.classes.index(label) for label in labels])
-    from mmneuron_lens.experiments import probes
-
     generator = torch.Generator().manual_seed(0)
     fold = probes._folds(target, torch.arange(40), 5, generator, even=True)
     for layer, some in enumerate(torch.cat(states, 1).double()):
@@ -103,8 +102,6 @@ def test_probes_are_those_of_states_read_by_hand(probed, position, site):
 
 
 def test_folds_keep_groups_together_and_classes_even():
-    from mmneuron_lens.experiments import probes
-
     target = torch.tensor([0] * 15 + [1] * 25)
     fold = probes._folds(target, torch.arange(40), 5, torch.Generator().manual_seed(0), even=True)
     assert [int((target[fold == one] == 0).sum()) for one in range(5)] == [3] * 5

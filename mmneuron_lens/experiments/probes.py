@@ -1,6 +1,6 @@
 """Linear probes: what can be read off each layer by a linear classifier, beside what it reads off shuffled labels.
 
-A probe that is good says what is there, not that the model uses it; one that is as good on shuffled labels says nothing.
+A good probe says what is there, not that the model uses it; one that is as good on shuffled labels says nothing.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _features(
     found = torch.cat(kept, dim=1)
     if not bool(found.isfinite().all()):
         raise InvalidValue(
-            f"Some row has no {position!r} positions, or {site} is not finite; leave such rows out, or load in bfloat16."
+            f"Some row has no {position!r} positions, or {site} is not finite; leave it out, or load in bfloat16."
         )
     return found
 
