@@ -180,7 +180,7 @@ def predicted(
         width = features.shape[1]
         kernel = seen @ seen.T / width + ridge * torch.eye(len(seen), dtype=torch.float64, device="cpu")
         centre = onehot[:, ~inside].mean(1, keepdim=True)
-        solved = torch.linalg.solve(kernel, onehot[:, ~inside] - centre)
+        solved = torch.linalg.solve(kernel, onehot[:, ~inside])
         found[:, inside] = (asked @ seen.T / width @ solved + centre).argmax(-1)
     return found
 
