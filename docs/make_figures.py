@@ -25,6 +25,7 @@ from interventions import (
     per_layer,
     resample_ablate_neurons,
 )
+from interventions.attention import layers_around
 from mmneuron_lens.experiments.knock_out import Part, knocked_out
 from mmneuron_lens.experiments.resampling import bank_of
 from mmneuron_lens.experiments.token_directions import token_id, write_in
@@ -87,26 +88,34 @@ def steering(study: Study) -> None:
 
 def knock_out(study: Study) -> None:
     """Attention that is cut in a window of layers: what the answer's probability loses."""
-    layers, window = range(4), 2
+    window, width = 2, 0.21
     paths: tuple[tuple[Part, Part, str], ...] = (
         ("question", "image", BLUE),
         ("last", "image", ORANGE),
+        ("text", "image", GREY),
         ("last", "question", GREEN),
     )
-    plain = study.log_probabilities(Graph(), study.wet)[:, study.yes].exp()
+    plain = study.log_probabilities(Graph(), study.dry)[:, study.no].exp()
+    windows = [layers_around(layer, window, 4) for layer in range(4)]
     _, axes = pyplot.subplots()
     axes.axhline(0, color=GREY, linewidth=1)
-    for queries, keys, colour in paths:
+    for number, (queries, keys, colour) in enumerate(paths):
         shown: list[float] = []
-        for layer in layers:
-            cut = Graph() | knocked_out(study.lens, study.wet, queries=queries, keys=keys, around=layer, window=window)
-            left = study.log_probabilities(cut, study.wet)[:, study.yes].exp()
+        for layer in range(4):
+            cut = Graph() | knocked_out(study.lens, study.dry, queries=queries, keys=keys, around=layer, window=window)
+            left = study.log_probabilities(cut, study.dry)[:, study.no].exp()
             shown.append(float((100 * (left - plain) / plain).mean()))
-        axes.plot(layers, shown, color=colour, marker="o", label=f"{keys} to {queries}")
-    axes.set(xlabel=f"layer (a window of {window} from the layer before it)", ylim=(-105, 10), xticks=list(layers))
-    axes.set_ylabel('change of the probability of "yes" (%)')
-    axes.set_title("Attention cut in a window of layers")
-    axes.legend(loc="lower right")
+        places = [layer + (number - 1.5) * width for layer in range(4)]
+        axes.bar(places, shown, width=width, color=colour, label=f"{keys} to {queries}")
+        for place, value in zip(places, shown, strict=True):
+            text = f"{value:.0f}".replace("-0", "0")
+            axes.text(place, min(value, 0) - 2, text, ha="center", va="top", fontsize=9, color=colour)
+    names = [str(one[0]) if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in windows]
+    axes.set_xticks(range(4), names)
+    axes.set(xlabel="layers in which attention is cut", ylim=(-95, 3), yticks=range(-80, 1, 20))
+    axes.set_ylabel('change of P("no") in %')
+    axes.set_title(f'"{QUESTION}" of pictures without water')
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=4, fontsize=10, columnspacing=1, handlelength=1)
     save("knock-out")
 
 
@@ -158,9 +167,8 @@ def contributions(study: Study) -> None:
         value = study.lens.run(keep.at("llm.mlp.post", layers=layer, positions=-1), study.wet)
         positive = value["keep", "llm.mlp.post"][0][0, :, 0, neuron].mean() > 0
         # A negative activation writes the other end of the list.
-        names.append(
-            f"layer {layer}, {neuron}\n{', '.join(word for word, _ in (words.top if positive else words.bottom))}"
-        )
+        said = ", ".join(word for word, _ in (words.top if positive else words.bottom))
+        names.append(f"layer {layer}, neuron {neuron}\n{said}")
     _, axes = pyplot.subplots(figsize=(6.4, 5.0))
     axes.barh(range(len(best)), [float(shares.flatten()[one]) for one in best], color=BLUE, height=0.65)
     axes.set(yticks=range(len(best)), xlabel='added to the logit of "yes" less that of "no"')

@@ -1,4 +1,4 @@
-"""docs/interventions.md: every line runs and shows what its comment says; every public name has its line and example."""
+"""docs/interventions.md: every line runs and shows what it says; every public name has its line and example."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ def pair(request, place, monkeypatch):
 def both(pair, graph, *, batches=2, sources=None, **settings):
     local, client = pair
     batch = mixed_batch(client)
-    batch = batch.with_fields(mark=torch.arange(batch.inputs["input_ids"].numel()).reshape(batch.rows, -1) % 2)
+    shape = tuple(batch.inputs["input_ids"].shape)
+    mark = torch.arange(batch.inputs["input_ids"].numel()).reshape(shape) % 2
+    batch = batch.with_fields(mark=mark, draw=mark, difference=torch.ones(*shape, 32), given=torch.ones(*shape, 4, 8))
     some = [batch] * batches
     given = None if sources is None else [mixed_batch(client)] * batches
     kind = "generate" if "max_new_tokens" in settings else "run"
@@ -63,6 +65,11 @@ def both(pair, graph, *, batches=2, sources=None, **settings):
     other = getattr(client, kind)(graph, some, sources=given, remote=URL, **settings)
     assert_same_results(one, other)
     return one
+
+
+ENCODER = {"encoder": torch.linspace(-1, 1, 32 * 60).reshape(32, 60), "encoder_bias": torch.ones(60)}
+ENCODER["decoder_bias"] = torch.ones(32)
+OF_FIELDS = ("add_difference", "put_heads", "put_values", "resample_ablate_neurons")
 
 
 def bound(name: str) -> Intervention:
@@ -75,9 +82,20 @@ def bound(name: str) -> Intervention:
         "add_vector": {"vector": torch.ones(32)},
         "direct_logit_attribution": {"direction": torch.linspace(-1, 1, 32)},
         "neuron_write_in": {"direction": per_layer(torch.randn(3, 48))},
+        "amplify_neurons": {"neurons": per_layer(NEURONS), "strength": 2.0},
+        "resample_ablate_neurons": {"neurons": per_layer(NEURONS), "bank": per_layer(torch.randn(3, 2, 48))},
+        "patch_heads": {"heads": torch.tensor([True, False, False, True])},
+        "put_heads": {"heads": torch.tensor([True, False, False, True])},
+        "put_values": {"given": batch_field("difference")},
+        "sae_features": ENCODER,
+        "count_features": ENCODER,
+        "splice_autoencoder": {**ENCODER, "decoder": torch.ones(60, 32)},
+        "scale_features": {**ENCODER, "decoder": torch.ones(60, 32), "features": torch.ones(60) > 0, "factor": 0.5},
         "root_mean_square": {"epsilon": 1e-6},
     }
-    return one.bind(**given[name]) if name in given else one
+    one = one.bind(**given[name]) if name in given else one
+    # Generated tokens have no field of one's own.
+    return one.at(steps="prompt") if one.mode == "writes" and name in OF_FIELDS else one
 
 
 BUILT_IN = [name for name in interventions.__all__ if isinstance(getattr(interventions, name), Intervention)]
@@ -86,7 +104,7 @@ BUILT_IN = [name for name in interventions.__all__ if isinstance(getattr(interve
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in(pair, name):
     graph = bound(name) if name != "knock_out_attention" else knock_out(pair[1])
-    out = both(pair, graph | keep.named("after"), logits=True, sources="yes" if name == "patch_activations" else None)
+    out = both(pair, graph | keep.named("after"), logits=True, sources="yes" if name.startswith("patch_") else None)
     assert out.logits
 
 
