@@ -14,7 +14,9 @@ from interventions import (
     count_features,
     count_positions,
     load_autoencoder,
+    load_graph,
     sae_features,
+    save_graph,
     scale_features,
     splice_autoencoder,
 )
@@ -162,6 +164,12 @@ def test_a_file_is_read(lens, weights, tmp_path, threshold):
         )
         assert torch.equal(one, other)
     assert repr(loaded) == f"Autoencoder(90 features of 32 hidden{', with a threshold' if threshold else ''})"
+
+
+def test_graphs_with_an_autoencoder_are_saved(weights, tmp_path):
+    graph = count_features.bind(**encoder_of(weights), threshold=None, top_k=3).at(layers=LAYER)
+    graph |= splice_autoencoder.bind(**weights, **FORMS["threshold"])
+    assert load_graph(save_graph(graph, tmp_path / "graph.json")) == graph
 
 
 def test_files_that_do_not_fit_are_refused(weights, tmp_path):

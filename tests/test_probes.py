@@ -142,5 +142,8 @@ def test_what_does_not_fit_is_refused(probed):
         fit_probes(lens, batches, labels, groups=[number // 10 for number in range(40)])
     with pytest.raises(UnknownName, match="Unknown kind of position 'picture'"):
         fit_probes(lens, batches, labels, position="picture")
+    packed = lens.pack([(pictures((32, 32)), ["is it red?", "why"]), (pictures((32, 32)), ["is it red?", "why"])])
+    with pytest.raises(InvalidValue, match="A packed batch has several prompts in a row"):
+        fit_probes(lens, packed, ["a", "b"], folds=2)
     with pytest.raises(InvalidValue, match="Some row has no 'image' positions"):
         fit_probes(lens, lens.encode(None, ["one", "two"]), ["a", "b"], position="image", folds=2)

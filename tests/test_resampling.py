@@ -9,13 +9,14 @@ from conftest import mixed_batch, pictures, tiny_lens
 from interventions import (
     amplify_neurons,
     keep,
+    knock_out_attention,
     per_layer,
     resample_ablate_neurons,
     zero_neurons,
 )
 from interventions.attention import layers_around
 from interventions.errors import InvalidValue, OutOfRange, UnknownName
-from mmneuron_lens.experiments.knock_out import knocked_out, part_of
+from mmneuron_lens.experiments.knock_out import knock_out_curve, knocked_out, part_of
 from mmneuron_lens.experiments.resampling import Bank, bank_of
 
 NEURONS = torch.arange(3 * 48).reshape(3, 48) % 3 == 0
@@ -167,6 +168,30 @@ def test_image_to_question_is_cut_in_a_window():
     found = lens.run(cut, batch, logits=True).logits[0]
     torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(plain[:, -1], expected[:, -1], atol=1e-2)
+
+
+def test_a_curve_is_the_formula_over_questions_answered_right():
+    lens = tiny_lens("llava_next")
+    batch = mixed_batch(lens)
+    with torch.no_grad():
+        plain = lens.module(**batch.inputs).logits[:, -1].double().softmax(-1)
+    answers = plain.argmax(-1).tolist()
+    answers[1] = (answers[1] + 1) % 101
+    found = knock_out_curve(lens, batch, answers, queries="last", keys="image", window=2)
+    assert found.columns == ["layer", "first", "last", "change", "low", "high", "questions"]
+    assert found.select("first", "last").rows() == [(0, 0), (0, 1), (1, 2)]
+    assert found["questions"].to_list() == [2, 2, 2]
+    for layer, first, last, change in found.select("layer", "first", "last", "change").iter_rows():
+        cut = knock_out_attention.bind(queries=part_of(batch, "last"), keys=part_of(batch, "image"))
+        left = lens.run(cut.at(layers=range(first, last + 1)), batch, logits=True).logits[0][:, -1].double().softmax(-1)
+        losses = [100 * (left[row, answers[row]] / plain[row, answers[row]] - 1) for row in (0, 2)]
+        assert change == pytest.approx(float(sum(losses)) / 2, rel=1e-4), layer
+    assert found["change"].abs().max() > 1
+    with pytest.raises(InvalidValue, match="The batch has 3 rows, and there are 2 answers"):
+        knock_out_curve(lens, batch, answers[:2], queries="last", keys="image")
+    wrong = [(one + 1) % 101 for one in plain.argmax(-1).tolist()]
+    with pytest.raises(InvalidValue, match="answers none of these rows right"):
+        knock_out_curve(lens, batch, wrong, queries="last", keys="image")
 
 
 def test_windows_are_clipped_at_the_ends_and_say_so():

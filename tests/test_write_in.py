@@ -94,6 +94,12 @@ def test_a_difference_of_two_tokens_is_the_difference_of_their_contributions(len
     torch.testing.assert_close(write_in(lens, batch, YES, against=NO), both, rtol=1e-4, atol=1e-5)
 
 
+def test_a_packed_batch_is_refused(lens):
+    packed = lens.pack([(pictures((32, 32)), ["is it red?", "why"])])
+    with pytest.raises(InvalidValue, match="A packed batch has several prompts in a row"):
+        write_in(lens, packed, YES)
+
+
 @pytest.mark.parametrize("name", ["gemma3", "glm4v", "paligemma2"])
 def test_a_norm_behind_the_mlp_is_refused(name):
     lens = Lens.wrap(*getattr(newer_models, name)())

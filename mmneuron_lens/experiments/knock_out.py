@@ -6,18 +6,21 @@ Attention of some positions to others is forbidden in a window of layers (arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
 
+import polars as pl
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interventions import Intervention, knock_out_attention
+from interventions import Graph, Intervention, knock_out_attention
 from interventions.attention import layers_around
 from interventions.errors import InvalidValue, UnknownName
 from interventions.sites import GROUP_KINDS, unknown
+from mmneuron_lens.experiments.whole_rows import refuse_packed_rows
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.metrics.intervals import mean_interval
 from mmneuron_lens.runtime.batch import Batch
 
 Part = Literal["image", "text", "question", "last", "all"]
@@ -60,6 +63,45 @@ def knocked_out(
     return cut.named(f"{name} in layers {found[0]} to {found[-1]}{clipped}").at(layers=found)
 
 
+def knock_out_curve(
+    lens: Lens, batch: Batch, answers: Sequence[int], *, queries: Part, keys: Part, window: int = 9
+) -> pl.DataFrame:
+    """How much the answer's probability changes with the attention cut in a window around each layer.
+
+    - batch: of `lens.encode`
+    - answers: per row the id of the answer's first token; rows that the model answers otherwise are left out
+    - queries, keys, window: as in `knocked_out`
+
+    Returns a row per layer: layer, first, last (of the layers that are cut), change, low, high, questions. The change is
+    the mean of 100 (p_cut - p) / p over questions (arXiv 2411.18620), with its 95 % bootstrap interval.
+
+    Raises as `knocked_out` does, and `InvalidValue` for another number of answers than rows, or none that is right.
+    """
+    if len(answers) != batch.rows:
+        raise InvalidValue(f"The batch has {batch.rows} rows, and there are {len(answers)} answers; give one a row.")
+    tokens = torch.tensor(list(answers), device="cpu")[:, None]
+    plain, best = _probability(lens, Graph(), batch, tokens)
+    right = best == tokens[:, 0]
+    if not bool(right.any()):
+        raise InvalidValue("The model answers none of these rows right, so there is no probability to lose.")
+    rows: list[dict[str, Any]] = []
+    for layer in range(lens.architecture.place("llm.attention.mask").layers or 0):
+        cut = knocked_out(lens, batch, queries=queries, keys=keys, around=layer, window=window)
+        left = _probability(lens, Graph((cut,)), batch, tokens)[0]
+        change = (100 * (left - plain) / plain)[right].numpy()
+        low, high = mean_interval(change)
+        assert cut.layers is not None
+        row = {"layer": layer, "first": cut.layers[0], "last": cut.layers[-1], "change": float(change.mean())}
+        rows.append(row | {"low": low, "high": high, "questions": len(change)})
+    return pl.DataFrame(rows)
+
+
+def _probability(lens: Lens, graph: Graph, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row's token at the prompt's end, float64 [row], and the most likely one."""
+    logits = lens.run(graph, batch, logits=True).logits[0][:, batch.prompt_length - 1]
+    return logits.double().softmax(-1).gather(1, tokens)[:, 0], logits.argmax(-1)
+
+
 def part_of(batch: Batch, part: Part) -> Bool[Tensor, "row prompt"]:
     """Which positions of a batch's prompts are one part, bool `[row, prompt]`.
 
@@ -70,8 +112,7 @@ def part_of(batch: Batch, part: Part) -> Bool[Tensor, "row prompt"]:
     """
     if part not in PARTS:
         raise UnknownName(unknown("part", part, list(PARTS)))
-    if batch.sharing.get("cuts") or any(isinstance(text, tuple) and len(text) > 1 for text in batch.given[1]):
-        raise InvalidValue("A packed batch has several prompts in a row; make one with lens.encode(images, texts).")
+    refuse_packed_rows(batch)
     fields = batch.fields["llm"]
     real, names = fields["weight"] > 0, GROUP_KINDS["llm"]
     image, text = (real & fields["kind"][..., names.index(name)] for name in ("image", "text"))

@@ -19,6 +19,7 @@ from interventions.errors import InvalidValue, UnknownName
 from interventions.sites import GROUP_KINDS, unknown
 from mmneuron_lens.artifacts.short_repr import short_repr
 from mmneuron_lens.artifacts.table_html import table_html
+from mmneuron_lens.experiments.whole_rows import refuse_packed_rows
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.metrics.intervals import estimate
 from mmneuron_lens.runtime.arguments import batches_of
@@ -132,8 +133,8 @@ def fit_probes(
     fitted folds; the largest output wins. Selectivity after Hewitt and Liang 2019 (arXiv 1909.03368), with shuffled
     labels for a control task.
 
-    Raises `InvalidValue` for numbers of labels, classes or folds that do not fit, `UnknownName` for a kind of position,
-    and what `lens.run` raises.
+    Raises `InvalidValue` for numbers of labels, classes or folds that do not fit, or a packed batch, `UnknownName` for
+    a kind of position, and what `lens.run` raises.
     """
     features = _features(lens, batches, site, position)
     classes = tuple(sorted({str(label) for label in labels}))
@@ -195,7 +196,10 @@ def _features(
     else:
         read = column.at(site, positions=position)
     # One run a batch, so that what is kept lies on the CPU.
-    kept = [lens.run(read, batch)[read.name, site][0].float().cpu() for batch in batches_of(batches)]
+    kept: list[Tensor] = []
+    for batch in batches_of(batches):
+        refuse_packed_rows(batch)
+        kept.append(lens.run(read, batch)[read.name, site][0].float().cpu())
     found = torch.cat(kept, dim=1)
     if not bool(found.isfinite().all()):
         raise InvalidValue(

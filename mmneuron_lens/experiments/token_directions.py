@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interventions import neuron_write_in, per_layer, root_mean_square
 from interventions.errors import InvalidType, InvalidValue, OutOfRange
+from mmneuron_lens.experiments.whole_rows import refuse_packed_rows
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.arguments import refuse_weightless
 from mmneuron_lens.runtime.batch import Batch
@@ -106,10 +107,12 @@ def write_in(
     - token, against: as in `unembedding_direction`
     - position: a column of the padded batch; -1 is the last of every prompt
 
-    c_i = z_i <W_down[:, i], u> / root_mean_square(last residual). Raises as `write_in_weights` does.
+    c_i = z_i <W_down[:, i], u> / root_mean_square(last residual). Raises as `write_in_weights` does, and `InvalidValue`
+    for a packed batch.
 
     Returns float32 `[layer, row, neuron]` on the CPU.
     """
+    refuse_packed_rows(batch)
     weights = per_layer(write_in_weights(lens, token, against))
     scale = root_mean_square.bind(epsilon=final_norm(lens).epsilon).at("llm.residual", layers=-1, positions=position)
     out = lens.run(neuron_write_in.bind(direction=weights).at(positions=position) | scale, batch)
