@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 from functools import cache
 from pathlib import Path
@@ -117,3 +118,15 @@ def test_figures_are_there_small_and_on_white():
         with Image.open(path) as picture:
             assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255), figure
             assert picture.width >= 900, figure
+
+
+def test_the_program_that_draws_them_fits_the_package():
+    """It is imported, and names every figure; drawing all takes a minute."""
+    file = ROOT / "docs" / "make_figures.py"
+    spec = importlib.util.spec_from_file_location("make_figures", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    drawn = re.findall(r'^ +save\("([^"]+)"\)$', file.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(f"figures/{name}.png" for name in drawn) == sorted(figures())

@@ -72,8 +72,8 @@ def knock_out_curve(
     - answers: per row the id of the answer's first token; rows that the model answers otherwise are left out
     - queries, keys, window: as in `knocked_out`
 
-    Returns a row per layer: layer, first, last (of the layers that are cut), change, low, high, questions. The change is
-    the mean of 100 (p_cut - p) / p over questions (arXiv 2411.18620), with its 95 % bootstrap interval.
+    Returns a row per layer: layer, first, last (of the layers that are cut), change, low, high, questions. The change
+    is the mean of 100 (p_cut - p) / p over questions (arXiv 2411.18620), with its 95 % bootstrap interval.
 
     Raises as `knocked_out` does, and `InvalidValue` for another number of answers than rows, or none that is right.
     """
