@@ -1,11 +1,12 @@
-"""Ablating: switching neurons off, turning them up or down, or holding them at their mean."""
+"""Ablating: neurons switched off, turned up or down, held at their mean, or given the values of other samples."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interventions.bindings import batch_field
 from interventions.decorators import writes
 
 
@@ -45,3 +46,41 @@ def mean_ablate_neurons(
     - mean: `[neuron]`, for instance the result of `mean_activation` as `per_layer(...)`
     """
     return torch.where(neurons, mean.to(act), act)
+
+
+@writes("llm.mlp.post")
+def amplify_neurons(
+    post: Float[Tensor, "*where neuron"], neurons: Bool[Tensor, " neuron"], strength: float
+) -> Float[Tensor, "*where neuron"]:
+    """Turn the marked neurons up or down: z becomes (1 + strength) z.
+
+    - post: `[*where, neuron]`, z: what the down projection is given
+    - neurons: bool `[neuron]`, usually `per_layer(...)`
+    - strength: 0 changes nothing, -1 switches off, below it the sign turns; a dose-response goes from -1 to 3
+
+    Source: HONES (arXiv 2604.17941).
+    """
+    return torch.where(neurons, post * (1 + strength), post)
+
+
+@writes("llm.mlp.post", draw=batch_field("draw"))
+def resample_ablate_neurons(
+    post: Float[Tensor, "*where neuron"],
+    neurons: Bool[Tensor, " neuron"],
+    bank: Float[Tensor, "draw neuron"],
+    draw: Int[Tensor, "*where"],
+) -> Float[Tensor, "*where neuron"]:
+    """Give the marked neurons values that they have on other samples, whatever the samples' lengths.
+
+    - post: `[*where, neuron]`
+    - neurons: bool `[neuron]`, usually `per_layer(...)`
+    - bank: `[draw, neuron]`, values at positions of other samples, usually `per_layer(...)` of `[layer, draw, neuron]`
+    - draw: int64 `[*where]`, the row of the bank that each position is given, in every layer the same
+
+    `mmneuron_lens.experiments.resampling` makes both: `bank_of(lens, batches)` and `bank.draw(batch, seed=0)`. The
+    neurons of a position come from one position together, so what they have in common stays. Generated tokens have no
+    draw, so it is narrowed to the prompt: `.at(steps="prompt")`.
+
+    Source: resampling ablation, as in causal scrubbing; unlike a mean, the values are ones that occur.
+    """
+    return torch.where(neurons, bank[draw].to(post), post)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from interventions.decorators import writes
+from interventions.errors import InvalidValue, OutOfRange
 
 
 @writes("llm.attention.mask")
@@ -34,3 +35,25 @@ def knock_out_attention(
     offset = length - allowed.shape[-2]
     itself = cut.new_ones(cut.shape[1:]).tril(offset).triu(offset)
     return allowed & ~(cut & ~itself)
+
+
+def layers_around(layer: int, window: int, layers: int) -> range:
+    """The layers of a window around one: as many below as above, of an even window one more below.
+
+    - layer: negative ones from the end
+    - window: how many layers
+    - layers: how many the model has
+
+    At the ends of the stack the window is clipped, so that fewer come back: their number says it.
+
+    Raises:
+
+    - `OutOfRange`: for a layer that is not there.
+    - `InvalidValue`: for a window of no layer.
+    """
+    if not -layers <= layer < layers:
+        raise OutOfRange(f"There is no layer {layer}; there are 0 to {layers - 1}.")
+    if window < 1:
+        raise InvalidValue(f"window is {window}; a window has at least 1 layer.")
+    start = layer % layers - window // 2
+    return range(max(start, 0), min(start + window, layers))

@@ -27,6 +27,7 @@ from mmneuron_lens.corpora.folder import open_images
 from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.entropy import READ_AT
+from mmneuron_lens.experiments.readable_tokens import readable
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.finite import refuse_not_finite
@@ -70,7 +71,8 @@ def trace_sample(
     refuse_not_finite(READ_AT[1], layers["entropy"], lens.dtype, layered=True)
     read = {name: torch.cat([embedded[name][None], layers[name]])[:, 0].cpu() for name in embedded}
     words = {
-        token: _word(lens, int(token)) for token in sorted({str(one) for one in read["tokens"].flatten().tolist()})
+        token: readable(lens.processor.tokenizer, int(token))
+        for token in sorted({str(one) for one in read["tokens"].flatten().tolist()})
     }
     seen = shown(lens, asked, open_images(asked) or [], frames)[0] if asked.images else []
     return LensTrace(
@@ -97,20 +99,10 @@ def trace_sample(
     )
 
 
-def _word(lens: Lens, token: int) -> str:
-    """A token as it reads. One of space alone is drawn; one that is no whole character has its vocabulary's name."""
-    tokenizer = lens.processor.tokenizer
-    text = tokenizer.decode([token])
-    if not text.strip():
-        text = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
-    readable = text.strip().isprintable() and "\ufffd" not in text
-    return text.strip() if text and readable else str(tokenizer.convert_ids_to_tokens([token])[0])
-
-
 def _labels(lens: Lens, batch: Batch) -> list[str]:
     ids = batch.inputs["input_ids"][0].tolist()
     return [
-        name if kind == "image" else _word(lens, token)
+        name if kind == "image" else readable(lens.processor.tokenizer, token)
         for name, kind, token in zip(batch.tokens[0], batch.kind[0], ids, strict=True)
     ]
 

@@ -72,8 +72,10 @@ def pair(request, place, monkeypatch):
 def both(pair, graph, *, batches=2, sources=None, **settings):
     local, client = pair
     batch = mixed_batch(client)
-    mark = torch.arange(batch.inputs["input_ids"].numel()).reshape(batch.rows, -1) % 2
-    batch = batch.with_fields(mark=mark, answer=6 * mark - 1)
+    shape = tuple(batch.inputs["input_ids"].shape)
+    mark = torch.arange(batch.inputs["input_ids"].numel()).reshape(shape) % 2
+    batch = batch.with_fields(mark=mark, answer=6 * mark - 1, draw=mark)
+    batch = batch.with_fields(difference=torch.ones(*shape, 32), given=torch.ones(*shape, 4, 8))
     some = [batch] * batches
     given = None if sources is None else [mixed_batch(client)] * batches
     kind = "generate" if "max_new_tokens" in settings else "run"
@@ -88,6 +90,11 @@ def keep_other(value: Float[Tensor, "..."], other: Float[Tensor, "..."]) -> Floa
     return other
 
 
+ENCODER = {"encoder": torch.linspace(-1, 1, 32 * 60).reshape(32, 60), "encoder_bias": torch.ones(60)}
+ENCODER["decoder_bias"] = torch.ones(32)
+OF_FIELDS = ("add_difference", "put_heads", "put_values", "resample_ablate_neurons")
+
+
 def bound(name: str) -> Intervention:
     """A built-in intervention with whatever it needs."""
     one = getattr(interventions, name)
@@ -99,16 +106,28 @@ def bound(name: str) -> Intervention:
         "direct_logit_attribution": {"direction": torch.linspace(-1, 1, 32)},
         "jacobian_lens": {"jacobian": per_layer(torch.randn(3, 32, 32))},
         "tuned_lens": {"weight": per_layer(torch.randn(3, 32, 32)), "bias": per_layer(torch.randn(3, 32))},
+        "neuron_write_in": {"direction": per_layer(torch.randn(3, 48))},
+        "amplify_neurons": {"neurons": per_layer(NEURONS), "strength": 2.0},
+        "resample_ablate_neurons": {"neurons": per_layer(NEURONS), "bank": per_layer(torch.randn(3, 2, 48))},
+        "patch_heads": {"heads": torch.tensor([True, False, False, True])},
+        "put_heads": {"heads": torch.tensor([True, False, False, True])},
+        "put_values": {"given": batch_field("difference")},
+        "sae_features": ENCODER,
+        "count_features": ENCODER,
+        "splice_autoencoder": {**ENCODER, "decoder": torch.ones(60, 32)},
+        "scale_features": {**ENCODER, "decoder": torch.ones(60, 32), "features": torch.ones(60) > 0, "factor": 0.5},
         "root_mean_square": {"epsilon": 1e-6},
         "logit_difference": {"right": torch.tensor([3, 4, 5]), "wrong": torch.tensor([5, 6, 7])},
         "attribution": {"gradient": OF_ANSWER},
         "integrated_gradients": {"gradient": OF_ANSWER},
         "summed_attribution": {"gradient": OF_ANSWER},
     }
-    return one.bind(**given[name]) if name in given else one
+    one = one.bind(**given[name]) if name in given else one
+    # Generated tokens have no field of one's own.
+    return one.at(steps="prompt") if one.mode == "writes" and name in OF_FIELDS else one
 
 
-SOURCED = ("patch_activations", "integrated_gradients")
+SOURCED = ("patch_activations", "patch_heads", "integrated_gradients")
 BUILT_IN = [name for name in interventions.__all__ if isinstance(getattr(interventions, name), Intervention)]
 
 
