@@ -15,7 +15,7 @@ from interventions.printable import printable
 from mmneuron_lens.architectures import ARCHITECTURES, Architecture, loading, placement
 from mmneuron_lens.artifacts.certificate import Certificate
 from mmneuron_lens.model import Model, model_of, shown_name
-from mmneuron_lens.runtime import encoding, proving, tracing
+from mmneuron_lens.runtime import encoding, proving, site_envoy, tracing
 from mmneuron_lens.runtime import run as running
 from mmneuron_lens.runtime.arguments import (
     batch_of,
@@ -214,8 +214,11 @@ class Lens:
         return f"Lens({printable(self.name)}: {self.architecture.name}, {len(self.sites)} sites, {self.dtype}, {where})"
 
     def __getitem__(self, site: str) -> Any:
-        """The nnsight envoys of a site: `lens["llm.mlp.act"][3]`, or one envoy where the site has no layers."""
-        return tracing.envoys(self._model, site)
+        """The nnsight envoys of a site by layer, or one without layers: `lens["llm.mlp.act"][3].value`, `.output`."""
+        return site_envoy.envoys(self._model, site)
+
+    def __reduce__(self) -> Any:
+        return site_envoy.reduced(self._model)
 
     def encode(self, images_of: Sequence[Any] | None, texts: Sequence[str] | str) -> Batch:
         """Images and texts as one padded batch that knows its token layout.

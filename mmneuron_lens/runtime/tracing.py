@@ -1,4 +1,4 @@
-"""Tracing: nnsight's own contexts on a batch, and the envoys of a site."""
+"""Tracing: nnsight's own contexts on a batch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,6 @@ from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.arguments import batch_of, refuse_strange
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.host import checked_remote
-from mmneuron_lens.wire.execute import find
-
-
-def envoys(model: Model, site: str) -> Any:
-    """The nnsight envoys of a site by layer, or one envoy where the site has no layers."""
-    place = model.architecture.place(site)
-    found = [find(model.nnsight, path) for _, path in place.paths()]
-    return found if place.layers is not None else found[0]
 
 
 def trace(model: Model, batch: Batch | None, settings: dict[str, Any]) -> Any:

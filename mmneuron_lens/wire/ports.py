@@ -27,19 +27,26 @@ def take(envoy: Module, port: Port, layer: Layer, context: Context) -> tuple[Any
 
 def put(envoy: Module, port: Port, held: Any, value: Shaped[Tensor, "..."], layer: Layer, context: Context) -> None:
     """Write the site's view back where it came from."""
+    whole = with_value(port, held, value, layer, context)
+    if port["at"] == "output":
+        envoy.output = whole
+    else:
+        envoy.inputs = whole
+
+
+def with_value(port: Port, held: Any, value: Shaped[Tensor, "..."], layer: Layer, context: Context) -> Any:
+    """What the module held at a port, with the site's view in its place."""
     item, how = port["item"], seeing(held, layer, context)
     if port["at"] == "output":
         if item is None:
-            envoy.output = unsee(value, port["view"], held, how)
-        elif isinstance(held, tuple):
+            return unsee(value, port["view"], held, how)
+        if isinstance(held, tuple):
             whole = list(held)
             whole[item] = unsee(value, port["view"], held[item], how)
-            envoy.output = tuple(whole)
-        else:
-            whole = held.copy()
-            whole[item] = unsee(value, port["view"], held[item], how)
-            envoy.output = type(held)(**whole)
-        return
+            return tuple(whole)
+        whole = held.copy()
+        whole[item] = unsee(value, port["view"], held[item], how)
+        return type(held)(**whole)
     positional, keywords = held
     if port["at"] == "keyword":
         keywords = dict(keywords)
@@ -48,7 +55,7 @@ def put(envoy: Module, port: Port, held: Any, value: Shaped[Tensor, "..."], laye
         positional = (unsee(value, port["view"], positional[0], how), *positional[1:])
     else:
         keywords = {**keywords, item: unsee(value, port["view"], keywords[item], how)}
-    envoy.inputs = (positional, keywords)
+    return positional, keywords
 
 
 def seeing(held: Any, layer: Layer, context: Context) -> Seeing:
