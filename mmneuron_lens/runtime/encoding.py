@@ -56,6 +56,7 @@ def encode(model: Model, images_of: Sequence[Any] | None, texts: Sequence[str] |
         facts=facts,
         tokenizer=model.processor.tokenizer,
         given=(tuple(map(tuple, per_text)), tuple(texts)),
+        image_processor=model.processor.image_processor,
     )
 
 
@@ -131,6 +132,7 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
         tokenizer=processor.tokenizer,
         given=(tuple(tuple(some) for some, _ in rows), tuple(map(tuple, texts))),
         sharing=sharing,
+        image_processor=processor.image_processor,
     )
 
 
