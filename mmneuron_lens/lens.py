@@ -15,7 +15,7 @@ from interventions.printable import printable
 from mmneuron_lens.architectures import ARCHITECTURES, Architecture, loading, placement
 from mmneuron_lens.artifacts.certificate import Certificate
 from mmneuron_lens.model import Model, model_of, shown_name
-from mmneuron_lens.runtime import encoding, proving, site_envoy, tracing
+from mmneuron_lens.runtime import applying, encoding, proving, site_envoy, tracing
 from mmneuron_lens.runtime import run as running
 from mmneuron_lens.runtime.arguments import (
     batch_of,
@@ -338,6 +338,10 @@ class Lens:
     def trace_generation(self, batch: Batch | None = None, **settings: Any) -> Any:
         """nnsight's own generation on a batch: `with lens.trace_generation(batch, max_new_tokens=3) as tracer: ...`."""
         return tracing.trace_generation(self._model, batch, settings)
+
+    def apply(self, graph: Runnable, tracer: Any = None) -> Result:
+        """A graph inside a trace: its results in the block at once, or with a tracer when that has ended."""
+        return applying.apply(self._model, graph_of(graph), tracer)
 
     def scan(self, batch: Batch, **settings: Any) -> Any:
         """nnsight's scan: the forward on fake tensors, for shapes."""

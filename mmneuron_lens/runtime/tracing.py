@@ -12,7 +12,7 @@ from mmneuron_lens.runtime.host import checked_remote
 
 def trace(model: Model, batch: Batch | None, settings: dict[str, Any]) -> Any:
     """nnsight's trace on a batch."""
-    return model.nnsight.trace(**_given(model, batch), **_there(model, settings))
+    return _knowing(batch, model.nnsight.trace(**_given(model, batch), **_there(model, settings)))
 
 
 def trace_generation(model: Model, batch: Batch | None, settings: dict[str, Any]) -> Any:
@@ -21,7 +21,7 @@ def trace_generation(model: Model, batch: Batch | None, settings: dict[str, Any]
     given.pop("position_ids", None)
     # nnsight looks for the `with` block one call above `generate`; name the function to trace it from here.
     function = cast(Any, type(model.nnsight)).generate.__wrapped__.__get__(model.nnsight)
-    return model.nnsight.trace(fn=function, **given, **_there(model, settings))
+    return _knowing(batch, model.nnsight.trace(fn=function, **given, **_there(model, settings)))
 
 
 def scan(model: Model, batch: Batch, settings: dict[str, Any]) -> Any:
@@ -36,6 +36,23 @@ def scan(model: Model, batch: Batch, settings: dict[str, Any]) -> Any:
 def session(model: Model, settings: dict[str, Any]) -> Any:
     """nnsight's session."""
     return model.nnsight.session(**_there(model, settings))
+
+
+def _knowing(batch: Batch | None, tracer: Any) -> Any:
+    """A tracer whose interleaver knows the batch under way while it runs, for `lens.apply`."""
+    if batch is None or not hasattr(tracer, "envoy"):
+        return tracer
+    interleaver, execute = tracer.envoy.interleaver, tracer.execute
+
+    def executing(code: Any) -> None:
+        interleaver.given_batch = batch
+        try:
+            execute(code)
+        finally:
+            interleaver.given_batch = None
+
+    tracer.execute = executing
+    return tracer
 
 
 def _there(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
