@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 from interventions import Graph
 from interventions.errors import InvalidValue
@@ -43,6 +46,8 @@ def apply(model: Model, graph: Graph, tracer: Any = None) -> Result:
     refuse_weightless(model)
     _refuse(graph)
     plans = compile_graph(graph, model.architecture, typed=True, attention=model.attentions)
+    for act in (act for plan in plans for act in plan["acts"] if act["mode"] == "reads"):
+        act["function"] = _without_graph(act["function"])
     overs = results_over(graph, model.architecture)
     if tracer is None or _worker() is not None:
         return _in_block(model, graph, plans, overs)
@@ -59,6 +64,17 @@ def _refuse(graph: Graph) -> None:
                     f"{one.name}: {name}={bound.show()} needs more than one pass through the sites; use lens.run, or "
                     "read .value and .grad in the trace itself."
                 )
+
+
+def _without_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A read as `lens.run` calls it: where autograd does not look."""
+
+    @functools.wraps(function)
+    def call(value: Shaped[Tensor, "..."], **arguments: Any) -> Any:
+        with torch.no_grad():
+            return function(value.detach(), **arguments)
+
+    return call
 
 
 def _worker() -> Any:
