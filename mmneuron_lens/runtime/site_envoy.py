@@ -149,6 +149,9 @@ def travelled_lens(root, table):
             found = [travelled(find(root, path), spot) for path, spot in table[site]]
             return found[0] if table[site][0][1]["layer"] is None else found
 
+        def __getattr__(self, name):
+            raise AttributeError(f"A lens that is sent has its sites alone, lens[site]; lens.{name} works here only.")
+
     return TravelledLens()
 
 

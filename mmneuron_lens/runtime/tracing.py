@@ -12,7 +12,8 @@ from mmneuron_lens.runtime.host import checked_remote
 
 def trace(model: Model, batch: Batch | None, settings: dict[str, Any]) -> Any:
     """nnsight's trace on a batch."""
-    return _knowing(batch, model.nnsight.trace(**_given(model, batch), **_there(model, settings)))
+    tracer = model.nnsight.trace(**_given(model, batch), **_there(model, settings))
+    return tracer if settings.get("remote") else _knowing(batch, tracer)
 
 
 def trace_generation(model: Model, batch: Batch | None, settings: dict[str, Any]) -> Any:
@@ -21,7 +22,8 @@ def trace_generation(model: Model, batch: Batch | None, settings: dict[str, Any]
     given.pop("position_ids", None)
     # nnsight looks for the `with` block one call above `generate`; name the function to trace it from here.
     function = cast(Any, type(model.nnsight)).generate.__wrapped__.__get__(model.nnsight)
-    return _knowing(batch, model.nnsight.trace(fn=function, **given, **_there(model, settings)))
+    tracer = model.nnsight.trace(fn=function, **given, **_there(model, settings))
+    return tracer if settings.get("remote") else _knowing(batch, tracer)
 
 
 def scan(model: Model, batch: Batch, settings: dict[str, Any]) -> Any:
