@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interventions.errors import InvalidType, OutOfRange, UnknownName
-from mmneuron_lens.runtime.image_boxes import Pictured, boxes_in
+from mmneuron_lens.architectures.image_boxes import Pictured, boxes_in
 from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.images import decode
 from mmneuron_lens.wire.types import Sharing
