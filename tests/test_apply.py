@@ -144,6 +144,25 @@ def test_in_a_generation_it_acts_in_the_step_under_way():
 
 
 @reads("llm.mlp.act", over="list")
+def in_numpy(act: Tensor) -> Tensor:
+    return torch.from_numpy(act.numpy().copy())
+
+
+def test_a_read_is_called_as_a_run_calls_it_and_gradients_go_on():
+    lens, batch = lens_of("llava_next"), batch_of("llava_next")
+    graph = in_numpy | change.at("llm.attention.z")
+    with lens.trace(batch):
+        embedding = lens["llm.embedding"].value
+        out = lens.apply(graph)
+        with lens["llm.logits"].value.sum().backward():
+            gradient = embedding.grad.save()
+    lens.module.zero_grad()
+    same(out, lens.run(graph, batch))
+    assert gradient.any()
+    assert not out["in_numpy"].requires_grad
+
+
+@reads("llm.mlp.act", over="list")
 def fails(act: Tensor) -> Tensor:
     raise RuntimeError("mine")
 

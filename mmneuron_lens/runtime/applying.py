@@ -72,7 +72,7 @@ def _without_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(value: Shaped[Tensor, "..."], **arguments: Any) -> Any:
         with torch.no_grad():
-            return function(value.detach(), **arguments)
+            return function(value, **arguments)
 
     return call
 

@@ -47,6 +47,8 @@ def _knowing(batch: Batch | None, tracer: Any) -> Any:
     interleaver, execute = tracer.envoy.interleaver, tracer.execute
 
     def executing(code: Any) -> None:
+        # Once: a tracer that holds itself would keep the batch.
+        del tracer.execute
         interleaver.given_batch = batch
         try:
             execute(code)
