@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import torch
 from conftest import ARCHITECTURES, pictures
-from test_site_values import EMBEDDED, batch_of, change, lens_of
+from test_site_values import DECODERS, EMBEDDED, batch_of, change, lens_of
 from torch import Tensor
 
 from interventions import (
@@ -35,7 +35,7 @@ APART = ("projector.deep.act",)
 """Projectors that run between layers of the tower: the block cannot go through both."""
 
 
-@pytest.fixture(params=(*ARCHITECTURES, *newer_models.ARCHITECTURES, *EMBEDDED))
+@pytest.fixture(params=(*ARCHITECTURES, *DECODERS, *newer_models.ARCHITECTURES, *EMBEDDED))
 def named(request):
     return lens_of(request.param), batch_of(request.param)
 

@@ -12,6 +12,7 @@ import tiny_models
 import torch
 from conftest import ARCHITECTURES, pictures
 from torch import Tensor
+from transformers import OPTConfig
 
 from interventions import keep, writes
 from mmneuron_lens import Lens
@@ -25,10 +26,25 @@ EMBEDDED = ("embedded/llava-next", "embedded/instructblip", "embedded/idefics3")
 TEXTS = ["Is it red?", "why"]
 
 
+DECODERS = ("opt", "phi3")
+"""Decoders that flatten rows and tokens, or fuse queries, keys and values."""
+
+
+def on_decoder(name: str) -> Lens:
+    if name == "phi3":
+        return Lens.wrap(
+            *tiny_models.on("llava_next", newer_models.text_config("Phi3Config", 101, sliding_window=None))
+        )
+    sizes = {"vocab_size": 101, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 3}
+    return Lens.wrap(*tiny_models.on("blip2", OPTConfig(**sizes, num_attention_heads=4, pad_token_id=0)))
+
+
 @cache
 def lens_of(name: str, attention: str = "sdpa") -> Lens:
     if "/" in name:
         return Lens(name, attn_implementation=attention)
+    if name in DECODERS:
+        return on_decoder(name)
     lens = Lens.wrap(*getattr(tiny_models if name in ARCHITECTURES else newer_models, name)())
     return lens
 
@@ -38,7 +54,7 @@ def batch_of(name: str):
     return lens_of(name).encode(pictures((40, 56), (64, 30)), TEXTS)
 
 
-@pytest.fixture(params=(*ARCHITECTURES, *newer_models.ARCHITECTURES, *EMBEDDED))
+@pytest.fixture(params=(*ARCHITECTURES, *DECODERS, *newer_models.ARCHITECTURES, *EMBEDDED))
 def named(request):
     return request.param, lens_of(request.param), batch_of(request.param)
 
@@ -178,7 +194,7 @@ def test_a_written_value_changes_the_logits_as_a_graph_does(named, how):
 GENERATED: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
 
 
-@pytest.mark.parametrize("name", ["llava_next", "blip2", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["llava_next", "opt", "qwen2_5_vl"])
 def test_in_a_generation_it_is_that_of_the_step(name):
     lens, batch = lens_of(name), batch_of(name)
     out = lens.generate(keep.at("llm.mlp.act", layers=2, steps="all", all_beams=True), batch, **GENERATED)
