@@ -15,7 +15,7 @@ from interventions.printable import printable
 from mmneuron_lens.architectures import ARCHITECTURES, Architecture, loading, placement
 from mmneuron_lens.artifacts.certificate import Certificate
 from mmneuron_lens.model import Model, model_of, shown_name
-from mmneuron_lens.runtime import encoding, proving, tracing
+from mmneuron_lens.runtime import applying, encoding, proving, site_envoy, tracing
 from mmneuron_lens.runtime import run as running
 from mmneuron_lens.runtime.arguments import (
     batch_of,
@@ -215,8 +215,11 @@ class Lens:
         return f"Lens({printable(self.name)}: {self.architecture.name}, {len(self.sites)} sites, {self.dtype}, {where})"
 
     def __getitem__(self, site: str) -> Any:
-        """The nnsight envoys of a site: `lens["llm.mlp.act"][3]`, or one envoy where the site has no layers."""
-        return tracing.envoys(self._model, site)
+        """The nnsight envoys of a site by layer, or one without layers: `lens["llm.mlp.act"][3].value`, `.output`."""
+        return site_envoy.envoys(self._model, site)
+
+    def __reduce__(self) -> Any:
+        return site_envoy.reduced(self._model)
 
     def encode(
         self,
@@ -370,6 +373,10 @@ class Lens:
     def trace_generation(self, batch: Batch | None = None, **settings: Any) -> Any:
         """nnsight's own generation on a batch: `with lens.trace_generation(batch, max_new_tokens=3) as tracer: ...`."""
         return tracing.trace_generation(self._model, batch, settings)
+
+    def apply(self, graph: Runnable, tracer: Any = None) -> Result:
+        """A graph inside a trace: its results in the block at once, or with a tracer when that has ended."""
+        return applying.apply(self._model, graph_of(graph), tracer)
 
     def scan(self, batch: Batch, **settings: Any) -> Any:
         """nnsight's scan: the forward on fake tensors, for shapes."""

@@ -154,7 +154,8 @@ def test_the_box_of_a_patch_is_the_part_of_the_image_that_moves_it(lens):
     assert newlines.tolist() == [columns + row * (columns + 1) for row in range(len(newlines))]
     # A picture half as wide as high: its patches are squares again once the padding is gone.
     assert columns / len(newlines) == pytest.approx(30 / 64, abs=0.1)
-    assert detail[0].tolist() == pytest.approx([0, 0, 0, 1 / columns, 1 / len(newlines)])
+    # The 30 columns of pixels lie behind one of padding, so the first patch of 8 has 7 of them.
+    assert detail[0].tolist() == pytest.approx([0, 0, 0, 7 / 30, 1 / len(newlines)])
     painted = picture.copy()
     left, top, right, bottom = (boxes[6][1:] * torch.tensor([30, 64, 30, 64])).round().int().tolist()
     painted.paste((0, 0, 0), (left + 2, top + 4, right - 2, bottom - 4))

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from jaxtyping import Float
 from torch import Tensor
 
 from interventions.errors import InvalidType, InvalidValue
 from interventions.sites import GROUP_KINDS
 from mmneuron_lens.runtime.image_spans import image_spans
+from mmneuron_lens.runtime.row_pictures import boxes_of_row, columns_of, grid_of, images_of_row, row_of, sizes_of
 from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.images import file_bytes
 from mmneuron_lens.wire.types import BatchData, Item, Sharing
@@ -31,6 +33,7 @@ class Batch:
     - answers: token ids that stand behind each prompt; the field `answer` says where
     - sharing: how rows share work: `cuts`, the columns at which a packed row runs in parts, or `spread`, which image
       each row is about where the vision tower sees each image once; empty otherwise
+    - image_processor: which made the pixels
     """
 
     inputs: Mapping[str, Tensor]
@@ -42,6 +45,7 @@ class Batch:
     given: tuple[tuple[tuple[Any, ...], ...], tuple[str | tuple[str, ...], ...]] = field(repr=False, default=((), ()))
     answers: tuple[tuple[int, ...], ...] = field(repr=False, default=())
     sharing: Sharing = field(repr=False, default_factory=Sharing)
+    image_processor: Any = field(repr=False, default=None)
 
     @property
     def rows(self) -> int:
@@ -90,6 +94,40 @@ class Batch:
         ending = self.facts["ending"]
         mark = None if ending is None else self.tokenizer.convert_tokens_to_ids(ending[1])
         return image_spans(ids, self.images[row], self.facts, mark)
+
+    def positions(self, kind: str | int, row: int | None = None) -> Any:
+        """The columns of a kind of position: a list of integers for each row, or of one row.
+
+        - kind: "image", "text", "generated" or "padding"; or the number of an image of the row, from 0
+        - row: which; all of them if left out
+
+        Raises `UnknownName` for another kind, `OutOfRange` for a row or an image that is not there.
+        """
+        if row is None:
+            return [self.positions(kind, each) for each in range(self.rows)]
+        place = row_of(row, self.rows)
+        return columns_of(kind, self.kind[place], lambda: self.image_spans(place))
+
+    def boxes(self, row: int = 0) -> Float[Tensor, "position 5"]:
+        """Where in its picture every image position of a row lies, in the order of `positions("image", row)`.
+
+        Returns float32: the number of the image in the row, then left, top, right and bottom in pixels of the picture
+        as a viewer shows it. NaN where a position has no place: newlines, padding, the queries of a Q-Former. Pixels
+        near a box may have a weight in it too, where the picture was resized.
+
+        Raises `OutOfRange` for a row that is not there, `ValueError` for a picture that can no longer be read.
+        """
+        row = row_of(row, self.rows)
+        before = sum(self.images[:row])
+        grids = [grid_of(self.inputs, self.facts, before + number) for number in range(self.images[row])]
+        words = self.tokenizer.convert_ids_to_tokens(_lists(self.inputs["input_ids"])[row])
+        return boxes_of_row(
+            self.image_spans(row), self.picture_sizes(row), grids, words, self.facts, self.image_processor
+        )
+
+    def picture_sizes(self, row: int = 0) -> list[tuple[int, int]]:
+        """Height and width of every picture of a row, as a viewer shows it."""
+        return sizes_of(images_of_row(self.given[0], self.sharing, row_of(row, self.rows)))
 
     def with_fields(self, **fields: Tensor) -> Batch:
         """Add your own fields along the language model's axes `[rows, tokens, ...]`, for `batch_field(name)`.

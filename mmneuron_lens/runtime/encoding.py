@@ -72,6 +72,7 @@ def encode(
         tokenizer=model.processor.tokenizer,
         given=(tuple(map(tuple, per_text)), tuple(texts)),
         answers=tuple(map(tuple, ids)),
+        image_processor=model.processor.image_processor,
     )
 
 
@@ -164,6 +165,7 @@ def packed(model: Model, rows: Sequence[tuple[Sequence[Any], Sequence[str]]], *,
         tokenizer=processor.tokenizer,
         given=(tuple(tuple(some) for some, _ in rows), tuple(map(tuple, texts))),
         sharing=sharing,
+        image_processor=processor.image_processor,
     )
 
 

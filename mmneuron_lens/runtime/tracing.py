@@ -1,4 +1,4 @@
-"""Tracing: nnsight's own contexts on a batch, and the envoys of a site."""
+"""Tracing: nnsight's own contexts on a batch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.arguments import batch_of, refuse_strange
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.host import checked_remote
-from mmneuron_lens.wire.execute import find
-
-
-def envoys(model: Model, site: str) -> Any:
-    """The nnsight envoys of a site by layer, or one envoy where the site has no layers."""
-    place = model.architecture.place(site)
-    found = [find(model.nnsight, path) for _, path in place.paths()]
-    return found if place.layers is not None else found[0]
 
 
 def trace(model: Model, batch: Batch | None, settings: dict[str, Any]) -> Any:
     """nnsight's trace on a batch."""
-    return model.nnsight.trace(**_given(model, batch), **_there(model, settings))
+    tracer = model.nnsight.trace(**_given(model, batch), **_there(model, settings))
+    return tracer if settings.get("remote") else _knowing(batch, tracer)
 
 
 def trace_generation(model: Model, batch: Batch | None, settings: dict[str, Any]) -> Any:
@@ -29,7 +22,8 @@ def trace_generation(model: Model, batch: Batch | None, settings: dict[str, Any]
     given.pop("position_ids", None)
     # nnsight looks for the `with` block one call above `generate`; name the function to trace it from here.
     function = cast(Any, type(model.nnsight)).generate.__wrapped__.__get__(model.nnsight)
-    return model.nnsight.trace(fn=function, **given, **_there(model, settings))
+    tracer = model.nnsight.trace(fn=function, **given, **_there(model, settings))
+    return tracer if settings.get("remote") else _knowing(batch, tracer)
 
 
 def scan(model: Model, batch: Batch, settings: dict[str, Any]) -> Any:
@@ -44,6 +38,25 @@ def scan(model: Model, batch: Batch, settings: dict[str, Any]) -> Any:
 def session(model: Model, settings: dict[str, Any]) -> Any:
     """nnsight's session."""
     return model.nnsight.session(**_there(model, settings))
+
+
+def _knowing(batch: Batch | None, tracer: Any) -> Any:
+    """A tracer whose interleaver knows the batch under way while it runs, for `lens.apply`."""
+    if batch is None or not hasattr(tracer, "envoy"):
+        return tracer
+    interleaver, execute = tracer.envoy.interleaver, tracer.execute
+
+    def executing(code: Any) -> None:
+        # Once: a tracer that holds itself would keep the batch.
+        del tracer.execute
+        interleaver.given_batch = batch
+        try:
+            execute(code)
+        finally:
+            interleaver.given_batch = None
+
+    tracer.execute = executing
+    return tracer
 
 
 def _there(model: Model, settings: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mmneuron_lens.wire.facts_types import Layer
-from mmneuron_lens.wire.ports import own, put_own, seeing
+from mmneuron_lens.wire.ports import hand_back, own, seeing, with_own
 from mmneuron_lens.wire.types import Act, Beside, Context, Followed, Module, SitePlan, Waiting
 from mmneuron_lens.wire.views import see, unsee
 
@@ -127,7 +127,7 @@ def follow(
     if not tensor.requires_grad:
         tensor, changed = tensor.detach().requires_grad_(), True
     if changed:
-        put_own(envoy, port, held, tensor)
+        hand_back(envoy, port, with_own(port, held, tensor))
     place: Followed = {"tensor": tensor, "version": tensor._version, "view": port["view"], "how": how}
     for act in acts:
         for key in act["gradients"].values():

@@ -21,7 +21,12 @@ def take(envoy: Module, port: Port, layer: Layer, context: Context) -> tuple[Any
 
 def put(envoy: Module, port: Port, held: Any, value: Shaped[Tensor, "..."], layer: Layer, context: Context) -> None:
     """Write the site's view back where it came from."""
-    put_own(envoy, port, held, unsee(value, port["view"], own(held, port), seeing(held, layer, context)))
+    hand_back(envoy, port, with_value(port, held, value, layer, context))
+
+
+def with_value(port: Port, held: Any, value: Shaped[Tensor, "..."], layer: Layer, context: Context) -> Any:
+    """What the module held at a port, with the site's view in its place."""
+    return with_own(port, held, unsee(value, port["view"], own(held, port), seeing(held, layer, context)))
 
 
 def own(held: Any, port: Port) -> Shaped[Tensor, "..."]:
@@ -32,23 +37,27 @@ def own(held: Any, port: Port) -> Shaped[Tensor, "..."]:
     return keywords.get(port["item"]) if port["at"] == "keyword" else first(positional, keywords, port["item"])
 
 
-def put_own(envoy: Module, port: Port, held: Any, value: Shaped[Tensor, "..."]) -> None:
-    """Put another value in the place of the module's own."""
+def with_own(port: Port, held: Any, value: Shaped[Tensor, "..."]) -> Any:
+    """What the module held at a port, with another value in the place of its own."""
     item = port["item"]
     if port["at"] == "output":
         if item is None:
-            envoy.output = value
-        elif isinstance(held, tuple):
-            envoy.output = (*held[:item], value, *held[item + 1 :])
-        else:
-            envoy.output = type(held)(**{**held, item: value})
-        return
+            return value
+        if isinstance(held, tuple):
+            return (*held[:item], value, *held[item + 1 :])
+        return type(held)(**{**held, item: value})
     positional, keywords = held
     if port["at"] == "keyword" or not positional:
-        keywords = {**keywords, item: value}
+        return positional, {**keywords, item: value}
+    return (value, *positional[1:]), keywords
+
+
+def hand_back(envoy: Module, port: Port, whole: Any) -> None:
+    """Let the model go on with all that a module holds at a port."""
+    if port["at"] == "output":
+        envoy.output = whole
     else:
-        positional = (value, *positional[1:])
-    envoy.inputs = (positional, keywords)
+        envoy.inputs = whole
 
 
 def seeing(held: Any, layer: Layer, context: Context) -> Seeing:

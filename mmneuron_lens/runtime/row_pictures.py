@@ -1,0 +1,98 @@
+"""Row pictures: the pictures of one row of a batch, its positions by kind, and where in a picture each of them lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interventions.errors import InvalidType, OutOfRange, UnknownName
+from mmneuron_lens.architectures.image_boxes import Pictured, boxes_in
+from mmneuron_lens.wire.facts_types import Facts
+from mmneuron_lens.wire.images import decode
+from mmneuron_lens.wire.types import Sharing
+
+KINDS = ("image", "text", "generated", "padding")
+
+LONGEST_MARK = 20
+"""Tokens before a tile that may name it: one, or where a tokenizer does not know the name one a character."""
+
+
+def columns_of(kind: object, kinds: Sequence[str], spans: Callable[[], list[list[int]]]) -> list[int]:
+    """The columns of a kind of position, or of an image by its number; `kinds` is of every column of a row."""
+    if isinstance(kind, int) and not isinstance(kind, bool):
+        found = spans()
+        if not -len(found) <= kind < len(found):
+            raise OutOfRange(f"positions({kind}): this row has {len(found)} images, counted from 0.")
+        return found[kind]
+    if not isinstance(kind, str):
+        raise InvalidType(f"positions takes a kind ({', '.join(KINDS)}) or the number of an image, not {kind!r}.")
+    if kind not in KINDS:
+        raise UnknownName(f"There are no {kind!r} positions. Choices: {', '.join(KINDS)}, or the number of an image.")
+    return [column for column, one in enumerate(kinds) if one == kind]
+
+
+def row_of(row: object, rows: int) -> int:
+    """A row from 0; negative ones count from the end. Raises `OutOfRange` for one that is not there."""
+    if not isinstance(row, int) or isinstance(row, bool):
+        raise InvalidType(f"row is a whole number, not {row!r}.")
+    if not -rows <= row < rows:
+        raise OutOfRange(f"There is no row {row}; this batch has {rows}.")
+    return row % rows
+
+
+def images_of_row(given: Sequence[Sequence[Any]], sharing: Sharing, row: int) -> Sequence[Any]:
+    """The pictures of a row as they were given."""
+    if "spread" in sharing:
+        flat = [image for some in given for image in some]
+        return [flat[sharing["spread"]["rows"][row]]]
+    return given[row]
+
+
+def sizes_of(images: Sequence[Any]) -> list[tuple[int, int]]:
+    """Height and width of pictures, as a viewer shows them."""
+    return [(picture.height, picture.width) for picture in map(decode, images)]
+
+
+def grid_of(inputs: Mapping[str, Tensor], facts: Facts, place: int) -> tuple[int, int] | None:
+    """Rows and columns of patches of the picture at a place among all of a batch; None where tiles have one size."""
+    if facts["tiling"] == "grid":
+        _, rows, columns = inputs["image_grid_thw"][place]
+    elif facts["tiling"] == "sizes":
+        rows, columns = inputs["image_sizes"][place] // facts["patch_size"]
+    else:
+        return None
+    return int(rows), int(columns)
+
+
+def boxes_of_row(
+    spans: Sequence[Sequence[int]],
+    sizes: Sequence[tuple[int, int]],
+    grids: Sequence[tuple[int, int] | None],
+    words: Sequence[str],
+    facts: Facts,
+    processor: Any,
+) -> Float[Tensor, "position 5"]:
+    """Image, left, top, right and bottom of every image position of a row.
+
+    - spans: the columns of each image
+    - sizes: height and width of each picture
+    - grids: as `grid_of`
+    - words: the tokens of the row
+    """
+    found: list[tuple[float, ...]] = []
+    nowhere = (math.nan,) * 4
+    for number, (span, (height, width), grid) in enumerate(zip(spans, sizes, grids, strict=True)):
+        if facts["images_in_text"]:
+            starts = [column for column in span if column - 1 not in span]
+            marks = ["".join(words[max(column - LONGEST_MARK, 0) : column]) for column in starts]
+            picture = Pictured(height, width, len(span), grid, marks, len(spans) == 1, processor)
+            boxes = boxes_in(picture, facts)
+        else:
+            boxes = [None] * len(span)
+        found += [(float(number), *(box or nowhere)) for box in boxes]
+    return torch.tensor(found, dtype=torch.float32, device="cpu").view(-1, 5)
