@@ -1,0 +1,1 @@
+"""Graphs and the values of sites inside nnsight's own traces."""
