@@ -15,7 +15,7 @@ from interventions.printable import printable
 from mmneuron_lens.architectures import ARCHITECTURES, Architecture, loading, placement
 from mmneuron_lens.artifacts.certificate import Certificate
 from mmneuron_lens.model import Model, model_of, shown_name
-from mmneuron_lens.runtime import applying, encoding, proving, site_envoy, tracing
+from mmneuron_lens.runtime import encoding, proving
 from mmneuron_lens.runtime import run as running
 from mmneuron_lens.runtime.arguments import (
     batch_of,
@@ -34,6 +34,7 @@ from mmneuron_lens.runtime.host import checked_remote
 from mmneuron_lens.runtime.proved import Check
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.shapes import ShapeError
+from mmneuron_lens.traces import applying, site_envoy, tracing
 
 Runnable = Graph | Intervention
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from interventions.errors import InvalidValue
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.shipping import bare
-from mmneuron_lens.runtime.site_values import Spot, read_value, worker_at, write_value
+from mmneuron_lens.traces.site_values import Spot, read_value, worker_at, write_value
 from mmneuron_lens.wire.execute import find
 
 
