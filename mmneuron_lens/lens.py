@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from interventions import Graph, Intervention
-from interventions.errors import InvalidType, InvalidValue
 from interventions.printable import printable
-from mmneuron_lens.architectures import ARCHITECTURES, Architecture, loading, placement
+from mmneuron_lens.architectures import Architecture
 from mmneuron_lens.artifacts.certificate import Certificate
-from mmneuron_lens.model import Model, model_of, shown_name
-from mmneuron_lens.runtime import encoding, proving
+from mmneuron_lens.model import Model
+from mmneuron_lens.runtime import encoding, opening, proving
 from mmneuron_lens.runtime import run as running
 from mmneuron_lens.runtime.arguments import (
     batch_of,
@@ -29,7 +28,6 @@ from mmneuron_lens.runtime.arguments import (
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.between import Rule, points
 from mmneuron_lens.runtime.caching import cache_of, cached_graph
-from mmneuron_lens.runtime.discovering import discovered_model
 from mmneuron_lens.runtime.host import checked_remote
 from mmneuron_lens.runtime.proved import Check
 from mmneuron_lens.runtime.result import Result
@@ -79,40 +77,18 @@ class Lens:
         dtype, device or quantization, or one given with `remote`, `MissingPackage` without accelerate or bitsandbytes
         where they are needed; with `remote` also what `runtime.remote.run_remote` raises.
         """
-        repo = loading.located(name_or_folder)
-        name = _name(name_or_folder, repo)
         self._remote = remote = checked_remote(remote)
-        if remote and discover:
-            raise InvalidValue("discover=True proves a model with its weights; leave it out where it runs remotely.")
-        if remote:
-            if any(one is not None for one in (dtype, device, device_map, quantize)):
-                raise InvalidValue(
-                    "dtype, device, device_map and quantize are the server's; leave them out where the model runs "
-                    "remotely."
-                )
-            # Loaded where it is needed: it imports nnsight.
-            from mmneuron_lens.runtime.remote import as_served
-
-            attention: dict[str, Any] = {}
-            if attn_implementation is not None:
-                attention["attn_implementation"] = attn_implementation
-            module, processor = loading.load_meta(repo, revision, **attention)
-            model = model_of(module, processor, repo=repo, name=name, revision=revision)
-            self._model = as_served(model, remote)
-            return
-        device, device_map = placement.checked_placement(device, device_map, quantize)
-        settings: dict[str, Any] = {
-            "dtype": placement.checked_dtype(dtype),
-            "device_map": device_map,
-            "attn_implementation": attn_implementation,
-            "quantize": quantize,
-        }
-        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
-        discover = discover and loading.load_config(repo, revision, known=False).model_type not in ARCHITECTURES
-        module, processor = loading.load(repo, revision, known=not discover, **given)
-        module = module if device is None else module.to(device)
-        made = discovered_model if discover else model_of
-        self._model = made(module, processor, repo=repo, name=name, revision=revision)
+        self._model = (opening.served if remote else opening.opened)(
+            name_or_folder,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            quantize=quantize,
+            revision=revision,
+            attn_implementation=attn_implementation,
+            remote=remote,
+            discover=discover,
+        )
 
     @classmethod
     def wrap(cls, module: torch.nn.Module, processor: Any, name: str | None = None, *, discover: bool = False) -> Lens:
@@ -123,18 +99,7 @@ class Lens:
 
         Raises `InvalidType` for what is no such model or processor, and as `Lens` does for its architecture.
         """
-        if not isinstance(cast(object, module), torch.nn.Module) or not hasattr(module, "config"):
-            raise InvalidType(
-                f"Lens.wrap takes a transformers model, not {type(module).__name__}; load with Lens(...)."
-            )
-        if not hasattr(processor, "tokenizer"):
-            raise InvalidType(f"Lens.wrap takes the model's AutoProcessor, not {type(processor).__name__}.")
-        repo = str(getattr(module, "name_or_path", "") or type(module).__name__)
-        if discover and cast(Any, module).config.model_type not in ARCHITECTURES:
-            return cls._of(
-                discovered_model(module.eval(), processor, repo=repo, name=name or shown_name(repo), revision=None)
-            )
-        return cls._of(model_of(module.eval(), processor, repo=repo, name=name))
+        return cls._of(opening.wrapped(module, processor, name, discover))
 
     @classmethod
     def embedded(cls, name: str, **settings: Any) -> Lens:
@@ -146,9 +111,7 @@ class Lens:
         cls, name_or_folder: str | os.PathLike[str], *, revision: str | None = None, **settings: Any
     ) -> Lens:
         """A lens on the meta device: plans, checks and encodes; loads no weights. Raises as `Lens` does."""
-        repo = loading.located(name_or_folder)
-        module, processor = loading.load_meta(repo, revision, **settings)
-        return cls._of(model_of(module, processor, repo=repo, name=_name(name_or_folder, repo), revision=revision))
+        return cls._of(opening.weightless(name_or_folder, revision, settings))
 
     @classmethod
     def _of(cls, model: Model) -> Lens:
@@ -402,8 +365,3 @@ class Lens:
         if batch is not None:
             refuse_strange(self._model, batch_of(batch))
         return proving.prove(self._model, batch)
-
-
-def _name(given: str | os.PathLike[str], repo: str) -> str:
-    """What a checkpoint is called: as it was named, unless that was a folder's path."""
-    return shown_name(repo) if os.fspath(given) == repo else os.fspath(given)
