@@ -15,12 +15,15 @@ from interventions.counting import (
 )
 from interventions.decorators import reads, rewires, writes
 from interventions.errors import MMNeuronError
+from interventions.extremes import maximum_activation
+from interventions.folds import largest
 from interventions.graph import Graph, Intervention
 from interventions.hidden import keep, last_hidden_state, root_mean_square
 from interventions.patching import patch_activations
 from interventions.saving import load_graph, save_graph
 from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
 from interventions.steering import add_vector
+from interventions.top_activations import top_activations
 from interventions.unembedding import lens_entropy, logit_lens
 from interventions.values import gradient, value_of
 
@@ -43,10 +46,12 @@ __all__ = [
     "gradient",
     "keep",
     "knock_out_attention",
+    "largest",
     "last_hidden_state",
     "lens_entropy",
     "load_graph",
     "logit_lens",
+    "maximum_activation",
     "mean_ablate_neurons",
     "mean_activation",
     "module",
@@ -58,6 +63,7 @@ __all__ = [
     "save_graph",
     "scale_neurons",
     "sum_activations",
+    "top_activations",
     "value_of",
     "writes",
     "zero_neurons",

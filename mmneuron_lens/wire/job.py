@@ -61,7 +61,17 @@ def prepare(processor: Processor, item: Item, job: Job) -> BatchData:
         inputs = encode(processor, pictures, [text for text in item["texts"] if isinstance(text, str)], job["facts"])
         fields = lay_out(inputs, job["facts"])
     fields["llm"] = {**fields["llm"], **item["extra"]}
-    return {"inputs": inputs, "fields": fields, "prompt_length": inputs["input_ids"].shape[1], "sharing": sharing}
+    return {
+        "inputs": inputs,
+        "fields": fields,
+        "prompt_length": inputs["input_ids"].shape[1],
+        "sharing": sharing,
+        "samples": {
+            "numbers": item.get("numbers", range(len(item["images"]))),
+            "images": [len(some) for some in item["images"]],
+            "prompts": [len(text) if isinstance(text, list) else 1 for text in item["texts"]],
+        },
+    }
 
 
 def to_cpu(value: Value) -> Value:
