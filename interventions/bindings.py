@@ -345,8 +345,8 @@ def batch_field(name: str) -> BatchField:
     A sample is a row of `lens.encode`, or a row of images of `lens.pack`, counted from 0 over the batches of a run; or
     what `batch.with_samples([17, 18])` calls it. `position` is:
 
-    - at sites of the language model, the column counted from the row's first real token, generated ones and questions
-      packed behind one another included; where `lens.pack` makes a row per prompt, from the first of that row.
+    - at sites of the language model, how many real tokens the row has before it, generated ones and questions packed
+      behind one another included; where `lens.pack` makes a row per prompt, of that row.
     - in the vision tower, `tile * positions of a tile + place in the tile`, CLS included, with the tiles of a sample's
       images counted through; where a tower has no tiles, the patch, with those of the sample's images counted through.
     - at a projector of patches, likewise with the positions of a tile that it has; where it runs once a prompt, of that

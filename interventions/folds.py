@@ -90,7 +90,9 @@ def best_of_both(
 
 def _check(partial: dict[str, Tensor], by: str, distinct: str | None) -> None:
     held = cast(object, partial)
-    if not isinstance(held, dict) or not all(isinstance(one, Tensor) for one in partial.values()):
+    if not isinstance(held, dict) or not all(
+        isinstance(one, Tensor) for one in cast("dict[str, object]", held).values()
+    ):
         raise ValueError("largest folds dicts of tensors")
     for name in (by, distinct):
         if name is not None and name not in partial:

@@ -26,7 +26,7 @@ def packed_over(intervention: Intervention, own: Over | None) -> Word | SavedFol
     """
     over = intervention.over
     if over is None or isinstance(over, str):
-        return over
+        return cast("Word | None", over)
     if isinstance(over, Fold):
         return {"fold": over.name, "arguments": dict(over.settings)}
     name = _named(over)

@@ -38,8 +38,9 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
 
     Raises:
 
-    - `InvalidValue`: for a function that cannot be found again by name (defined in a notebook, a lambda, nested, not
-      decorated where it is defined), a fold that could not be found again, a bound value that JSON cannot hold, or a path that ends as the tensors' file.
+    - `InvalidValue`: for a function or a fold that cannot be found again by name (defined in a notebook, a lambda,
+      nested, not decorated where it is defined), a bound value that JSON cannot hold, or a path that ends as the
+      tensors' file.
     """
     path = Path(path)
     if path.suffix == ".safetensors":

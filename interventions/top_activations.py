@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -59,6 +61,7 @@ def _spans(sample: Int[Tensor, " position"], weight: Int[Tensor, " position"]) -
         # Shapes are proved on tensors without values; what is kept of the spans has the same shape for any number.
         return [(0, len(sample))]
     own = sample.masked_fill(weight == 0, -1)
-    edges = [0, *((own[1:] != own[:-1]).nonzero()[:, 0] + 1).tolist(), len(own)]
-    kept = own[edges[:-1]].tolist() if len(own) else []
+    changes = cast("list[int]", ((own[1:] != own[:-1]).nonzero()[:, 0] + 1).tolist())  # pyright: ignore[reportUnknownMemberType]
+    edges = [0, *changes, len(own)]
+    kept = cast("list[int]", own[edges[:-1]].tolist()) if len(own) else []  # pyright: ignore[reportUnknownMemberType]
     return [(start, stop) for start, stop, one in zip(edges, edges[1:], kept, strict=False) if one >= 0]

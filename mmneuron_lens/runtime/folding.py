@@ -19,7 +19,7 @@ from mmneuron_lens.wire.types import Over
 def folding(over: Asked, typed: bool) -> Over:
     """A word, or the function of two partial results. typed: with a user's annotations checked at every call."""
     if isinstance(over, str):
-        return over
+        return cast(Over, over)
     if isinstance(over, Fold):
         return over.together
     return typed_function(over) if typed else over
@@ -35,8 +35,8 @@ def folded_read(intervention: Intervention, typed: bool) -> Callable[..., Any]:
     def read(*value: Any, **arguments: Any) -> Any:
         return alone(function(*value, **arguments))
 
-    # Not as a decorator, which would travel with its source.
-    return functools.update_wrapper(read, function)
+    # What travels is found in its source by its own name.
+    return functools.update_wrapper(read, function) if typed else read
 
 
 def kind_of(partial: Any) -> Hashable:

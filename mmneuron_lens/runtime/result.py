@@ -35,7 +35,7 @@ class Result(Mapping[tuple[str, str], Any]):
         overs: Mapping[Key, Over],
     ) -> None:
         self._folded = folded
-        self._overs = {key: overs[key] for key in folded}
+        self._overs: dict[Key, Over] = {key: overs[key] for key in folded}
         self._values: dict[Key, Any] = {}
         self.text = text
         self.tokens = tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -20,7 +22,8 @@ def asks_for_samples(plans: list[SitePlan]) -> bool:
 
 def numbered(batch: BatchData, facts: Facts) -> BatchData:
     """The batch with the fields `sample` and `position` int64 `[*where]` in every group."""
-    samples = batch["samples"]
+    samples = batch.get("samples")
+    assert samples is not None, "a batch of a run says which samples it has"
     fields = {name: dict(group) for name, group in batch["fields"].items()}
     rows = torch.arange(len(samples["numbers"]))
     if "spread" in batch["sharing"]:
@@ -54,7 +57,7 @@ def numbered(batch: BatchData, facts: Facts) -> BatchData:
     return {**batch, "fields": fields}
 
 
-def with_answers_numbered(own: Group, before: Group) -> Group:
+def with_answers_numbered(own: Group, before: Mapping[str, Tensor]) -> Group:
     """Fields of the language model over prompts and answers, numbered as those of the prompts were."""
     if "sample" not in before:
         return own
@@ -63,11 +66,9 @@ def with_answers_numbered(own: Group, before: Group) -> Group:
 
 
 def columns(weight: Int[Tensor, "row column"]) -> Int[Tensor, "row column"]:
-    """Columns counted from the first real one of each row; -1 for padding."""
+    """How many real columns each row has before each one; -1 for padding."""
     real = weight > 0
-    first = real.to(torch.uint8).argmax(1, keepdim=True)
-    counted = torch.arange(weight.shape[1], device=weight.device) - first
-    return counted.masked_fill(~real, -1)
+    return (real.cumsum(1) - 1).masked_fill(~real, -1)
 
 
 def tile_samples(batch: BatchData, facts: Facts, samples: Samples) -> Int[Tensor, " tile"]:
@@ -84,5 +85,5 @@ def tile_samples(batch: BatchData, facts: Facts, samples: Samples) -> Int[Tensor
 def within(owners: Int[Tensor, " tile"]) -> Int[Tensor, " tile"]:
     """How many before it belong to the same sample; those of one sample stand together."""
     places = torch.arange(len(owners))
-    starts = torch.searchsorted(owners, owners)
-    return places - starts
+    owners = owners.contiguous()
+    return places - torch.searchsorted(owners, owners)
