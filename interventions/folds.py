@@ -72,20 +72,52 @@ def best_of_both(
     if not _has_values(left[by]):
         return _padded(_ranked(_joined(left, right), by, distinct), k, by)
     # What ranks below the last of k on the left cannot come in; the right is in order, so the first so many may.
-    coming = ((right[by] >= left[by][..., -1:]) & (right[by] > _lowest(right[by]))).sum(-1)
-    width = int(coming.max()) if coming.numel() else 0
-    if width == 0:
+    last, lowest = left[by][..., -1], _lowest(left[by])
+    rows = ((right[by][..., 0] >= last) & (right[by][..., 0] > lowest)).flatten().nonzero()[:, 0]
+    if not len(rows):
         return left
-    best = {name: value[..., :width] for name, value in right.items()}
-    rows = coming.flatten().nonzero()[:, 0]
-    if 2 * len(rows) > coming.numel():
-        return _padded(_ranked(_joined(left, best), by, distinct), k, by)
-    some = [{name: one.reshape(-1, one.shape[-1])[rows] for name, one in side.items()} for side in (left, best)]
-    changed = _padded(_ranked(_joined(*some), by, distinct), k, by)
+    if 2 * len(rows) > last.numel():
+        return _both(left, right, k, by, distinct)
+    some = [{name: one.reshape(-1, k)[rows] for name, one in side.items()} for side in (left, right)]
+    changed = _both(some[0], some[1], k, by, distinct)
     return {
         name: one.reshape(-1, k).index_copy(0, rows, changed[name].to(one.dtype)).view(one.shape)
         for name, one in left.items()
     }
+
+
+def _both(
+    left: dict[str, Tensor], right: dict[str, Tensor], k: int, by: str, distinct: str | None
+) -> dict[str, Tensor]:
+    coming = (right[by] >= left[by][..., -1:]) & (right[by] > _lowest(right[by]))
+    width = int(coming.sum(-1).max())
+    if width == 1:
+        return _inserted(left, {name: value[..., 0] for name, value in right.items()}, by, distinct)
+    best = {name: value[..., :width] for name, value in right.items()}
+    return _padded(_ranked(_joined(left, best), by, distinct), k, by)
+
+
+def _inserted(best: dict[str, Tensor], one: dict[str, Tensor], by: str, distinct: str | None) -> dict[str, Tensor]:
+    """The k best of k in order and one more candidate in each row."""
+    new = {name: value[..., None] for name, value in one.items()}
+    ranks, k = best[by], best[by].shape[-1]
+    before, equal = ranks > new[by], ranks == new[by]
+    if bool(equal.any()):
+        lower = torch.ones_like(before)
+        for name in reversed(_tie_breakers(best, by)):
+            lower = (best[name] < new[name]) | ((best[name] == new[name]) & lower)
+        before = before | (equal & lower)
+    place = before.sum(-1, keepdim=True)
+    columns = torch.arange(k, device=ranks.device)
+    # The last goes, or the one that is of the same sample.
+    gone = torch.full_like(place, k - 1)
+    if distinct is not None:
+        same = (best[distinct] == new[distinct]) & (ranks > _lowest(ranks))
+        gone = torch.where(same, columns, k - 1).amin(-1, keepdim=True)
+    shifted = (columns > place) & (columns <= gone)
+    here = (columns == place) & (place <= gone)
+    source = (columns - shifted.long()).expand(ranks.shape)
+    return {name: torch.where(here, new[name], value.gather(-1, source)) for name, value in best.items()}
 
 
 def _check(partial: dict[str, Tensor], by: str, distinct: str | None) -> None:
@@ -139,9 +171,7 @@ def _ranked(entries: dict[str, Tensor], by: str, distinct: str | None) -> dict[s
     """Entries best first; of those that must be distinct, all but the best absent and last."""
     if entries[by].shape[-1] < 2:
         return entries
-    names = [name for name in _FIRST if name in entries and name != by]
-    names += sorted(name for name in entries if name not in (by, *_FIRST))
-    ordered = _in_order(entries, by, names)
+    ordered = _in_order(entries, by, _tie_breakers(entries, by))
     if distinct is None:
         return ordered
     again = _seen_before(ordered[distinct]) & (ordered[by] > _lowest(ordered[by]))
@@ -150,6 +180,12 @@ def _ranked(entries: dict[str, Tensor], by: str, distinct: str | None) -> dict[s
     gone = {name: torch.where(again, _absent(value, name == by), value) for name, value in ordered.items()}
     behind = again.to(torch.uint8).sort(dim=-1, stable=True).indices
     return {name: value.gather(-1, behind) for name, value in gone.items()}
+
+
+def _tie_breakers(entries: dict[str, Tensor], by: str) -> list[str]:
+    """The keys that decide between equal entries, in this order."""
+    first = [name for name in _FIRST if name in entries and name != by]
+    return first + sorted(name for name in entries if name not in (by, *_FIRST))
 
 
 def _in_order(entries: dict[str, Tensor], by: str, names: list[str]) -> dict[str, Tensor]:
