@@ -57,12 +57,9 @@ def best_of(partial: dict[str, Tensor], k: int, by: str, distinct: str | None) -
     """The k best candidates in order. Raises `ValueError` for a partial result of another form."""
     _check(partial, by, distinct)
     present = partial[by] > _lowest(partial[by])
-    # Adding zero makes one of both zeros.
-    entries = {
-        name: torch.where(present, value + 0 if name == by else value, _absent(value, name == by))
-        for name, value in partial.items()
-    }
-    return _padded(_ranked(entries, by, distinct), k, by)
+    if not _has_values(present) or not bool(present.all()):
+        partial = {name: torch.where(present, value, _absent(value, name == by)) for name, value in partial.items()}
+    return _padded(_ranked(partial, by, distinct), k, by)
 
 
 def best_of_both(
@@ -89,17 +86,16 @@ def best_of_both(
 def _both(
     left: dict[str, Tensor], right: dict[str, Tensor], k: int, by: str, distinct: str | None
 ) -> dict[str, Tensor]:
-    coming = (right[by] >= left[by][..., -1:]) & (right[by] > _lowest(right[by]))
-    width = int(coming.sum(-1).max())
-    if width == 1:
-        return _inserted(left, {name: value[..., 0] for name, value in right.items()}, by, distinct)
+    second, last = right[by][..., 1:2], left[by][..., -1:]
+    if not bool(((second >= last) & (second > _lowest(second))).any()):
+        return _inserted(left, {name: value[..., :1] for name, value in right.items()}, by, distinct)
+    width = int(((right[by] >= last) & (right[by] > _lowest(second))).sum(-1).max())
     best = {name: value[..., :width] for name, value in right.items()}
     return _padded(_ranked(_joined(left, best), by, distinct), k, by)
 
 
-def _inserted(best: dict[str, Tensor], one: dict[str, Tensor], by: str, distinct: str | None) -> dict[str, Tensor]:
+def _inserted(best: dict[str, Tensor], new: dict[str, Tensor], by: str, distinct: str | None) -> dict[str, Tensor]:
     """The k best of k in order and one more candidate in each row."""
-    new = {name: value[..., None] for name, value in one.items()}
     ranks, k = best[by], best[by].shape[-1]
     before, equal = ranks > new[by], ranks == new[by]
     if bool(equal.any()):
@@ -109,14 +105,15 @@ def _inserted(best: dict[str, Tensor], one: dict[str, Tensor], by: str, distinct
         before = before | (equal & lower)
     place = before.sum(-1, keepdim=True)
     columns = torch.arange(k, device=ranks.device)
-    # The last goes, or the one that is of the same sample.
-    gone = torch.full_like(place, k - 1)
+    here, behind = columns == place, columns > place
     if distinct is not None:
-        same = (best[distinct] == new[distinct]) & (ranks > _lowest(ranks))
-        gone = torch.where(same, columns, k - 1).amin(-1, keepdim=True)
-    shifted = (columns > place) & (columns <= gone)
-    here = (columns == place) & (place <= gone)
-    source = (columns - shifted.long()).expand(ranks.shape)
+        same = best[distinct] == new[distinct]
+        if bool(same.any()):
+            # In place of the last one goes that of the same sample; nothing comes in where that is better.
+            same = same & (ranks > _lowest(ranks))
+            gone = torch.where(same, columns, k - 1).amin(-1, keepdim=True)
+            here, behind = here & (place <= gone), behind & (columns <= gone)
+    source = torch.where(behind, columns - 1, columns)
     return {name: torch.where(here, new[name], value.gather(-1, source)) for name, value in best.items()}
 
 
@@ -148,8 +145,11 @@ def _lowest(tensor: Tensor) -> float | int:
 
 
 def _absent(tensor: Tensor, ranks: bool) -> Tensor:
-    fill = _lowest(tensor) if ranks else 0 if tensor.dtype in (torch.bool, torch.uint8) else -1
-    return torch.full((), fill, dtype=tensor.dtype, device=tensor.device)
+    return torch.full((), _fill(tensor, ranks), dtype=tensor.dtype, device=tensor.device)
+
+
+def _fill(tensor: Tensor, ranks: bool) -> float | int:
+    return _lowest(tensor) if ranks else 0 if tensor.dtype in (torch.bool, torch.uint8) else -1
 
 
 def _joined(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -160,10 +160,12 @@ def _padded(entries: dict[str, Tensor], k: int, by: str) -> dict[str, Tensor]:
     """The first k entries, absent ones behind where they are fewer."""
     made: dict[str, Tensor] = {}
     for name, value in entries.items():
-        missing = k - value.shape[-1]
-        if missing > 0:
-            value = torch.cat([value, _absent(value, name == by).expand(*value.shape[:-1], missing)], -1)
-        made[name] = value[..., :k].contiguous()
+        if value.shape[-1] < k:
+            padded = value.new_full((*value.shape[:-1], k), _fill(value, name == by))
+            padded[..., : value.shape[-1]] = value
+            made[name] = padded
+        else:
+            made[name] = value[..., :k].contiguous()
     return made
 
 
