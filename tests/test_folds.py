@@ -397,7 +397,7 @@ def test_results_of_separate_runs_are_those_of_one(tiny):
         for key in whole:
             torch.testing.assert_close(merged[key], whole[key], rtol=1e-12, atol=0)
         assert len(merged.logits) == 3
-    with pytest.raises(InvalidValue, match="count_active at llm.mlp.act is in the first result alone"):
+    with pytest.raises(InvalidValue, match=r"count_active at llm.mlp.act is in the first result alone"):
         tiny.run(count_active, batches[0]).merged(tiny.run(keep, batches[0]))
     with pytest.raises(InvalidValue, match="folded in two ways"):
         tiny.run(count_active, batches[0]).merged(tiny.run(count_active.folded("max"), batches[0]))
@@ -550,7 +550,7 @@ def test_numbers_of_ones_own(tiny):
         first.with_samples([1])
     with pytest.raises(InvalidValue, match="is -1; numbers are from 0"):
         first.with_samples([-1, 2])
-    with pytest.raises(InvalidType, match="a whole number, not 1.5"):
+    with pytest.raises(InvalidType, match=r"a whole number, not 1\.5"):
         first.with_samples([1.5, 2])
     with pytest.raises(InvalidType, match="a list of whole numbers, not 3"):
         first.with_samples(3)
@@ -635,7 +635,7 @@ def test_what_a_server_sends_is_held_to_its_form(tiny):
     assert "not a dict of 0, 1, 2" in misfits({0: good[0], 1: good[1]}, top)
     one = {"count": torch.zeros(48, dtype=torch.int64), "mean": torch.zeros(48), "squares": torch.zeros(48)}
     assert misfits(dict.fromkeys(range(3), one), mine) == ""
-    assert "not int64" in misfits(dict.fromkeys(range(3), {**one, "count": torch.zeros(48)}), mine)
+    assert "not int64" in misfits({layer: {**one, "count": torch.zeros(48)} for layer in range(3)}, mine)
     assert misfits(dict.fromkeys(range(3), torch.zeros(999, 48)), rows) == ""
     assert "not [any, 48]" in misfits(dict.fromkeys(range(3), torch.zeros(999, 47)), rows)
 
