@@ -175,6 +175,14 @@ def test_words_and_a_function_of_ones_own_are_those_of_all_values(over, samples,
             torch.testing.assert_close(found[layer], due)
 
 
+def test_the_larger_of_two_numbers_is_nan_where_one_is():
+    nan = float("nan")
+    for left, right, due in ((1.0, 2, 2), (3, 2.0, 3), (nan, 1.0, nan), (1.0, nan, nan)):
+        assert str(fold.join(left, right, "max")) == str(due)
+        both = torch.tensor(float(left)), torch.tensor(float(right))
+        assert str(float(fold.join(*both, "max"))) == str(float(due))
+
+
 def test_nan_and_minus_infinity_are_no_entries():
     nan, inf = float("nan"), float("inf")
     one = largest(3, by="value")({"value": torch.tensor([nan, 1.0, -inf])}, {"value": torch.tensor([nan, inf])})
@@ -188,7 +196,7 @@ def test_the_shortcut_changes_nothing_and_the_argument_stays_as_it_was():
     how = largest(4, by="value", distinct="sample")
     total = None
     plain: list[dict[str, Tensor]] = []
-    for number in range(30):
+    for _ in range(30):
         values = torch.randint(0, 50, (100, 2), generator=generator).float()
         samples = torch.randint(0, 12, (100, 2), generator=generator)
         plain.append({"value": values, "sample": samples})
@@ -362,9 +370,10 @@ def test_a_fold_must_return_what_it_is_given(tiny):
             tiny.check(read(over, lambda act, weight: counted), batch)
     with pytest.raises(MMNeuronError, match="returns a tensor, or a dict or tuple of tensors, not list"):
         tiny.check(read(grown, lambda act, weight: [act]), batch)
-    # Sizes may grow.
-    out = tiny.run(read(grown, lambda act, weight: act.flatten(0, 1)), batches_of(tiny, 1, 1))
-    assert out["one"].shape[1] == sum(one.inputs["input_ids"].numel() for one in batches_of(tiny, 1, 1))
+    # Sizes may grow, and the earlier result comes first.
+    batches = batches_of(tiny, 1, 1)
+    out = tiny.run(read(grown, lambda act, weight: act.flatten(0, 1)) | keep.at("llm.mlp.act"), batches)
+    assert torch.equal(out["one"], torch.cat([one[:, 0] for one in out["keep"]], 1))
 
 
 def test_a_read_that_largest_cannot_rank_is_refused_in_a_line(tiny):

@@ -87,7 +87,7 @@ def larger(left: Value, right: Value) -> Value:
     """The larger of two, element by element; NaN where one is NaN."""
     if isinstance(left, torch.Tensor):
         return torch.maximum(left, right)
-    return left if left >= right or left != left else right
+    return left if left >= right or left != left else right  # NaN is not itself.
 
 
 def merge(total: Totals, batch: Totals, overs: Overs) -> Totals:
