@@ -22,6 +22,8 @@ from interventions.counting import (
 )
 from interventions.decorators import reads, rewires, writes
 from interventions.errors import MMNeuronError
+from interventions.extremes import maximum_activation
+from interventions.folds import largest
 from interventions.graph import Graph, Intervention
 from interventions.hidden import keep, last_hidden_state, root_mean_square
 from interventions.patching import patch_activations
@@ -31,6 +33,7 @@ from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
 from interventions.sparse_autoencoder import count_features, sae_features, scale_features, splice_autoencoder
 from interventions.steering import add_vector
 from interventions.targets import answer_log_probability, logit_difference
+from interventions.top_activations import top_activations
 from interventions.unembedding import jacobian_lens, lens_entropy, logit_lens, tuned_lens
 from interventions.values import gradient, value_of
 from interventions.write_in import neuron_write_in
@@ -62,12 +65,14 @@ __all__ = [
     "jacobian_lens",
     "keep",
     "knock_out_attention",
+    "largest",
     "last_hidden_state",
     "lens_entropy",
     "load_autoencoder",
     "load_graph",
     "logit_difference",
     "logit_lens",
+    "maximum_activation",
     "mean_ablate_neurons",
     "mean_activation",
     "module",
@@ -88,6 +93,7 @@ __all__ = [
     "splice_autoencoder",
     "sum_activations",
     "summed_attribution",
+    "top_activations",
     "tuned_lens",
     "value_of",
     "writes",

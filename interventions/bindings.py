@@ -338,7 +338,21 @@ def batch_field(name: str) -> BatchField:
     """Bind a field of the batch.
 
     - name: `"weight"`, int64 `[*where]`: how often a position counts, 0 for padding; `"kind"`, bool `[*where, kind]`:
-      one-hot, in the order of `GROUP_KINDS`; or one of your own, added with `batch.with_fields(name=tensor)`.
+      one-hot, in the order of `GROUP_KINDS`; `"sample"`, int64 `[*where]`: which sample a position belongs to, padding
+      too; `"position"`, int64 `[*where]`: its index within that sample; or one of your own, added with
+      `batch.with_fields(name=tensor)`.
+
+    A sample is a row of `lens.encode`, or a row of images of `lens.pack`, counted from 0 over the batches of a run; or
+    what `batch.with_samples([17, 18])` calls it. `position` is:
+
+    - at sites of the language model, how many real tokens the row has before it, generated ones and questions packed
+      behind one another included; where `lens.pack` makes a row per prompt, of that row.
+    - in the vision tower, `tile * positions of a tile + place in the tile`, CLS included, with the tiles of a sample's
+      images counted through; where a tower has no tiles, the patch, with those of the sample's images counted through.
+    - at a projector of patches, likewise with the positions of a tile that it has; where it runs once a prompt, of that
+      prompt's images. At one of queries and at `qformer.query.act`, the query; at `qformer.text.act`, the word.
+
+    The position of padding is -1.
     """
     return BatchField(name)
 

@@ -7,23 +7,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from interventions.errors import InvalidType
-from interventions.graph import Intervention, Mode, Over, checked_over
+from interventions.graph import Intervention, Mode
 from interventions.narrowing import checked_sites
+from interventions.overs import Over, checked_over
 
 
 def reads(*sites: str, over: Over, **bindings: object) -> Callable[[Callable[..., Any]], Intervention]:
     """Make a function of a site's value into a read: it returns a tensor, or a dict of tensors.
 
     - sites: names or globs of the sites where it reads, until `at` says otherwise.
-    - over: how the batches' results become one. `"sum"` adds them. `"mean"` expects `(sum, weight)` from the
-      function and divides once at the end. `"list"` keeps a Python list with one item per batch.
+    - over: how the batches' results become one. `"sum"` adds them, `"max"` keeps the larger, element by element.
+      `"mean"` expects `(sum, weight)` from the function and divides once at the end. `"list"` keeps a Python list with
+      one item per batch. Or an associative pure function `fold(left, right)` of two results at one layer, the earlier
+      one first, that returns such a result, as those of `interventions.folds`.
     - bindings: arguments of the function that are the same for everyone, as in `Intervention.bind`.
 
     Raises:
 
     - `InvalidValue`: for another `over`.
     - `UnknownName`: for a site that does not exist.
-    - `InvalidType`: for no site, or a function with `*arguments` or `**keywords`.
+    - `InvalidType`: for no site, a function with `*arguments` or `**keywords`, or `over` that is no function of two.
     """
     return _decorator("reads", sites, over, bindings)
 

@@ -21,13 +21,12 @@ from interventions.narrowing import (
     show_positions,
     show_steps,
 )
+from interventions.overs import Over, checked_over, show_over
 from interventions.sites import SITES, named_sites, site_order, unknown
 
 Mode: TypeAlias = Literal["reads", "writes", "rewires"]
-Over: TypeAlias = Literal["sum", "mean", "list"]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
-OVERS: tuple[Over, ...] = get_args(Over)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +40,7 @@ class Intervention:
     - function: what it does to a value.
     - mode: `"reads"`, `"writes"` or `"rewires"`.
     - sites: names and globs of the sites where it acts.
-    - over: how a read's batches become one; None for writes and rewires.
+    - over: how a read's batches become one, a word or a function of two partial results; None for writes and rewires.
     - name: under which its results come back, `out[name, site]`; the function's own unless it was renamed.
     - bindings: arguments of the function by name.
     - layers: layers where it acts, negative ones from the end; None means all.
@@ -76,7 +75,9 @@ class Intervention:
         if self.mode == "reads":
             checked_over(self.over, self.name)
         elif self.over is not None:
-            raise InvalidValue(f"{self.name}: over={self.over!r} is how a read's batches become one; it {self.mode}.")
+            raise InvalidValue(
+                f"{self.name}: over={show_over(self.over)!r} is how a read's batches become one; it {self.mode}."
+            )
         object.__setattr__(self, "sites", checked_sites(self.sites))
         if self.layers is not None:
             object.__setattr__(self, "layers", checked_layers(self.layers, self.mode == "reads"))
@@ -161,6 +162,20 @@ class Intervention:
             raise InvalidType(f"{self.name}: a name is text of at least one character, not {name!r}.")
         return replace(self, name=name)
 
+    def folded(self, over: Over) -> Intervention:
+        """The same read, whose batches become one in another way: `top_activations.folded(largest(50, ...))`.
+
+        - over: as in `reads`.
+
+        Raises:
+
+        - `InvalidValue`: for another word, or what does not read.
+        - `InvalidType`: for what is no function of two partial results.
+        """
+        if self.mode != "reads":
+            raise InvalidValue(f"{self.name}: a read's batches become one, and it {self.mode}; fold a read.")
+        return replace(self, over=over)
+
     def __or__(self, other: Intervention | Graph) -> Graph:
         return Graph((self,)) | other
 
@@ -209,7 +224,7 @@ class Intervention:
         """What `repr` shows: what it does, with which bindings, and where; `sites=False` leaves out the sites."""
         shown = ", ".join(f"{name}={value.show()}" for name, value in self.bindings.items())
         missing = "".join(f", {name}=?" for name in self.missing).removeprefix("" if shown else ", ")
-        over = f" over={self.over}" if self.over else ""
+        over = f" over={show_over(self.over)}" if self.over else ""
         at = f" at {', '.join(self.sites)}" if sites else ""
         where = f" [{self.where}]" if self.where else ""
         return f"{self.mode} {self.name}({shown}{missing}){over}{at}{where}"
@@ -310,11 +325,6 @@ class Graph:
         head = "<tr><th>site</th><th>acts, in this order</th></tr>"
         # What is bound may hold `$`, which Jupyter would take for mathematics.
         return f'<table class="tex2jax_ignore mathjax_ignore">{head}{rows}</table>'
-
-
-def checked_over(over: object, who: str) -> None:
-    if over not in OVERS:
-        raise InvalidValue(f"{who}: {unknown('over', over, OVERS)}")
 
 
 def _intervention(value: object) -> Intervention:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from interventions.errors import InvalidValue
 from interventions.graph import Intervention
+from interventions.overs import show_over
 
 DECORATORS = ("reads", "writes", "rewires")
 
@@ -48,11 +49,7 @@ def intervention_at(reference: str) -> Intervention:
             f"{module} has no function {function!r} decorated with @reads, @writes or @rewires at its top; "
             "was it renamed?"
         )
-    try:
-        found = vars(importlib.import_module(module)).get(function)
-    except Exception as error:
-        # Whatever a module of the user's raises when it is imported.
-        raise InvalidValue(f"{module} cannot be imported ({type(error).__name__}: {error}).") from error
+    found = imported(module, function)
     if isinstance(found, Intervention):
         plain = found.function
         if (plain.__module__, plain.__qualname__) == (module, function):
@@ -73,7 +70,7 @@ def reference(intervention: Intervention) -> str:
         ) from None
     if found.function is not function:
         raise InvalidValue(f"{intervention.name} cannot be saved: {name} is another function now; import it again.")
-    if (found.mode, found.over) != (intervention.mode, intervention.over):
+    if found.mode != intervention.mode:
         raise InvalidValue(
             f"{intervention.name} cannot be saved: it {does(intervention)} and {name} {does(found)}; "
             "decorate a function of its own."
@@ -83,22 +80,32 @@ def reference(intervention: Intervention) -> str:
 
 def does(intervention: Intervention) -> str:
     """Its mode, and how a read is folded."""
-    return intervention.mode + (f" over={intervention.over!r}" if intervention.over else "")
+    return intervention.mode + (f" over={show_over(intervention.over)!r}" if intervention.over else "")
 
 
-def _defines(module: str, function: str) -> bool:
-    """Whether the file of a module has a decorated function of this name at its top; nothing is imported for it."""
+def functions_of(module: str) -> list[ast.FunctionDef]:
+    """The functions at the top of a module's file, none where it has no file; nothing is imported for it."""
     file = _file(module)
     if file is None:
-        return False
+        return []
     try:
         tree = ast.parse(importlib.util.decode_source(file.read_bytes()))
     except (OSError, SyntaxError, ValueError, RecursionError):
-        return False
-    return any(
-        isinstance(node, ast.FunctionDef) and node.name == function and any(map(_is_ours, node.decorator_list))
-        for node in tree.body
-    )
+        return []
+    return [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+
+
+def imported(module: str, name: str) -> object:
+    """What a module calls so, or None. Raises `InvalidValue` where it cannot be imported."""
+    try:
+        return vars(importlib.import_module(module)).get(name)
+    except Exception as error:
+        # Whatever a module of the user's raises when it is imported.
+        raise InvalidValue(f"{module} cannot be imported ({type(error).__name__}: {error}).") from error
+
+
+def _defines(module: str, function: str) -> bool:
+    return any(node.name == function and any(map(_is_ours, node.decorator_list)) for node in functions_of(module))
 
 
 def _is_ours(decorator: ast.expr) -> bool:

@@ -8,9 +8,17 @@ from typing import Any, NotRequired, cast
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from interventions.bindings import Packed
+from interventions.bindings import Packed, Plain
 from interventions.errors import InvalidValue
-from interventions.graph import Mode, Over
+from interventions.graph import Mode
+from interventions.overs import Word
+
+
+class SavedFold(TypedDict):
+    """A fold as JSON. fold: the name of one of ours, with its arguments; or `package.module:function`, without any."""
+
+    fold: str
+    arguments: dict[str, Plain]
 
 
 class SavedIntervention(TypedDict):
@@ -19,7 +27,7 @@ class SavedIntervention(TypedDict):
     function: str
     mode: Mode
     sites: list[str]
-    over: Over | None
+    over: Word | SavedFold | None
     name: str
     bindings: dict[str, Packed]
     layers: list[int] | None

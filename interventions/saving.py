@@ -20,6 +20,7 @@ from interventions.errors import FileMissing, InvalidType, InvalidValue, MMNeuro
 from interventions.files import write_atomically
 from interventions.graph import Graph, Intervention
 from interventions.references import does, intervention_at, module_and_function, reference
+from interventions.saved_folds import packed_over, restored_over
 from interventions.saved_form import SavedGraph, SavedIntervention, checked_form
 from interventions.values import gradient, value_of
 
@@ -37,8 +38,9 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
 
     Raises:
 
-    - `InvalidValue`: for a function that cannot be found again by name (defined in a notebook, a lambda, nested, not
-      decorated where it is defined), a bound value that JSON cannot hold, or a path that ends as the tensors' file.
+    - `InvalidValue`: for a function or a fold that cannot be found again by name (defined in a notebook, a lambda,
+      nested, not decorated where it is defined), a bound value that JSON cannot hold, or a path that ends as the
+      tensors' file.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -161,11 +163,12 @@ def _sha256(document: Mapping[str, Any]) -> str:
 
 
 def _describe(intervention: Intervention, tensors: dict[str, Tensor]) -> SavedIntervention:
+    function = reference(intervention)
     return {
-        "function": reference(intervention),
+        "function": function,
         "mode": intervention.mode,
         "sites": list(intervention.sites),
-        "over": intervention.over,
+        "over": packed_over(intervention, intervention_at(function).over),
         "name": intervention.name,
         "bindings": {name: value.pack(tensors) for name, value in intervention.bindings.items()},
         "layers": _listed(intervention.layers),
@@ -181,12 +184,17 @@ def _restore(
 ) -> Intervention:
     made = _found(entry["function"], packages, f"{where}.function")
     for field in ("mode", "over"):
+        if field == "over" and entry["over"] and made.over:
+            continue
         if entry[field] != getattr(made, field):
             raise InvalidValue(
                 f"{where}.{field} is {entry[field]!r}, and {entry['function']} {does(made)}; save the graph again."
             )
+    with _naming(f"{where}.over"):
+        over = restored_over(entry["over"], made.over, packages)
     bindings = _bindings(entry["bindings"], tensors, packages, where)
     fields: dict[str, Any] = {
+        "over": over,
         "sites": tuple(entry["sites"]),
         "layers": _tupled(entry["layers"]),
         "positions": _tupled(entry["positions"]),

@@ -159,7 +159,7 @@ def test_what_could_not_be_loaded_is_not_saved(package, tmp_path):
     path = tmp_path / "graph.json"
     for strange in (
         of_ones_own.assigned.total, of_ones_own.inside.Some.total, of_ones_own._private.total,
-        replace(count_active, over="list"), Intervention(count_active.function, "writes", ("llm.mlp.act",)),
+        Intervention(count_active.function, "writes", ("llm.mlp.act",)),
         reads("llm.mlp.act", over="sum")(count_active.function.__class__(count_active.function.__code__, {})),
     ):  # fmt: skip
         with pytest.raises(InvalidValue, match="cannot be saved"):
@@ -182,7 +182,18 @@ def test_every_intervention_of_the_two_packages_can_be_saved_and_loaded(tmp_path
 
 FIELDS = {
     "mode": [("evil", "is 'evil'; choose from 'reads', 'writes' or 'rewires'"), ("writes", "reads over='sum'")],
-    "over": [("evil", "is 'evil'; choose from 'sum', 'mean' or 'list'"), ("mean", "reads over='sum'"), (None, "reads")],
+    "over": [
+        ("evil", "is 'evil'; choose from 'sum', 'mean', 'list' or 'max'"),
+        (None, "reads"),
+        ({"fold": "evil", "arguments": {}}, ".over: Unknown fold 'evil'. Choices: largest"),
+        ({"fold": "largest", "arguments": {}}, ".over: largest: k is missing"),
+        ({"fold": "largest", "arguments": {"k": 0, "by": "a"}}, ".over: largest: k is 0"),
+        ({"fold": "largest", "arguments": {"k": 1, "by": "a", "evil": 1}}, ".over: largest: Unknown argument 'evil'"),
+        ({"fold": "largest", "arguments": {"k": [1]}}, ".over is {'arguments': {'k': [1]}"),
+        ({"fold": "os:remove", "arguments": {}}, ".over: os:remove is outside the packages that may be loaded"),
+        ({"fold": "interventions.files:write_atomically", "arguments": {}}, "that it folds a read with"),
+        ({"fold": "interventions.files:_", "arguments": {}}, "names that do not begin with _"),
+    ],
     "sites": [("llm.mlp.act", "it should be a valid list"), ([7], "[0] is 7; it should be a valid string")],
     "name": [("", "at least one character"), (7, "is 7; it should be a valid string")],
     "layers": [("all", "it should be a valid list"), ([True], "[0] is True"), ([1, 1], "names 1 twice"), ({}, "{}")],

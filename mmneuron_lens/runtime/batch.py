@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -16,6 +16,9 @@ from mmneuron_lens.runtime.row_pictures import boxes_of_row, columns_of, grid_of
 from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.images import file_bytes
 from mmneuron_lens.wire.types import BatchData, Item, Sharing
+
+OWN = ("weight", "kind", "sample", "position")
+"""Fields that the runtime makes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,7 @@ class Batch:
     - sharing: how rows share work: `cuts`, the columns at which a packed row runs in parts, or `spread`, which image
       each row is about where the vision tower sees each image once; empty otherwise
     - image_processor: which made the pixels
+    - samples: numbers of the samples, as `with_samples` gave them; counted over a run's batches where None
     """
 
     inputs: Mapping[str, Tensor]
@@ -46,6 +50,7 @@ class Batch:
     answers: tuple[tuple[int, ...], ...] = field(repr=False, default=())
     sharing: Sharing = field(repr=False, default_factory=Sharing)
     image_processor: Any = field(repr=False, default=None)
+    samples: tuple[int, ...] | None = field(repr=False, default=None)
 
     @property
     def rows(self) -> int:
@@ -132,14 +137,14 @@ class Batch:
     def with_fields(self, **fields: Tensor) -> Batch:
         """Add your own fields along the language model's axes `[rows, tokens, ...]`, for `batch_field(name)`.
 
-        Raises `InvalidValue` when the leading axes differ, or for `weight` and `kind`, which are the batch's own;
-        `InvalidType` for what is no tensor.
+        Raises `InvalidValue` when the leading axes differ, or for `weight`, `kind`, `sample` and `position`, which are
+        the batch's own; `InvalidType` for what is no tensor.
         """
         shape = tuple(self.inputs["input_ids"].shape)
         for name, tensor in fields.items():
             if not isinstance(cast(object, tensor), Tensor):
                 raise InvalidType(f"Field {name!r} is a tensor {list(shape)}, not {type(tensor).__name__}.")
-            if name in ("weight", "kind") or (name == "answer" and self.answers):
+            if name in OWN or (name == "answer" and self.answers):
                 raise InvalidValue(f"Field {name!r} is the batch's own; give yours another name, and bind that.")
             if tuple(tensor.shape[:2]) != shape:
                 raise InvalidValue(
@@ -147,25 +152,60 @@ class Batch:
                 )
         return replace(self, fields={**self.fields, "llm": {**self.fields["llm"], **fields}})
 
-    def plain(self) -> BatchData:
-        """The batch as the wire functions take it."""
+    @property
+    def sample_count(self) -> int:
+        """How many samples there are: rows of `lens.encode`, or rows of images of `lens.pack`."""
+        return len(self.given[1]) or self.rows
+
+    def with_samples(self, numbers: Iterable[int]) -> Batch:
+        """The batch whose samples have these numbers in the field `sample`, in place of those counted over a run.
+
+        - numbers: one per row of `lens.encode`, or per row of images of `lens.pack`, 0 or more; rows with the same
+          number are one sample
+
+        Raises `InvalidValue` for another count or a number below 0, `InvalidType` for what is no whole number.
+        """
+        if isinstance(numbers, Tensor):
+            numbers = _lists(numbers)
+        if not isinstance(cast(object, numbers), Iterable):
+            raise InvalidType(f"with_samples takes a list of whole numbers, not {numbers!r:.80}.")
+        given = tuple(cast("Iterable[object]", numbers))
+        for number in given:
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise InvalidType(f"The number of a sample is a whole number, not {number!r:.80}.")
+            if not 0 <= number < 2**63:
+                raise InvalidValue(f"The number of a sample is {number}; numbers are from 0 to {2**63 - 1}.")
+        if len(given) != self.sample_count:
+            raise InvalidValue(f"{len(given)} numbers for {self.sample_count} samples; give one each.")
+        return replace(self, samples=cast("tuple[int, ...]", given))
+
+    def plain(self, numbers: Sequence[int] | None = None) -> BatchData:
+        """The batch as the wire functions take it. numbers: of the samples; from 0 on if left out."""
+        images, texts = self.given if self.given[1] else ([()] * self.rows, [""] * self.rows)
         return {
             "inputs": dict(self.inputs),
             "fields": dict(self.fields),
             "prompt_length": self.prompt_length,
             "sharing": self.sharing,
+            "samples": {
+                "numbers": range(self.sample_count) if numbers is None else numbers,
+                "images": [len(some) for some in images] if self.given[1] else self.images,
+                "prompts": [len(text) if isinstance(text, tuple) else 1 for text in texts],
+            },
         }
 
-    def travelling(self) -> Item:
-        """The batch as the bytes of its image files and its texts, with your own fields."""
+    def travelling(self, numbers: Sequence[int] | None = None) -> Item:
+        """The batch as the bytes of its image files and its texts, with your own fields, and its samples' numbers."""
         images, texts = self.given
-        beside = ("weight", "kind", "answer") if self.answers else ("weight", "kind")
+        beside = (*OWN, "answer") if self.answers else OWN
         own = {name: tensor for name, tensor in self.fields["llm"].items() if name not in beside}
         files = [[file_bytes(image) for image in some] for some in images]
         prompts = [list(text) if isinstance(text, tuple) else text for text in texts]
         item: Item = {"images": files, "texts": prompts, "extra": own, "cut": "cuts" in self.sharing}
         if self.answers:
             item["answers"] = [list(one) for one in self.answers]
+        if numbers is not None:
+            item["numbers"] = list(numbers)
         return item
 
     def to(self, device: Any) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.folding import refuse_unfoldable
 from mmneuron_lens.runtime.typed import ShapeError, frames, inside, place, unread
 from mmneuron_lens.wire import execute
+from mmneuron_lens.wire.numbering import numbered
 from mmneuron_lens.wire.types import Act, SitePlan, Wanted
 
 AT_MOST = 2**27
@@ -39,13 +41,16 @@ class Call:
         self.float = dtype
         self.dtype = torch.bool if ("mask",) in plan["port"]["view"] else dtype
         self.shapes = ""
+        self.given: Mapping[str, Tensor] = {}
         self.returned: Any = None
+        self.folded: Any = None
 
     def doubt(self) -> str | None:
         """None when shapes alone prove that it fits; otherwise why they could not, and what a trial showed.
 
         Raises `ShapeError` where it does not fit.
         """
+        self.given = self.fields()
         try:
             with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
                 self.run(torch.empty, torch.empty_like, _shaped)
@@ -88,7 +93,7 @@ class Call:
         """
         act = self.act
         value = make(self.shape, dtype=self.dtype)
-        fields = self.batch.fields[self.plan["group"]] if self.plan["group"] else {}
+        fields = self.given
         along = {name: copy(fields[field].cpu()) for name, field in act["fields"].items()}
         along |= {name: copy(value) for name in act["gradients"]}
         whole: dict[str, Tensor] = {}
@@ -118,6 +123,17 @@ class Call:
             raise self.shape_error(str(error)) from None
         self.returned = returned
         self.accept(returned, value)
+        if callable(act["over"]):
+            self.folded = refuse_unfoldable(act["over"], returned, f"{act['name']} at {self.plan['site']}")
+
+    def fields(self) -> Mapping[str, Tensor]:
+        """Those of the site's group, with sample and position where they are asked for."""
+        group = self.plan["group"]
+        if group is None:
+            return {}
+        if not {"sample", "position"} & set(self.act["fields"].values()):
+            return self.batch.fields[group]
+        return numbered(self.batch.plain(), self.batch.facts)["fields"][group]
 
     def beside(self, wanted: Wanted, make: Callable[..., Tensor]) -> Tensor:
         """The value of another site."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def check_once(graph: Graph, plans: list[SitePlan], model: Model, batch: Batch) 
     Kept are digests and weak references: no tensor that a graph binds, and no function, lives longer for it.
     """
     known = _checked.setdefault(model, OrderedDict())
-    functions = [one.function for one in graph]
+    functions = [one.function for one in graph] + [one.over for one in graph if inspect.isfunction(one.over)]
     key = _digest(graph, batch)
     if key in known and all(held() is function for held, function in zip(known[key], functions, strict=True)):
         known.move_to_end(key)

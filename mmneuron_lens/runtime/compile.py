@@ -13,8 +13,8 @@ from interventions.errors import InvalidValue, UnknownName
 from interventions.sites import GROUP_KINDS, SITES
 from mmneuron_lens.architectures import Architecture, Place
 from mmneuron_lens.runtime.acting import acting_sites, layers_at, refuse_narrowing
+from mmneuron_lens.runtime.folding import folded_read, folding
 from mmneuron_lens.runtime.needs import Targets, refuse_gradient, wanted
-from mmneuron_lens.runtime.typed import typed_function
 from mmneuron_lens.wire.between import START
 from mmneuron_lens.wire.types import Act, Key, Over, SitePlan, Wanted
 
@@ -73,7 +73,7 @@ def with_start(plans: list[SitePlan], architecture: Architecture) -> list[SitePl
 def results_over(graph: Graph, architecture: Architecture) -> dict[Key, Over]:
     """How each result, by (name, site), is folded."""
     return {
-        (intervention.name, site): intervention.over
+        (intervention.name, site): folding(intervention.over, typed=True)
         for intervention in graph
         if intervention.over is not None
         for site in acting_sites(intervention, architecture)
@@ -163,8 +163,8 @@ def _act(
         "name": intervention.name,
         "key": (intervention.name, site),
         "mode": intervention.mode,
-        "over": intervention.over,
-        "function": typed_function(intervention.function) if typed else intervention.function,
+        "over": None if intervention.over is None else folding(intervention.over, typed),
+        "function": folded_read(intervention, typed),
         "constants": arguments.constants,
         "per_layer": arguments.layered,
         "fields": arguments.fields,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,37 +14,45 @@ from mmneuron_lens.architectures import Architecture
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.calling import Call
 from mmneuron_lens.runtime.shapes import site_shape
+from mmneuron_lens.runtime.typed import ShapeError
 from mmneuron_lens.wire.types import Act, Key, SitePlan
 
 
 @dataclass(frozen=True)
 class Form:
-    """Shape and dtype of a tensor. Floating dtypes are one: a server may compute in another."""
+    """Shape and dtype of a tensor. Floating dtypes are one: a server may compute in another. None: any size."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     dtype: torch.dtype
 
     def misfit(self, value: Any) -> str:
         """How a value differs, in a few words; empty where it does not."""
         if not isinstance(value, Tensor):
-            return f"{type(value).__name__}, not a tensor of shape {list(self.shape)}"
-        if tuple(value.shape) != self.shape:
-            return f"shape {list(value.shape)}, not {list(self.shape)}"
+            return f"{type(value).__name__}, not a tensor of shape {self.sizes()}"
+        if value.ndim != len(self.shape) or any(
+            due not in (None, size) for due, size in zip(self.shape, value.shape, strict=True)
+        ):
+            return f"shape {list(value.shape)}, not {self.sizes()}"
         if value.dtype != self.dtype and not (value.dtype.is_floating_point and self.dtype.is_floating_point):
             return f"{str(value.dtype).removeprefix('torch.')}, not {str(self.dtype).removeprefix('torch.')}"
         return ""
 
+    def sizes(self) -> str:
+        """The shape as it is shown."""
+        return f"[{', '.join('any' if size is None else str(size) for size in self.shape)}]"
 
-Forms = Form | dict[str, Any] | tuple[Any, ...] | None
+
+Forms = Form | dict[Any, Any] | tuple[Any, ...] | None
 """A tensor's form, or those of the parts of a dict or tuple; None where a form is not known before."""
 
 
 def forms_of(
     plans: Iterable[SitePlan], batch: Batch, architecture: Architecture, module: torch.nn.Module, dtype: torch.dtype
 ) -> dict[Key, Forms]:
-    """By read that sums or averages over the prompt, the form of its result on every batch like this one.
+    """By read over the prompt that does not list, the form of its result on every batch like this one.
 
-    Those whose shape depends on values have none.
+    Those whose shape depends on values have none. What a function folds is there by layer; its sizes are known that
+    depend on no number of rows or positions, and that folding does not change.
     """
     found: dict[Key, Forms] = {}
     for plan in plans:
@@ -54,8 +62,13 @@ def forms_of(
                 continue
             shape_of = partial(site_shape, batch=batch, architecture=architecture)
             call = Call(act, plan, batch, shape, dtype, module, shape_of)
-            if call.doubt() is None:
-                found[act["key"]] = _form(call.returned, _layers(act, plan))
+            if call.doubt() is not None:
+                continue
+            if callable(act["over"]):
+                form = _common([call.returned, call.folded, *_of_more(call, dtype)])
+                found[act["key"]] = dict.fromkeys(_layers(act, plan), form)
+            else:
+                found[act["key"]] = _form(call.returned, _axis(act, plan))
     return found
 
 
@@ -72,12 +85,47 @@ def misfits(value: Any, form: Forms) -> str:
     return next((f"{name}: {says}" for name, part in parts.items() if (says := misfits(given[name], part))), "")
 
 
-def _layers(act: Act, plan: SitePlan) -> tuple[int, ...]:
+def _layers(act: Act, plan: SitePlan) -> list[int | None]:
+    """The layers that a result has; None at a site without."""
+    return [layer for layer, _ in plan["places"] if layer is None or act["layers"] is None or layer in act["layers"]]
+
+
+def _axis(act: Act, plan: SitePlan) -> tuple[int, ...]:
     """The axis of layers that a result begins with; none at a site without."""
-    places: Mapping[Any, str] = dict(plan["places"])
-    if None in places:
-        return ()
-    return (len(places) if act["layers"] is None else len(act["layers"]),)
+    layers = _layers(act, plan)
+    return () if None in layers else (len(layers),)
+
+
+class _More(Call):
+    """The same call on one more row and one more position."""
+
+    def fields(self) -> dict[str, Tensor]:
+        longer = {name: torch.cat([one, one[:, -1:]], 1) for name, one in super().fields().items()}
+        return {name: torch.cat([one, one[-1:]]) for name, one in longer.items()}
+
+
+def _of_more(call: Call, dtype: torch.dtype) -> list[Any]:
+    """What a read returns on more, and that folded with itself; None where it cannot be told."""
+    rows, positions, *rest = call.shape
+    more = _More(call.act, call.plan, call.batch, (rows + 1, positions + 1, *rest), dtype, call.module)
+    try:
+        known = call.plan["group"] is not None and more.doubt() is None
+    except ShapeError:
+        # It is bound to the sizes of this batch, so a batch like it may have others.
+        known = False
+    return [more.returned, more.folded] if known else [None]
+
+
+def _common(values: list[Any]) -> Forms:
+    """The form that all have, sizes that differ being any; where one is None, all sizes are."""
+    head = values[0]
+    if isinstance(head, Tensor):
+        same = None not in values
+        sizes = [{one.shape[axis] for one in values} if same else set[int]() for axis in range(head.ndim)]
+        return Form(tuple(one.pop() if len(one) == 1 else None for one in sizes), head.dtype)
+    names = head if isinstance(head, dict) else range(len(head))
+    parts = {name: _common([None if one is None else one[name] for one in values]) for name in names}
+    return parts if isinstance(head, dict) else tuple(parts.values())
 
 
 def _form(returned: Any, layers: tuple[int, ...]) -> Forms:

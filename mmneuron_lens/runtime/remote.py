@@ -20,14 +20,14 @@ from mmneuron_lens.runtime.forms import forms_of
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.returned import checked_returned, checked_served
 from mmneuron_lens.runtime.run import checked_generation, job_of, needs_source, refuse_unfit, result_of
+from mmneuron_lens.runtime.sample_numbers import SampleNumbers
 from mmneuron_lens.runtime.serving import is_servers_trouble, refuse_unserved
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.runtime.shipping import bare
 from mmneuron_lens.runtime.transport import WHOSE, RemoteFailed, next_step
-from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.describe import describe
 from mmneuron_lens.wire.job import run_job
-from mmneuron_lens.wire.types import FoldedJob, PairedItem, Served, SitePlan
+from mmneuron_lens.wire.types import FoldedJob, Job, PairedItem, Served, SitePlan
 
 
 class RemoteRaised(RemoteFailed):
@@ -62,7 +62,7 @@ def run_remote(
     graph = guarded(graph) if settings else graph
     checked = compile_graph(graph, model.architecture, typed=True, attention=model.attentions)
     overs = results_over(graph, model.architecture)
-    job: FoldedJob = {**job_of(model, settings, logits), "overs": overs}
+    job = job_of(model, settings, logits)
     if between:
         refuse_elsewhere(checked)
         checked, job["between"] = with_start(checked, model.architecture), between
@@ -72,19 +72,21 @@ def run_remote(
         check_plans(checked, batch, model.architecture, model.module, model.dtype)
     plans, entry = travelling(graph, model)
     plans = with_start(plans, model.architecture) if between else plans
+    numbers, sent = SampleNumbers(plans), folded_job(job, plans)
     items: list[PairedItem] = [
-        {**batch.travelling(), "source": None if source is None else source.travelling()} for batch, source in pairs
+        {**batch.travelling(numbers.of(batch)), "source": None if source is None else source.travelling()}
+        for batch, source in pairs
     ]
     held, backend = model.nnsight, ready_backend(model, remote)
     with in_one_line(backend), held.session(backend=backend):
-        returned = entry(held, plans, items, job).save()
+        returned = entry(held, plans, items, sent).save()
     if remote != "local":
         # A server may have sent nothing under this name.
         forms = forms_of(checked, batches[0], model.architecture, model.module, model.dtype) if batches else {}
         returned = checked_returned(backend.found.get("returned"), overs, len(batches), backend.host, forms)
-    values = fold.finish(returned["values"], overs)
+    values = returned["values"]
     values = refuse_unsound(values, model.dtype) if settings and values else values
-    return result_of(model, values, returned["answers"], returned["logits"], job["pad"])
+    return result_of(model, values, overs, returned["answers"], returned["logits"], job["pad"])
 
 
 def ask_served(model: Model, remote: bool | str) -> Served:
@@ -143,4 +145,11 @@ def travelling(graph: Graph, model: Model) -> tuple[list[SitePlan], Any]:
     for plan in plans:
         for act in plan["acts"]:
             act["function"] = bare(act["function"], made)
+            act["over"] = bare(act["over"], made)
     return plans, bare(run_job, made)
+
+
+def folded_job(job: Job, plans: list[SitePlan]) -> FoldedJob:
+    """The job with the folds of plans that are ready to travel."""
+    acts = [act for plan in plans for act in plan["acts"]]
+    return {**job, "overs": {act["key"]: act["over"] for act in acts if act["over"] is not None}}

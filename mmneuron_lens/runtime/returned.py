@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from interventions.errors import InvalidType
+from mmneuron_lens.runtime.folding import kind_of
 from mmneuron_lens.runtime.forms import Forms, misfits
 from mmneuron_lens.runtime.transport import WHOSE, RemoteFailed
 from mmneuron_lens.wire.types import Key, Over, Returned, Served
@@ -38,7 +40,10 @@ def checked_returned(
         what = f"without {', '.join(named)}" if named else more
         raise RemoteFailed(f"{host}: a job came back {what}; {WHOSE}.")
     for (name, site), value in values.items():
-        fits = {"list": list, "mean": tuple}.get(overs[name, site])
+        over = overs[name, site]
+        if callable(over) and not _is_by_layer(value):
+            raise RemoteFailed(f"{host}: {name} at {site} came back without a partial result per layer; {WHOSE}.")
+        fits = None if callable(over) else {"list": list, "mean": tuple}.get(over)
         if fits is not None and not isinstance(value, fits):
             raise RemoteFailed(f"{host}: {name} at {site} came back as {type(value).__name__}; {WHOSE}.")
         if overs[name, site] == "mean" and len(value) != 2:
@@ -50,6 +55,18 @@ def checked_returned(
     if not all(isinstance(one, Tensor) for one in (*returned["answers"], *returned["logits"])):
         raise RemoteFailed(f"{host}: answers or logits came back that are no tensors; {WHOSE}.")
     return cast(Returned, returned)
+
+
+def _is_by_layer(value: Any) -> bool:
+    """Whether it is what a function folds: by layer, or once, tensors or dicts or tuples of them, all of one kind."""
+    if not isinstance(value, dict) or not value:
+        return False
+    layers = cast("dict[Any, Any]", value)
+    try:
+        kinds = {kind_of(one) for one in layers.values()}
+    except InvalidType:
+        return False
+    return len(kinds) == 1 and (set(layers) == {None} or all(type(layer) is int for layer in layers))
 
 
 def checked_served(said: Any, host: str) -> Served:

@@ -22,12 +22,13 @@ from mmneuron_lens.runtime.finite import guarded, refuse_unsound
 from mmneuron_lens.runtime.proved import Check
 from mmneuron_lens.runtime.reach import refuse_unreached
 from mmneuron_lens.runtime.result import Result
+from mmneuron_lens.runtime.sample_numbers import SampleNumbers
 from mmneuron_lens.runtime.shapes import check_plans
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.between import START
 from mmneuron_lens.wire.parts import refuse_whole
 from mmneuron_lens.wire.trace import run_batch
-from mmneuron_lens.wire.types import Job
+from mmneuron_lens.wire.types import Job, Key, Over
 
 
 def run(
@@ -102,6 +103,7 @@ def _run(
     if between:
         refuse_elsewhere(plans)
         plans, job["between"] = with_start(plans, model.architecture), between
+    numbers = SampleNumbers(plans)
     total: dict[tuple[str, str], Any] = {}
     answers: list[Tensor] = []
     kept: list[Tensor] = []
@@ -111,7 +113,7 @@ def _run(
         check_once(graph, plans, model, batch)
         beside = None if source is None else source.to(model.device).plain()
         try:
-            results, answered, logits_of = run_batch(model.nnsight, plans, batch.plain(), beside, job)
+            results, answered, logits_of = run_batch(model.nnsight, plans, batch.plain(numbers.of(batch)), beside, job)
         except Exception as error:
             told = briefly(error, plans)
             if told is None:
@@ -120,9 +122,8 @@ def _run(
         total = fold.merge(total, fold.stack(results, overs), overs)
         answers += [] if answered is None else list(answered.cpu())
         kept += [] if logits_of is None else [logits_of.cpu()]
-    values = fold.finish(total, overs)
-    values = refuse_unsound(values, model.dtype) if generation and total else values
-    return result_of(model, values, answers, kept, job["pad"])
+    total = refuse_unsound(total, model.dtype) if generation and total else total
+    return result_of(model, total, overs, answers, kept, job["pad"])
 
 
 def checked_generation(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,10 +197,15 @@ def job_of(model: Model, generation: Mapping[str, Any], logits: bool) -> Job:
 
 
 def result_of(
-    model: Model, values: dict[tuple[str, str], Any], answers: list[Tensor], logits: list[Tensor], pad: int
+    model: Model,
+    total: dict[tuple[str, str], Any],
+    overs: Mapping[Key, Over],
+    answers: list[Tensor],
+    logits: list[Tensor],
+    pad: int,
 ) -> Result:
-    """Answers as text and as tokens without padding; none where nothing was generated."""
+    """What was folded, with answers as text and as tokens without padding; none where nothing was generated."""
     tokenizer = model.processor.tokenizer
     # Of no answer at all, transformers makes one empty text.
     text = tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
-    return Result(values, [answer.strip() for answer in text], [row[row != pad] for row in answers], logits)
+    return Result(total, [answer.strip() for answer in text], [row[row != pad] for row in answers], logits, overs)

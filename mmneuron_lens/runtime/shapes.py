@@ -77,6 +77,8 @@ def site_shape(site: str, batch: Batch, architecture: Architecture) -> tuple[int
 def _require(field: str, plan: SitePlan, batch: Batch, act: Act) -> None:
     assert plan["group"] is not None, f"{plan['site']} has no positions"
     present = batch.fields[plan["group"]]
+    if field in ("sample", "position"):
+        return
     if field not in present:
         raise UnknownName(
             f"{act['name']} at {plan['site']}: the batch has no field {field!r} there. "
@@ -95,8 +97,15 @@ def _require_weights(act: Act, plan: SitePlan, batch: Batch) -> None:
     # The batch's own weight under any name, or any field of yours as the argument called weight.
     if "weight" in act["fields"] or "weight" in act["fields"].values():
         return
-    if bool((batch.fields[plan["group"]]["weight"] != 1).any()):
+    # A function that is told of samples folds by sample, and may look at one position of each.
+    if callable(act["over"]) and "sample" in act["fields"].values():
+        return
+    weight = batch.fields[plan["group"]]["weight"]
+    largest = act["over"] == "max"
+    if bool((weight == 0 if largest else weight != 1).any()):
+        does = "takes the largest" if largest else "folds" if callable(act["over"]) else "adds"
+        cure = "multiply by it" if act["over"] in ("sum", "mean") else "leave out where it is 0"
         raise InvalidValue(
-            f"{act['name']} at {plan['site']} adds over positions but binds no weight, and this batch has positions "
-            f'that must not count once (padding): write weight=batch_field("weight") and multiply by it.'
+            f"{act['name']} at {plan['site']} {does} over positions but binds no weight, and this batch has positions "
+            f'that must not count once (padding): write weight=batch_field("weight") and {cure}.'
         )

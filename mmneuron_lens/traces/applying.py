@@ -26,6 +26,7 @@ from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.execute import serve
 from mmneuron_lens.wire.forward import make_context
 from mmneuron_lens.wire.layout import lay_out
+from mmneuron_lens.wire.numbering import asks_for_samples, numbered
 from mmneuron_lens.wire.types import Context, Overs, Results, SitePlan
 
 STAGES = {"vision": 0, "qformer": 1, "projector": 2, "llm": 3}
@@ -111,7 +112,7 @@ def _in_block(model: Model, graph: Graph, plans: list[SitePlan], overs: Overs) -
                 "a later value, or give it the tracer, lens.apply(graph, tracer), beside the trace's invokes."
             ) from None
     # Kept behind the trace, as what is saved.
-    return nnsight.save(Result(fold.finish(fold.stack(results, overs), overs), [], [], []))
+    return nnsight.save(Result(fold.stack(results, overs), [], [], [], overs))
 
 
 def _walk(model: Model, plans: list[SitePlan], worker: Any) -> Iterator[tuple[SitePlan, int]]:
@@ -178,14 +179,14 @@ class Later(Result):
     """Results that are there when the trace has ended; before, `InvalidValue`."""
 
     def __init__(self, results: Results, overs: Overs, interleaver: Any) -> None:
-        super().__init__({}, [], [], [])
-        self._results, self._overs, self._interleaver = results, overs, interleaver
+        super().__init__({}, [], [], [], overs)
+        self._results, self._folds, self._interleaver = results, overs, interleaver
 
     def _settled(self) -> None:
         if self._interleaver.mediators:
             raise InvalidValue("What lens.apply(graph, tracer) gives is there when the trace has ended.")
-        if not self._values:
-            self._values.update(fold.finish(fold.stack(self._results, self._overs), self._overs))
+        if not self._folded:
+            super().__init__(fold.stack(self._results, self._folds), [], [], [], self._folds)
 
     def __getitem__(self, key: tuple[str, str] | str) -> Any:
         self._settled()
@@ -231,4 +232,7 @@ def _context(model: Model, graph: Graph, plans: list[SitePlan]) -> Context:
     finally:
         interleaver.interleaving = running
     beams = max(given.get("num_beams") or 1, given.get("num_return_sequences") or 1)
-    return make_context(batch.plain(), beams, {}, None, plans)
+    given_rows = batch.plain()
+    if asks_for_samples(plans):
+        given_rows = numbered(given_rows, model.architecture.facts)
+    return make_context(given_rows, beams, {}, None, plans)

@@ -178,6 +178,9 @@ def field_at(
         field = fields[name]
     elif name == "weight":
         field = torch.ones(context["rows"], 1, dtype=torch.int64, device=value.device)
+    elif name in ("sample", "position"):
+        # The prompt's last column is a real one, and its sample that of the row.
+        field = fields[name][:, -1:] + (step if name == "position" else 0)
     else:
         field = torch.zeros(context["rows"], 1, fields["kind"].shape[-1], dtype=torch.bool, device=value.device)
         field[..., -1] = True

@@ -1,6 +1,11 @@
-"""Fold: layers stacked, steps and batches joined as each read asked."""
+"""Fold: layers stacked, steps and batches joined as each read asked.
+
+What a function folds stays apart by layer until the end: the function sees what the read returned at one layer.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Shaped
@@ -11,13 +16,20 @@ from mmneuron_lens.wire.types import Over, Overs, Results, Totals, Value
 
 
 def stack(results: Results, overs: Overs) -> Totals:
-    """One batch: `{key: {layer: [per step]}}` to `{key: value}` whose tensors start with the layer axis."""
-    return {key: stack_layers(layers, overs[key]) for key, layers in results.items()}
+    """One batch: `{key: {layer: [per step]}}` to `{key: value}`, whose tensors start with the layer axis; of what a
+    function folds, to `{key: {layer: value}}`."""
+    return {key: by_layer(layers, overs[key]) for key, layers in results.items()}
 
 
-def stack_layers(layers: dict[Layer, list[Value]], over: Over) -> Value:
-    joined = [join_steps(steps, over) for _, steps in sorted(layers.items(), key=lambda item: item[0] or 0)]
-    return joined[0] if None in layers else stack_all(joined)
+def by_layer(layers: dict[Layer, list[Value]], over: Over) -> Value:
+    joined = {layer: join_steps(steps, over) for layer, steps in layers.items()}
+    return joined if callable(over) else stack_layers(joined)
+
+
+def stack_layers(layers: dict[Layer, Value]) -> Value:
+    if None in layers:
+        return layers[None]
+    return stack_all([value for _, value in sorted(layers.items(), key=lambda item: item[0] or 0)])
 
 
 def join_steps(steps: list[Value], over: Over) -> Value:
@@ -27,7 +39,7 @@ def join_steps(steps: list[Value], over: Over) -> Value:
         return steps
     total = steps[0]
     for step in steps[1:]:
-        total = add(total, step)
+        total = over(total, step) if callable(over) else join(total, step, over)
     return total
 
 
@@ -46,32 +58,56 @@ def stack_all(values: list[Value]) -> Value:
     return torch.stack([value.to(head.device) for value in values]) if len(shapes) == 1 else values
 
 
-def add(left: Value, right: Value) -> Value:
-    """The exact sum of two partial results, leaf by leaf."""
+def join(left: Value, right: Value, over: Over) -> Value:
+    """Two partial results as one: of one layer where a function folds them, else with all layers."""
+    if over == "list":
+        return [*left, *right]
+    if callable(over):
+        joined = {layer: over(value, right[layer]) if layer in right else value for layer, value in left.items()}
+        return joined | {layer: value for layer, value in right.items() if layer not in left}
+    return leaf_by_leaf(left, right, larger if over == "max" else add)
+
+
+def leaf_by_leaf(left: Value, right: Value, leaf: Callable[[Value, Value], Value]) -> Value:
     if isinstance(left, dict):
-        return {name: add(left[name], right[name]) for name in left}
+        return {name: leaf_by_leaf(left[name], right[name], leaf) for name in left}
     if isinstance(left, tuple):
-        return tuple(add(one, other) for one, other in zip(left, right, strict=True))
+        return tuple(leaf_by_leaf(one, other, leaf) for one, other in zip(left, right, strict=True))
     if isinstance(left, list):
         # One item per layer, where layers cannot be stacked.
-        return [add(one, other) for one, other in zip(left, right, strict=True)]
+        return [leaf_by_leaf(one, other, leaf) for one, other in zip(left, right, strict=True)]
+    return leaf(left, right)
+
+
+def add(left: Value, right: Value) -> Value:
     return left + right
+
+
+def larger(left: Value, right: Value) -> Value:
+    """The larger of two, element by element; NaN where one is NaN."""
+    if isinstance(left, torch.Tensor):
+        return torch.maximum(left, right)
+    return left if left >= right or left != left else right  # NaN is not itself.
 
 
 def merge(total: Totals, batch: Totals, overs: Overs) -> Totals:
     """Add one batch's results to the running total."""
     merged = dict(total)
     for key, value in batch.items():
-        if overs[key] == "list":
-            merged[key] = [*merged.get(key, []), value]
-        else:
-            merged[key] = value if key not in merged else add(merged[key], value)
+        one = [value] if overs[key] == "list" else value
+        merged[key] = join(merged[key], one, overs[key]) if key in merged else one
     return merged
 
 
 def finish(total: Totals, overs: Overs) -> Totals:
-    """Divide the means, once."""
-    return {key: divide(value) if overs[key] == "mean" else value for key, value in total.items()}
+    """Divide the means, once; stack what a function folded."""
+    return {key: finished(value, overs[key]) for key, value in total.items()}
+
+
+def finished(value: Value, over: Over) -> Value:
+    if callable(over):
+        return stack_layers(value)
+    return divide(value) if over == "mean" else value
 
 
 def divide(pair: tuple[Shaped[Tensor, "*where ..."], Shaped[Tensor, "*where"]]) -> Shaped[Tensor, "*where ..."]:

@@ -67,7 +67,17 @@ def prepare(processor: Processor, item: Item, job: Job) -> BatchData:
         fields = lay_out(inputs, job["facts"], length)
         fields["llm"]["answer"] = coming
     fields["llm"] = {**fields["llm"], **item["extra"]}
-    return {"inputs": inputs, "fields": fields, "prompt_length": length, "sharing": sharing}
+    return {
+        "inputs": inputs,
+        "fields": fields,
+        "prompt_length": length,
+        "sharing": sharing,
+        "samples": {
+            "numbers": item.get("numbers", range(len(item["images"]))),
+            "images": [len(some) for some in item["images"]],
+            "prompts": [len(text) if isinstance(text, list) else 1 for text in item["texts"]],
+        },
+    }
 
 
 def to_cpu(value: Value) -> Value:

@@ -12,13 +12,13 @@ from mmneuron_lens.wire.views import CACHES
 
 
 def refuse_whole(plans: list[SitePlan], job: Job) -> None:
-    """Raise `ValueError` for what needs all columns in one pass: parts are added up, so only summing reads fit."""
+    """Raise `ValueError` for what needs all columns in one pass: parts are folded, so no listing read fits."""
     acts = [(plan, act) for plan in plans if plan["stepped"] for act in plan["acts"]]
     for plan, act in acts:
-        summing = act["mode"] == "reads" and act["over"] != "list"
-        if not summing or not (act["positions"] is None or isinstance(act["positions"], str)):
+        folding = act["mode"] == "reads" and act["over"] != "list"
+        if not folding or not (act["positions"] is None or isinstance(act["positions"], str)):
             raise ValueError(
-                f"{act['name']} at {plan['site']} needs a whole row, and this batch runs in parts that are added up; "
+                f"{act['name']} at {plan['site']} needs a whole row, and this batch runs in parts that are folded; "
                 "pack it with lens.pack(rows, cut=False)."
             )
         reached = {other["site"] for other in plans if other["stepped"]}

@@ -16,6 +16,7 @@ from mmneuron_lens.wire.encode import extend
 from mmneuron_lens.wire.execute import serve
 from mmneuron_lens.wire.forward import forward, lean, make_context
 from mmneuron_lens.wire.layout import lay_out
+from mmneuron_lens.wire.numbering import asks_for_samples, numbered, with_answers_numbered
 from mmneuron_lens.wire.parts import forward_in_parts, refuse_whole
 from mmneuron_lens.wire.types import Act, BatchData, Job, Module, Results, SitePlan, Sources
 
@@ -29,6 +30,7 @@ def run_batch(
     None.
     """
     shares = job.get("between")
+    batch = numbered(batch, job["facts"]) if asks_for_samples(plans) else batch
     held = {} if source is None else hold(model, plans, source, bool(shares))
     if job["generation"]:
         return generate_and_read(model, plans, batch, held, job)
@@ -94,7 +96,8 @@ def with_answers(batch: BatchData, answers: Int[Tensor, "row token"], job: Job) 
     visible = answers.masked_fill(answers == job["end"], job["pad"])
     inputs = extend(batch["inputs"], visible, job["pad"], job["facts"])
     start = batch["prompt_length"]
-    fields = {**batch["fields"], "llm": lay_out(inputs, job["facts"], start)["llm"]}
+    own = with_answers_numbered(lay_out(inputs, job["facts"], start)["llm"], batch["fields"]["llm"])
+    fields = {**batch["fields"], "llm": own}
     columns = [0] * start + [step + 1 for step in range(answers.shape[1])]
     return {"inputs": inputs, "fields": fields, "prompt_length": start, "sharing": {}}, columns
 

@@ -54,7 +54,7 @@ class Processor(Protocol):
 Key: TypeAlias = tuple[str, str]
 """The name of a read, and the site."""
 
-Over: TypeAlias = Literal["sum", "mean", "list"]
+Over: TypeAlias = Literal["sum", "mean", "list", "max"] | Callable[[Any, Any], Any]
 Overs: TypeAlias = Mapping[Key, Over]
 """How each result is folded."""
 
@@ -181,6 +181,14 @@ class Sharing(TypedDict, total=False):
     spread: Spread
 
 
+class Samples(TypedDict):
+    """The samples of a batch, in order: their numbers, and how many images and prompts each has."""
+
+    numbers: Sequence[int]
+    images: Sequence[int]
+    prompts: Sequence[int]
+
+
 class BatchData(TypedDict):
     """An encoded batch. prompt_length: columns before generated tokens."""
 
@@ -188,6 +196,7 @@ class BatchData(TypedDict):
     fields: Mapping[str, Mapping[str, Tensor]]
     prompt_length: int
     sharing: Sharing
+    samples: NotRequired[Samples]
 
 
 class Item(TypedDict):
@@ -198,6 +207,7 @@ class Item(TypedDict):
     - extra: the user's own fields of the language model
     - cut: whether a packed row runs in parts
     - answers: token ids that stand behind each prompt
+    - numbers: of the samples, where something asks for them
     """
 
     images: list[list[bytes]]
@@ -205,6 +215,7 @@ class Item(TypedDict):
     extra: dict[str, Tensor]
     cut: NotRequired[bool]
     answers: NotRequired[list[list[int]]]
+    numbers: NotRequired[Sequence[int]]
 
 
 class PairedItem(Item):
@@ -235,7 +246,7 @@ Results: TypeAlias = dict[Key, dict[Layer, list[Value]]]
 """What reads returned in one batch, by key and layer; an item per step, or per part of a packed row."""
 
 Totals: TypeAlias = dict[Key, Value]
-"""Results with layers stacked and steps joined; of one batch, or of all that were merged."""
+"""Results with steps joined and layers stacked, those that a function folds still by layer; of one batch, or of all."""
 
 Sources: TypeAlias = Mapping[tuple[str, Layer], Tensor]
 """What rewired sites held on the source batch, by site and layer."""

@@ -14,11 +14,12 @@ from mmneuron_lens.runtime.forms import Forms, forms_of
 from mmneuron_lens.runtime.jobs.records import Records
 from mmneuron_lens.runtime.jobs.server import NdifServer, Server
 from mmneuron_lens.runtime.jobs.watch import Clock, Items, Limits, Takes, Watch
-from mmneuron_lens.runtime.remote import travelling
+from mmneuron_lens.runtime.remote import folded_job, travelling
+from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.returned import checked_returned
 from mmneuron_lens.runtime.run import job_of, needs_source, refuse_unfit
+from mmneuron_lens.runtime.sample_numbers import SampleNumbers, refuse_unnumbered
 from mmneuron_lens.runtime.shapes import check_plans
-from mmneuron_lens.wire import fold
 from mmneuron_lens.wire.types import Key, PairedItem
 
 BATCHES = "batches"
@@ -27,8 +28,8 @@ BATCHES = "batches"
 Make = Callable[[], tuple[Sequence[Batch], dict[str, Any]]]
 """A job's batches, and JSON facts to keep beside its result; called only when the job is submitted."""
 
-Kept = Callable[[str, dict[tuple[str, str], Any], dict[str, Any]], None]
-"""Keeps a job's results by (name, site), as `lens.run` gives them for its batches, with its facts."""
+Kept = Callable[[str, Result, dict[str, Any]], None]
+"""Keeps a job's results, as `lens.run` gives them for its batches, with its facts."""
 
 
 def run_jobs(
@@ -64,7 +65,7 @@ def run_jobs(
     plans, entry = travelling(graph, model)
     overs = results_over(graph, model.architecture)
     job = job_of(model, {}, False)
-    server = server or NdifServer(model, remote, plans, entry, {**job, "overs": overs})
+    server = server or NdifServer(model, remote, plans, entry, folded_job(job, plans))
     if jobs and not any(records.record(name).attempts for name in jobs):
         server.check()
     records.describe(title, server.host, model.nnsight.to_model_key(), list(jobs), again)
@@ -72,25 +73,31 @@ def run_jobs(
     # What must come back, known once a batch is made here.
     forms: dict[Key, Forms] = {}
 
-    def items(make: Make) -> Items:
+    def items(name: str, make: Make) -> Items:
         def made() -> tuple[list[PairedItem], dict[str, Any]]:
             batches, facts = make()
+            numbers = SampleNumbers(checked)
             for batch in batches:
+                if len(jobs) > 1:
+                    refuse_unnumbered(checked, batch, name)
                 refuse_unfit(model, checked, batch, None, job)
                 check_plans(checked, batch, model.architecture, model.module, model.dtype)
             if batches and not forms:
                 forms.update(forms_of(checked, batches[0], model.architecture, model.module, model.dtype))
-            return [{**one.travelling(), "source": None} for one in batches], {**facts, BATCHES: len(batches)}
+            return [{**one.travelling(numbers.of(one)), "source": None} for one in batches], {
+                **facts,
+                BATCHES: len(batches),
+            }
 
         return made
 
     def kept(name: str, returned: dict[str, Any], facts: dict[str, Any]) -> None:
         own = dict(facts)
         checked = checked_returned(returned.get("returned"), overs, own.pop(BATCHES, None), server.host, forms)
-        keep(name, fold.finish(checked["values"], overs), own)
+        keep(name, Result(checked["values"], [], [], [], overs), own)
 
     watch = Watch(records, server, limits or Limits(), clock or Clock(), kept, takes)
-    arriving = watch.gather({name: items(make) for name, make in jobs.items()})
+    arriving = watch.gather({name: items(name, make) for name, make in jobs.items()})
     for _ in arriving if progress is None else progress(_Arriving(arriving, len(jobs)), title):
         pass
 
