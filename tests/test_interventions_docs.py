@@ -18,9 +18,6 @@ import interventions
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "interventions.md"
 
-WITHOUT_EXAMPLE = ("gradient", "value_of")
-"""Names that no runtime serves yet, and so have no example: to be empty."""
-
 FIRST = "Before all"
 
 
@@ -93,16 +90,11 @@ def named_in_examples() -> set[str]:
 def test_every_public_name_has_an_example_and_a_line():
     text = PAGE.read_text(encoding="utf-8")
     missing = set(interventions.__all__) - named_in_examples()
-    assert missing - set(WITHOUT_EXAMPLE) == set()
+    assert missing == set()
     lines = set(re.findall(r"\*\*`(\w+)`\*\*", text))
     # Told of where they are used.
-    assert set(interventions.__all__) - lines - set(WITHOUT_EXAMPLE) == {"GROUP_KINDS"}
+    assert set(interventions.__all__) - lines == {"GROUP_KINDS"}
     assert lines <= set(interventions.__all__)
-
-
-def test_names_without_an_example_are_still_without():
-    assert set(WITHOUT_EXAMPLE) <= set(interventions.__all__)
-    assert set(WITHOUT_EXAMPLE) & named_in_examples() == set()
 
 
 def figures() -> list[str]:
