@@ -13,6 +13,7 @@ from interventions.sites import GROUP_KINDS
 from mmneuron_lens.runtime.image_spans import image_spans
 from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.images import file_bytes
+from mmneuron_lens.wire.rows import belonging
 from mmneuron_lens.wire.types import BatchData, Item, Sharing
 
 
@@ -114,6 +115,7 @@ class Batch:
             "fields": dict(self.fields),
             "prompt_length": self.prompt_length,
             "sharing": self.sharing,
+            "tower": belonging(self.inputs, self.facts, self.images, self.sharing),
         }
 
     def travelling(self) -> Item:

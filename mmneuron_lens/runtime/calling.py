@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.narrowed import index_of
 from mmneuron_lens.runtime.typed import ShapeError, frames, inside, place, unread
 from mmneuron_lens.wire import execute
 from mmneuron_lens.wire.types import Act, SitePlan
@@ -87,6 +88,9 @@ class Call:
         value = make(self.shape, dtype=self.dtype)
         fields = self.batch.fields[self.plan["group"]] if self.plan["group"] else {}
         along = {name: copy(fields[field].cpu()) for name, field in act["fields"].items()}
+        index = index_of(act, self.plan, self.batch, self.shape)
+        if index is not None:
+            value, along = value[index], {name: field[index] for name, field in along.items()}
         positions = act["positions"]
         if isinstance(positions, str):
             # Positions of a kind differ in number from row to row: they arrive as one list.

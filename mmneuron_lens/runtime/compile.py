@@ -138,6 +138,7 @@ def _act(intervention: Intervention, site: str, place: Place, architecture: Arch
         "positions": intervention.positions,
         "steps": intervention.steps or ("all" if intervention.mode == "writes" else "prompt"),
         "rows": intervention.rows,
+        "copy": 0,
         "all_beams": intervention.all_beams,
     }
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mmneuron_lens.wire.facts_types import Layer
 from mmneuron_lens.wire.ports import put, take
-from mmneuron_lens.wire.types import Act, Chosen, Context, Module, Results, SitePlan, Value
+from mmneuron_lens.wire.rows import rows_at, source_at
+from mmneuron_lens.wire.types import Act, Chosen, Context, Index, Module, Results, SitePlan, Value
 
 
 def serve(plan: SitePlan, root: Module, context: Context, step: int, results: Results) -> None:
@@ -22,13 +23,13 @@ def serve(plan: SitePlan, root: Module, context: Context, step: int, results: Re
             continue
         envoy = find(root, path)
         held, value = take(envoy, plan["port"], layer, context)
-        changed = False
+        changed = own = False
         for act in acts:
             arguments = bound(act, plan, root, context, layer, step, value)
             if act["mode"] == "reads":
                 keep(results, act, layer, read(act, plan, context, step, value, arguments))
             else:
-                value = write(act, plan, context, step, value, arguments)
+                value, own = write(act, plan, context, step, value, arguments, own)
                 changed = True
         if changed:
             put(envoy, plan["port"], held, value, layer, context)
@@ -132,7 +133,12 @@ def read(
 ) -> Value:
     if context["beams"] > 1 and plan["stepped"] and not sees_beams(act, plan, step):
         value = value[:: context["beams"]]
-    chosen = choose(act, plan, context, step, value)
+    index = rows_at(act, plan, context, value.shape, context["beams"] if sees_beams(act, plan, step) else 1)
+    if index is not None:
+        value = value[index]
+        for name in act["fields"]:
+            arguments[name] = arguments[name][index]
+    chosen = choose(act, plan, context, step, value, index)
     if chosen is not None:
         value = value[chosen]
         for name in act["fields"]:
@@ -141,43 +147,72 @@ def read(
 
 
 def write(
-    act: Act, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "*all"], arguments: dict[str, Any]
-) -> Shaped[Tensor, "*all"]:
-    chosen = choose(act, plan, context, step, value)
-    part, source = value, arguments.pop("source", None)
+    act: Act,
+    plan: SitePlan,
+    context: Context,
+    step: int,
+    value: Shaped[Tensor, "*all"],
+    arguments: dict[str, Any],
+    own: bool = False,
+) -> tuple[Shaped[Tensor, "*all"], bool]:
+    """The value with what a write makes of its part of it, and whether that is a tensor of ours alone.
+
+    own: whether the value is one, which may then be changed in place.
+    """
+    source = arguments.pop("source", None)
+    index = rows_at(act, plan, context, value.shape, context["beams"] if plan["stepped"] else 1)
+    part = value if index is None else value[index]
+    chosen = choose(act, plan, context, step, part, index)
     if source is not None:
-        source = source.repeat_interleave(value.shape[0] // source.shape[0], dim=0)
-    if chosen is not None:
-        part = value[chosen]
-        for name in act["fields"]:
-            arguments[name] = arguments[name][chosen]
+        source = source_at(act, plan, context, source, part.shape[0])
+    given = part if chosen is None else part[chosen]
+    for name in act["fields"]:
+        field = arguments[name] if index is None else arguments[name][index]
+        arguments[name] = field if chosen is None else field[chosen]
     if source is not None:
         source = source if chosen is None else source[chosen]
-        if source.shape != part.shape:
+        if source.shape != given.shape:
             raise ValueError(
                 f"{act['name']} at {plan['site']}: the source batch has shape {list(source.shape)} there and this "
-                f"batch {list(part.shape)}; encode both with prompts and images of equal length."
+                f"batch {list(given.shape)}; encode both with prompts and images of equal length."
             )
-        new = act["function"](part, source, **arguments)
+        new = act["function"](given, source, **arguments)
     else:
-        new = act["function"](part, **arguments)
-    if not isinstance(new, torch.Tensor) or new.shape != part.shape:
+        new = act["function"](given, **arguments)
+    if not isinstance(new, torch.Tensor) or new.shape != given.shape:
         got = list(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__
         raise ValueError(
-            f"{act['name']} at {plan['site']} returned {got} for a value of shape {list(part.shape)}; "
+            f"{act['name']} at {plan['site']} returned {got} for a value of shape {list(given.shape)}; "
             "a write returns a tensor of the same shape."
         )
-    if chosen is None:
-        return new.to(value.dtype)
-    whole = value.clone()
-    whole[chosen] = new.to(value.dtype)
-    return whole
+    new = new.to(value.dtype)
+    if index is None and chosen is None:
+        return new, False
+    # A backward may need the value as it was.
+    whole = value if own and not torch.is_grad_enabled() else value.clone()
+    if index is None:
+        whole[chosen] = new
+    elif chosen is None:
+        whole[index] = new
+    else:
+        part = whole[index].clone()
+        part[chosen] = new
+        whole[index] = part
+    return whole, True
 
 
 def choose(
-    act: Act, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "row token ..."]
+    act: Act,
+    plan: SitePlan,
+    context: Context,
+    step: int,
+    value: Shaped[Tensor, "row token ..."],
+    index: Index | None = None,
 ) -> Chosen | None:
-    """An index of the positions to act on (rows x tokens), or None for all of them."""
+    """An index of the positions to act on (rows x tokens), or None for all of them.
+
+    index: the rows that `value` is narrowed to already.
+    """
     positions, columns = act["positions"], context["columns"]
     partial = columns is not None and plan["stepped"] and act["steps"] != "all"
     if positions is None and not partial:
@@ -194,6 +229,7 @@ def choose(
         # The same columns in every row: the value keeps its axes.
         return (slice(None), chosen)
     kind = field_at("kind", plan, context, step, value, act)[..., plan["kinds"].index(positions)]
+    kind = kind if index is None else kind[index]
     columns_due = torch.zeros(tokens, dtype=torch.bool, device=value.device)
     columns_due[chosen] = True
     return kind & columns_due

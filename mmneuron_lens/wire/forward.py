@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mmneuron_lens.wire.execute import find, serve
+from mmneuron_lens.wire.once import pass_once
 from mmneuron_lens.wire.share import spread_images
 from mmneuron_lens.wire.types import BatchData, Context, Module, Results, SitePlan, Sources
 
@@ -34,6 +35,10 @@ def forward(
         for plan in plans:
             with tracer.invoke():
                 serve(plan, model, context, 0, results)
+        for path in batch["sharing"].get("once", []):
+            # The workers before it see one copy.
+            with tracer.invoke():
+                pass_once(find(model, path), batch["sharing"]["copies"], batch["tower"]["axis"])
         if spread:
             # Last: the workers before it see each image once.
             with tracer.invoke():
@@ -56,4 +61,6 @@ def make_context(batch: BatchData, beams: int, sources: Sources, columns: list[i
         "sources": sources,
         "columns": columns,
         "prompt_length": batch["prompt_length"],
+        "sharing": batch["sharing"],
+        "tower": batch["tower"],
     }

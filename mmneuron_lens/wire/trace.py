@@ -11,9 +11,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mmneuron_lens.wire.encode import extend
-from mmneuron_lens.wire.execute import serve
+from mmneuron_lens.wire.execute import find, serve
 from mmneuron_lens.wire.forward import forward, lean, make_context
 from mmneuron_lens.wire.layout import lay_out
+from mmneuron_lens.wire.once import longest_answers, pass_once
 from mmneuron_lens.wire.parts import forward_in_parts, refuse_whole
 from mmneuron_lens.wire.types import Act, BatchData, Job, Module, Results, SitePlan, Sources
 
@@ -26,7 +27,13 @@ def run_batch(
     Returns `(results, answers, logits)`: results by key and layer, answers int64 `[rows, tokens]` or None, logits or
     None.
     """
-    held = {} if source is None else hold(model, plans, source)
+    return run_held(model, plans, batch, {} if source is None else hold(model, plans, source), job)
+
+
+def run_held(
+    model: Module, plans: list[SitePlan], batch: BatchData, held: Sources, job: Job
+) -> tuple[Results, Int[Tensor, "row token"] | None, Float[Tensor, "row token vocabulary"] | None]:
+    """As `run_batch`, with the values of the source batch at hand."""
     if job["generation"]:
         return generate_and_read(model, plans, batch, held, job)
     cuts = batch["sharing"].get("cuts")
@@ -59,6 +66,9 @@ def generate(
                             serve(plan, model, context, step, results)
                     else:
                         serve(plan, model, context, 0, results)
+            for path in batch["sharing"].get("once", []):
+                with tracer.invoke():
+                    pass_once(find(model, path), batch["sharing"]["copies"], batch["tower"]["axis"])
     return results, output
 
 
@@ -87,7 +97,8 @@ def with_answers(batch: BatchData, answers: Int[Tensor, "row token"], job: Job) 
     start = batch["prompt_length"]
     fields = {**batch["fields"], "llm": lay_out(inputs, job["facts"], start)["llm"]}
     columns = [0] * start + [step + 1 for step in range(answers.shape[1])]
-    return {"inputs": inputs, "fields": fields, "prompt_length": start, "sharing": {}}, columns
+    sharing = {**batch["sharing"], "answers": longest_answers(answers, batch["sharing"].get("copies", 1), job)}
+    return {**batch, "inputs": inputs, "fields": fields, "sharing": sharing}, columns
 
 
 def hold(model: Module, plans: list[SitePlan], source: BatchData) -> Sources:
@@ -117,6 +128,8 @@ def holding(act: Act, site: str) -> Act:
         "layers": None,
         "positions": None,
         "steps": "prompt",
+        "rows": None,
+        "copy": 0,
     }
 
 
