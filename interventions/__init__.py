@@ -21,6 +21,7 @@ from interventions.patching import patch_activations
 from interventions.saving import load_graph, save_graph
 from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
 from interventions.steering import add_vector
+from interventions.sweeping import Sweep, sweep
 from interventions.unembedding import lens_entropy, logit_lens
 from interventions.values import gradient, value_of
 
@@ -32,6 +33,7 @@ __all__ = [
     "Intervention",
     "MMNeuronError",
     "Site",
+    "Sweep",
     "add_vector",
     "batch_field",
     "count_active",
@@ -58,6 +60,7 @@ __all__ = [
     "save_graph",
     "scale_neurons",
     "sum_activations",
+    "sweep",
     "value_of",
     "writes",
     "zero_neurons",

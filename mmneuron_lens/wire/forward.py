@@ -38,7 +38,7 @@ def forward(
         for path in batch["sharing"].get("once", []):
             # The workers before it see one copy.
             with tracer.invoke():
-                pass_once(find(model, path), batch["sharing"]["copies"], batch["tower"]["axis"])
+                pass_once(find(model, path), batch["sharing"].get("copies", 1), batch["tower"]["axis"])
         if spread:
             # Last: the workers before it see each image once.
             with tracer.invoke():

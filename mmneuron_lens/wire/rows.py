@@ -99,11 +99,8 @@ def source_at(
     act: Act, plan: SitePlan, context: Context, source: Shaped[Tensor, "*all"], rows: int
 ) -> Shaped[Tensor, "*all"]:
     """The value on the source batch, of which there is one copy, as an intervention is given it for so many rows."""
-    alone = {
-        **context,
-        "rows": context["rows"] // context["sharing"].get("copies", 1),
-        "sharing": {},
-    }
+    rows_of_one = context["rows"] // context["sharing"].get("copies", 1)
+    alone: Context = {**context, "rows": rows_of_one, "sharing": {}}
     index = rows_at({**act, "copy": 0}, plan, alone, source.shape, 1)
     source = source if index is None else source[index]
     return source.repeat_interleave(rows // source.shape[0], dim=0)

@@ -16,7 +16,7 @@ from mmneuron_lens.wire.forward import forward, lean, make_context
 from mmneuron_lens.wire.layout import lay_out
 from mmneuron_lens.wire.once import longest_answers, pass_once
 from mmneuron_lens.wire.parts import forward_in_parts, refuse_whole
-from mmneuron_lens.wire.types import Act, BatchData, Job, Module, Results, SitePlan, Sources
+from mmneuron_lens.wire.types import Act, BatchData, Job, Module, Results, Sharing, SitePlan, Sources
 
 
 def run_batch(
@@ -68,7 +68,7 @@ def generate(
                         serve(plan, model, context, 0, results)
             for path in batch["sharing"].get("once", []):
                 with tracer.invoke():
-                    pass_once(find(model, path), batch["sharing"]["copies"], batch["tower"]["axis"])
+                    pass_once(find(model, path), batch["sharing"].get("copies", 1), batch["tower"]["axis"])
     return results, output
 
 
@@ -97,7 +97,7 @@ def with_answers(batch: BatchData, answers: Int[Tensor, "row token"], job: Job) 
     start = batch["prompt_length"]
     fields = {**batch["fields"], "llm": lay_out(inputs, job["facts"], start)["llm"]}
     columns = [0] * start + [step + 1 for step in range(answers.shape[1])]
-    sharing = {**batch["sharing"], "answers": longest_answers(answers, batch["sharing"].get("copies", 1), job)}
+    sharing: Sharing = {**batch["sharing"], "answers": longest_answers(answers, batch["sharing"].get("copies", 1), job)}
     return {**batch, "inputs": inputs, "fields": fields, "sharing": sharing}, columns
 
 
