@@ -88,15 +88,17 @@ def _there(many: Many, batches: list[Batch], sources: list[Batch] | None, remote
     made: dict[int, Any] = {}
     groups = many.travelling(min((many.at_once(batch) for batch in batches), default=1), lambda one: bare(one, made))
     held, backend, entry = many.model.nnsight, ready_backend(many.model, remote), bare(entry_of, made)
+    # What stands in the session travels, so plain names alone.
+    job, overs = many.job, many.overs
     with in_one_line(backend), held.session(backend=backend):
-        returned = entry(held, groups, items, many.job, many.overs).save()
+        returned = entry(held, groups, items, job, overs).save()
     found = cast("list[Returned]", returned)
     if remote != "local":
         sent: Any = backend.found.get("returned")
         if not isinstance(sent, list) or len(cast("list[Any]", sent)) != len(many.graphs):
             raise RemoteFailed(f"{backend.host}: a job came back without a result for each graph; {WHOSE}.")
         found = [
-            checked_returned(one, overs, len(batches), backend.host, many.forms(place, batches))
-            for place, (one, overs) in enumerate(zip(cast("list[Any]", sent), many.overs, strict=True))
+            checked_returned(one, over, len(batches), backend.host, many.forms(place, batches))
+            for place, (one, over) in enumerate(zip(cast("list[Any]", sent), overs, strict=True))
         ]
     return [many.result(place, one["values"], one["answers"], one["logits"]) for place, one in enumerate(found)]
