@@ -300,6 +300,8 @@ def test_graphs_of_one_form_are_proved_once(monkeypatch):
     assert len(proved) == 1
     lens.run([add_vector.bind(vector=torch.ones(32)).at(positions=[1, 2])], batch)
     assert len(proved) == 2
+    lens.run([add_vector.bind(vector=torch.ones(32)).at(positions=[-1, -2], layers=2)], batch)
+    assert len(proved) == 2
 
 
 def test_overflow_names_its_graph():

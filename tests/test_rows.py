@@ -30,7 +30,10 @@ from interventions import (
 )
 from interventions.errors import InvalidValue, OutOfRange, UnknownName
 from mmneuron_lens import Lens
+from mmneuron_lens.runtime.compile import compile_graph
 from mmneuron_lens.runtime.shapes import ShapeError
+from mmneuron_lens.wire import execute
+from mmneuron_lens.wire.forward import make_context
 
 # transformers' own: a processor makes an array of a tensor, which numpy 2 wants asked otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -275,6 +278,23 @@ def test_what_no_row_has_is_refused_before_anything_runs(monkeypatch):
             used.check(graph, given)
         assert said in str(raised.value)
     assert lens.check(added, batch).proved
+
+
+def test_a_write_leaves_the_models_own_tensor_as_it_was():
+    lens = tiny_lens("llava_next")
+    batch = batch_of(lens)
+    (plan,) = compile_graph(Graph((zero_neurons.bind(neurons=torch.ones(4).bool()).at(rows=1),)), lens.architecture)
+    context = make_context(batch.plain(), 1, {}, None)
+    value = torch.arange(24.0).view(3, 2, 4)
+    before, arguments = value.clone(), {"neurons": torch.ones(4).bool()}
+    with torch.no_grad():
+        made, own = execute.write(plan["acts"][0], plan, context, 0, value, dict(arguments))
+        again, _ = execute.write({**plan["acts"][0], "rows": (2,)}, plan, context, 0, made, dict(arguments), own)
+    assert torch.equal(value, before)
+    # Ours is changed in place: a write of each of many rows copies the value once.
+    assert own
+    assert again is made
+    assert again.sum((1, 2)).tolist() == [before[0].sum(), 0, 0]
 
 
 def test_rows_are_saved(tmp_path):

@@ -55,5 +55,5 @@ def _form(one: Intervention, batch: Batch) -> tuple[Hashable, ...]:
         prompt = [place for place in one.positions if isinstance(place, int) and place < batch.prompt_length]
         positions = ("columns", len(prompt), len(one.positions))
     bindings = tuple((name, one.bindings[name].identity()) for name in sorted(one.bindings))
-    narrowed = (positions, one.steps, one.rows, one.all_beams, one.layers is None)
+    narrowed = (positions, one.steps, one.rows, one.all_beams)
     return (id(one.function), one.mode, one.sites, one.over, bindings, *narrowed)
