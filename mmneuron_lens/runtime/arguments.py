@@ -166,7 +166,9 @@ def refuse_unlike(plans: list[SitePlan], batch: Batch, source: Batch, model: Mod
 def refuse_strange(model: Model, batch: Batch) -> None:
     """Raise `InvalidValue` for a batch that another model's processor made: of other image tokens, or other words."""
     facts = model.architecture.facts
-    different = [name for name in {**facts, **batch.facts} if facts.get(name) != batch.facts.get(name)]
+    # Where modules lie does not show in a batch.
+    names = [name for name in {**facts, **batch.facts} if name != "once"]
+    different = [name for name in names if facts.get(name) != batch.facts.get(name)]
     if not different and _words(batch.tokenizer) in (None, _words(model.processor.tokenizer)):
         return
     what = f"other {', '.join(name.replace('_', ' ') for name in different)}" if different else "another vocabulary"
