@@ -7,11 +7,13 @@ Questions are answered by generation under conditions: nothing off ("none"), the
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypedDict
 
 from interventions import Graph
+from interventions.errors import NotFinite
 from mmneuron_lens.artifacts.answers import ALL, Answer
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.artifacts.selection import Selection
@@ -225,5 +227,9 @@ class _Asking:
         batch, kept = self.held
         if batch is None:
             return [[] for _ in graphs]
-        found = self.lens.generate(graphs, batch, **self.settings)
+        try:
+            found = self.lens.generate(graphs, batch, **self.settings)
+        except NotFinite as error:
+            # Of which graph is nothing that whoever asked has seen.
+            raise NotFinite(re.sub(r"^graphs\[\d+\]: ", "", str(error))) from error
         return [list(zip(kept, out.text, strict=True)) for out in found]
