@@ -81,15 +81,17 @@ class Architecture:
 
 def branches(places: Mapping[str, Place]) -> tuple[str, ...]:
     """Paths of the modules in which sites before the language model lie, in forward order: of each path as much as no
-    part of the language model lies below.
+    part of the language model lies below. None where such a site lies in a part of it.
     """
-    above = {"".join(f"{part}." for part in parts[:end]) for parts in _llm_paths(places) for end in range(len(parts))}
+    above = {".".join(parts[:end]) for parts in _llm_paths(places) for end in range(1, len(parts) + 1)}
     found: dict[str, None] = {}
     for site, place in places.items():
-        parts = place.path.split(".")
         if not site.startswith("llm."):
-            end = next(end for end in range(1, len(parts) + 1) if ".".join(parts[:end]) + "." not in above)
-            found[".".join(parts[:end])] = None
+            parts = place.path.split(".")
+            apart = [path for end in range(1, len(parts) + 1) if (path := ".".join(parts[:end])) not in above]
+            if not apart:
+                return ()
+            found[apart[0]] = None
     return tuple(found)
 
 
