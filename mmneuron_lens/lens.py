@@ -283,7 +283,7 @@ class Lens:
         Everything that can be wrong with the graph is raised before the first forward; what is wrong with a batch,
         before its own.
         """
-        return self._run(graph, batches, None, sources, logits, remote, max_rows)
+        return self._run(graph, batches, None, sources, logits, remote, max_rows=max_rows)
 
     @overload
     def generate(self, graph: Runnable, batches: Batches, *, max_new_tokens: int, **settings: Any) -> Result: ...
@@ -310,19 +310,12 @@ class Lens:
         Writes act on every step, reads on the prompt, unless `.at(steps=...)` says otherwise. Raises as `run` does.
         """
         generation = {"max_new_tokens": max_new_tokens, **settings}
-        return self._run(graph, batches, generation, sources, logits, remote, max_rows)
+        return self._run(graph, batches, generation, sources, logits, remote, max_rows=max_rows)
 
     def _run(
-        self,
-        graph: Runnable | Graphs,
-        batches: Batches,
-        generation: dict[str, Any] | None,
-        sources: Batches | None,
-        logits: bool,
-        remote: bool | str | None,
-        max_rows: int | None,
+        self, graph: Any, given: Batches, generation: Any, sources: Any, logits: bool, remote: Any, *, max_rows: Any
     ) -> Any:
-        graphs, batches = graphs_of(graph, max_rows), batches_of(batches)
+        graphs, batches = graphs_of(graph, max_rows), batches_of(given)
         paired = None if sources is None else batches_of(sources, "a source")
         remote = self.remote if remote is None else checked_remote(remote)
         try:
