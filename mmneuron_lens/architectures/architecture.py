@@ -58,7 +58,7 @@ class Architecture:
     def __post_init__(self) -> None:
         ordered = dict(sorted(self.places.items(), key=lambda item: site_order(item[0])))
         object.__setattr__(self, "places", ordered)
-        object.__setattr__(self, "facts", {"kinds": GROUP_KINDS, **self.facts})
+        object.__setattr__(self, "facts", {"kinds": GROUP_KINDS, "once": branches(ordered), **self.facts})
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -77,6 +77,26 @@ class Architecture:
         """How many neurons a site has over all its layers."""
         place = self.place(site)
         return (place.layers or 1) * place.sizes["neuron"]
+
+
+def branches(places: Mapping[str, Place]) -> tuple[str, ...]:
+    """Paths of the modules in which sites before the language model lie, in forward order: of each path as much as no
+    part of the language model lies below. None where such a site lies in a part of it.
+    """
+    above = {".".join(parts[:end]) for parts in _llm_paths(places) for end in range(1, len(parts) + 1)}
+    found: dict[str, None] = {}
+    for site, place in places.items():
+        if not site.startswith("llm."):
+            parts = place.path.split(".")
+            apart = [path for end in range(1, len(parts) + 1) if (path := ".".join(parts[:end])) not in above]
+            if not apart:
+                return ()
+            found[apart[0]] = None
+    return tuple(found)
+
+
+def _llm_paths(places: Mapping[str, Place]) -> list[list[str]]:
+    return [place.path.split(".") for site, place in places.items() if site.startswith("llm.")]
 
 
 def under(prefix: str, places: Mapping[str, Place]) -> dict[str, Place]:

@@ -7,11 +7,13 @@ Questions are answered by generation under conditions: nothing off ("none"), the
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypedDict
 
 from interventions import Graph
+from interventions.errors import NotFinite
 from mmneuron_lens.artifacts.answers import ALL, Answer
 from mmneuron_lens.artifacts.format import dumps
 from mmneuron_lens.artifacts.selection import Selection
@@ -43,9 +45,6 @@ class Generation(TypedDict, total=False):
 
 PAPER_GENERATION = Generation(num_beams=5, length_penalty=-1.0, max_new_tokens=512, do_sample=False)
 """Section 4.1.3. Its temperature of 0.9 acts only when sampling, which beam search does not."""
-
-TOGETHER = 4
-"""Batches that are encoded once and held while every condition answers them."""
 
 
 class AnswerRows(Protocol):
@@ -126,21 +125,24 @@ def ablate(
             for condition in conditions
             for one in found
         }
+
+        def known(condition: Condition, sample: Sample) -> Answer | None:
+            return rows.get(questions[id(condition), sample.id].digest)
+
         steps = steps_of(found, batch_size, buckets=False)
-        groups = [steps[start : start + TOGETHER] for start in range(0, len(steps), TOGETHER)]
         asking = _Asking(lens, partial(encode, lens, prompt=prompt, problems=left, **how), settings)
-        for group in progress(groups, f"answering {domain} under {len(conditions)} conditions"):
-            for condition in conditions:
-                todo = [
-                    one
-                    for step in group
-                    for one in step.samples
-                    if not left.holds(one) and not rows.get(questions[id(condition), one.id].digest)
+        for step in progress(steps, f"answering {domain} under {len(conditions)} conditions"):
+            shown = [one for one in step.samples if not left.holds(one)]
+            for some, todo in _alike(conditions, shown, known):
+                say = partial(asking.answers, [condition.graph for condition in some])
+                said, _ = attributed(todo, say, left, lambda sample: sample)
+                given = [
+                    questions[id(condition), one.id].answered(text)
+                    for condition, pairs in zip(some, said or [[]] * len(some), strict=True)
+                    for one, text in pairs
                 ]
-                say = partial(asking.answers, condition.graph, [step.samples for step in group])
-                pairs, _ = attributed(todo, say, left, lambda sample: sample)
-                if pairs:
-                    rows.add([questions[id(condition), one.id].answered(text) for one, text in pairs])
+                if given:
+                    rows.add(given)
         if samples and all(left.holds(one.sample) for one in found):
             raise_none_left(samples, left.reason(found[0].sample), left.cause)
         asked = [
@@ -149,8 +151,8 @@ def ablate(
             for sample in samples
             if (id(condition), sample.id) in questions and not left.holds(sample)
         ]
-        known = [rows.get(one.digest) for one in asked]
-        return [question.answered(one.answer) for question, one in zip(asked, known, strict=True) if one]
+        there = [rows.get(one.digest) for one in asked]
+        return [question.answered(one.answer) for question, one in zip(asked, there, strict=True) if one]
 
     answers: list[Answer] = []
     nothing: NoneLeft | None = None
@@ -194,28 +196,40 @@ class AskedQuestion:
         )
 
 
+def _alike(
+    conditions: Sequence[Condition], samples: Sequence[Sample], known: Callable[[Condition, Sample], Answer | None]
+) -> list[tuple[list[Condition], list[Sample]]]:
+    """Conditions that the same samples are to be asked under, with these samples; those that lack none are left out."""
+    found: dict[tuple[str, ...], tuple[list[Condition], list[Sample]]] = {}
+    for condition in conditions:
+        todo = [one for one in samples if not known(condition, one)]
+        if todo:
+            found.setdefault(tuple(one.id for one in todo), ([], todo))[0].append(condition)
+    return list(found.values())
+
+
 Encode = Callable[[Sequence[Sample]], tuple[Batch | None, list[Sample]]]
 """Samples to a batch, and those of them that could be encoded."""
 
 
 class _Asking:
-    """Asks groups of batches; those of the last group are held encoded, since every condition answers them."""
+    """Asks the samples of a batch under several graphs; the last batch is held encoded."""
 
     def __init__(self, lens: Lens, encode: Encode, settings: Mapping[str, Any]) -> None:
         self.lens, self.encode, self.settings = lens, encode, dict(settings)
-        self.held: list[tuple[Batch | None, list[Sample]]] = []
+        self.asked: list[Sample] = []
+        self.held: tuple[Batch | None, list[Sample]] = (None, [])
 
-    def answers(
-        self, graph: Graph, group: Sequence[Sequence[Sample]], asked: Sequence[Sample]
-    ) -> list[tuple[Sample, str]]:
-        """The answers, under a graph, to those samples of a group that are asked and can be encoded.
-
-        The samples of each batch stay together.
-        """
-        ids = {one.id for one in asked}
-        todo = [some for batch in group if (some := [one for one in batch if one.id in ids])]
-        if todo != [kept for _, kept in self.held]:
-            self.held = [self.encode(some) for some in todo]
-        batches = [batch for batch, _ in self.held if batch is not None]
-        texts = self.lens.generate(graph, batches, **self.settings).text if batches else []
-        return list(zip([one for _, kept in self.held for one in kept], texts, strict=True))
+    def answers(self, graphs: Sequence[Graph], asked: Sequence[Sample]) -> list[list[tuple[Sample, str]]]:
+        """The answers, under each graph, to those of the samples that can be encoded."""
+        if self.asked != list(asked):
+            self.asked, self.held = list(asked), self.encode(asked)
+        batch, kept = self.held
+        if batch is None:
+            return [[] for _ in graphs]
+        try:
+            found = self.lens.generate(graphs, batch, **self.settings)
+        except NotFinite as error:
+            # Of which graph is nothing that whoever asked has seen.
+            raise NotFinite(re.sub(r"^graphs\[\d+\]: ", "", str(error))) from error
+        return [list(zip(kept, out.text, strict=True)) for out in found]

@@ -100,8 +100,7 @@ def deviate(
         batch, kept = encode(lens, step.samples, prompt, left, opened, frames, prompt_form)
         if batch is None:
             return Piece(step.group, {})
-        undisturbed = _states(lens, batch, Graph())
-        rows = [_compared(undisturbed, _states(lens, batch, one.graph), batch) for one in conditions]
+        rows = _deviations(lens, batch, [one.graph for one in conditions])
         for site, measure in (
             ("llm.residual", "before norm"),
             ("llm.norm", "after norm"),
@@ -128,10 +127,26 @@ def deviate(
     )
 
 
-def _states(lens: Lens, batch: Batch, graph: Graph) -> Mapping[str, Tensor]:
-    before_norm = keep.at("llm.residual", layers=-1)
-    out = lens.run(graph | last_hidden_state | before_norm, batch)
-    return {"after norm": out["last_hidden_state", "llm.norm"][0], "before norm": out["keep", "llm.residual"][0][0]}
+AT_ONCE = 8
+"""Conditions whose hidden states are held at once."""
+
+
+def _deviations(lens: Lens, batch: Batch, graphs: Sequence[Graph]) -> list[dict[str, Tensor]]:
+    """The measures of each graph on a batch; the undisturbed state is that of the first forward."""
+    (undisturbed,) = _states(lens, batch, [Graph()])
+    return [
+        _compared(undisturbed, state, batch)
+        for start in range(0, len(graphs), AT_ONCE)
+        for state in _states(lens, batch, graphs[start : start + AT_ONCE])
+    ]
+
+
+def _states(lens: Lens, batch: Batch, graphs: Sequence[Graph]) -> list[Mapping[str, Tensor]]:
+    reading = last_hidden_state | keep.at("llm.residual", layers=-1)
+    return [
+        {"after norm": out["last_hidden_state", "llm.norm"][0], "before norm": out["keep", "llm.residual"][0][0]}
+        for out in lens.run([graph | reading for graph in graphs], batch)
+    ]
 
 
 def _compared(first: Mapping[str, Tensor], second: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:

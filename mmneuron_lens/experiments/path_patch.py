@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interventions import (
+    Graph,
     Intervention,
     add_difference,
     keep,
@@ -105,8 +106,8 @@ def _difference(lens: Lens, clean: Batch, source: Batch, sender: Component) -> F
     return after - before
 
 
-def _kept(lens: Lens, graph: object, batch: Batch, site: str, source: Batch | None = None) -> Tensor:
-    out = lens.run(graph, batch, sources=source)  # pyright: ignore[reportArgumentType]
+def _kept(lens: Lens, graph: Graph | Intervention, batch: Batch, site: str, source: Batch | None = None) -> Tensor:
+    out = lens.run(graph, batch, sources=source)
     return out["keep", site][0][0].to(batch.inputs["input_ids"].device)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from interventions import Graph, Intervention
 from interventions.errors import InvalidType, InvalidValue
@@ -23,10 +23,41 @@ def graph_of(value: object) -> Graph:
     if isinstance(value, Graph):
         return value
     if isinstance(value, list | tuple):
-        raise InvalidType(f"One graph is run, not a {type(value).__name__} of {len(value)}; join them: first | second.")
+        raise InvalidType(
+            f"One graph is meant, not a {type(value).__name__} of {len(value)}; join them: first | second."
+        )
     raise InvalidType(
         f"A graph or an intervention is run, not {_kind(value)}; decorate a function with @reads, @writes or @rewires."
     )
+
+
+def graphs_of(value: object, max_rows: int | None = None) -> Graph | list[Graph]:
+    """Several graphs as a list, of a list or of what `sweep` makes; one graph, or one of an intervention, as it is.
+
+    Raises `InvalidType` for anything else, with its place; `InvalidValue` for `max_rows` without several.
+    """
+    if isinstance(value, Graph | Intervention | str | bytes) or not isinstance(value, Sequence):
+        if max_rows is not None:
+            raise InvalidValue(
+                f"max_rows={max_rows} bounds a forward of several graphs, and this is one; leave it out."
+            )
+        return graph_of(value)
+    found: list[Graph] = []
+    for place, one in enumerate(cast("Sequence[object]", value)):
+        try:
+            found.append(graph_of(one))
+        except InvalidType as error:
+            raise InvalidType(f"graphs[{place}]: {error}") from None
+    return found
+
+
+class Running(TypedDict, total=False):
+    """Settings of a run: see `Lens.run`."""
+
+    sources: Iterable[Batch] | Batch | None
+    logits: bool
+    remote: bool | str | None
+    max_rows: int | None
 
 
 def texts_of(value: object) -> list[str]:
@@ -141,7 +172,9 @@ def refuse_unlike(plans: list[SitePlan], batch: Batch, source: Batch, model: Mod
 def refuse_strange(model: Model, batch: Batch) -> None:
     """Raise `InvalidValue` for a batch that another model's processor made: of other image tokens, or other words."""
     facts = model.architecture.facts
-    different = [name for name in {**facts, **batch.facts} if facts.get(name) != batch.facts.get(name)]
+    # Where modules lie does not show in a batch.
+    names = [name for name in {**facts, **batch.facts} if name != "once"]
+    different = [name for name in names if facts.get(name) != batch.facts.get(name)]
     if not different and _words(batch.tokenizer) in (None, _words(model.processor.tokenizer)):
         return
     what = f"other {', '.join(name.replace('_', ' ') for name in different)}" if different else "another vocabulary"

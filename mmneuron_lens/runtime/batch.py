@@ -15,6 +15,7 @@ from mmneuron_lens.runtime.image_spans import image_spans
 from mmneuron_lens.runtime.row_pictures import boxes_of_row, columns_of, grid_of, images_of_row, row_of, sizes_of
 from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.images import file_bytes
+from mmneuron_lens.wire.rows import belonging
 from mmneuron_lens.wire.types import BatchData, Item, Sharing
 
 OWN = ("weight", "kind", "sample", "position")
@@ -192,6 +193,7 @@ class Batch:
                 "images": [len(some) for some in images] if self.given[1] else self.images,
                 "prompts": [len(text) if isinstance(text, tuple) else 1 for text in texts],
             },
+            "tower": belonging(self.inputs, self.facts, self.images, self.sharing),
         }
 
     def travelling(self, numbers: Sequence[int] | None = None) -> Item:

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.folding import refuse_unfoldable
+from mmneuron_lens.runtime.narrowed import index_of
 from mmneuron_lens.runtime.typed import ShapeError, frames, inside, place, unread
 from mmneuron_lens.wire import execute
 from mmneuron_lens.wire.numbering import numbered
@@ -100,6 +101,9 @@ class Call:
         for name, wanted in act["values"].items():
             given = self.beside(wanted, make)
             (along if wanted["alike"] else whole)[name] = given
+        index = index_of(act, self.plan, self.batch, self.shape)
+        if index is not None:
+            value, along = value[index], {name: field[index] for name, field in along.items()}
         positions = act["positions"]
         if isinstance(positions, str):
             # Positions of a kind differ in number from row to row: they arrive as one list.

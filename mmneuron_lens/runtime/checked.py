@@ -6,10 +6,10 @@ import hashlib
 import inspect
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
-from interventions import Graph
+from interventions import Graph, Intervention
 from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.compile import SitePlan
@@ -43,6 +43,18 @@ def check_once(graph: Graph, plans: list[SitePlan], model: Model, batch: Batch) 
 
 def _digest(graph: Graph, batch: Batch) -> str:
     """What decides whether a graph fits: its parts, the batch's fields, and which positions must not count."""
-    parts = [(id(one.function), one.identity()[1:]) for one in graph]
+    parts = [_form(one, batch) for one in graph]
     fields = [(group, tuple(some), bool((some["weight"] != 1).any())) for group, some in batch.fields.items()]
     return hashlib.sha256(repr((parts, fields)).encode()).hexdigest()
+
+
+def _form(one: Intervention, batch: Batch) -> tuple[Hashable, ...]:
+    """What of an intervention decides whether it fits: where it acts does not, but how many positions it sees does."""
+    positions: Hashable = one.positions
+    if isinstance(one.positions, tuple) and one.positions[0] != "slice":
+        # Those of generated tokens are not in the prompt, and those of a site before the language model are all.
+        prompt = [place for place in one.positions if isinstance(place, int) and place < batch.prompt_length]
+        positions = ("columns", len(prompt), len(one.positions))
+    bindings = tuple((name, one.bindings[name].identity()) for name in sorted(one.bindings))
+    narrowed = (positions, one.steps, one.rows, one.all_beams)
+    return (id(one.function), one.mode, one.sites, one.over, bindings, *narrowed)

@@ -175,6 +175,7 @@ def _act(
         "positions": intervention.positions,
         "steps": intervention.steps or ("all" if intervention.mode == "writes" else "prompt"),
         "rows": intervention.rows,
+        "copy": 0,
         "all_beams": intervention.all_beams,
     }
     return act, arguments.targets

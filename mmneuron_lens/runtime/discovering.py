@@ -100,6 +100,8 @@ def _facts(module: Any, processor: Any, measured: list[dict[str, Tensor]], rows:
         raise InvalidValue(f"its forward is given {', '.join(strange)}, which lens.encode does not make.")
     own: dict[str, Any] = {"image_token": token, "token_ids": dict.fromkeys(beside, 0)}
     own["nested"] = _nested(processor, token, counts[1:])
+    # Nothing proves that its towers look at each image by itself.
+    own["once"] = ()
     if any(row is None for row in rows):
         raise InvalidValue("which activation modules are the vision tower's cannot be told.")
     if len({row[-2] for row in rows}) > 1:

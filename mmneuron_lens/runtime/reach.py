@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from interventions.errors import InvalidValue, OutOfRange, UnknownName
 from interventions.narrowing import show_positions, show_steps
 from mmneuron_lens.architectures import Architecture
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.narrowed import index_of, refuse_rows
 from mmneuron_lens.runtime.shapes import site_shape
 from mmneuron_lens.wire.execute import columns_at
 from mmneuron_lens.wire.trace import deferred
@@ -18,16 +20,17 @@ from mmneuron_lens.wire.types import Act, Job, SitePlan
 
 
 def refuse_unreached(plans: list[SitePlan], batch: Batch, architecture: Architecture, job: Job) -> None:
-    """Raise for steps that do not come, or positions that no row of the batch has; what is left acts somewhere.
+    """Raise for rows or positions that the batch does not have, or steps that do not come; what is left acts somewhere.
 
-    Raises `InvalidValue` for steps, `OutOfRange` for a position, `UnknownName` for a kind of position; each names the
-    intervention, the site and what there is.
+    Raises `InvalidValue` for steps, `OutOfRange` for a row or position, `UnknownName` for a kind of position; each
+    names the intervention, the site and what there is.
     """
     new = new_tokens(job["generation"], batch.prompt_length)
     forced = job["logits"] or any(deferred(act) for plan in plans for act in plan["acts"])
     for plan in plans:
         for act in plan["acts"]:
             steps, positions = act["steps"], act["positions"]
+            refuse_rows(act, plan, batch)
             if positions is None and (steps == "all" or steps == "prompt"):
                 continue
             # The last token is only read: no pass comes after it but the one that reads the whole answer.
@@ -36,7 +39,10 @@ def refuse_unreached(plans: list[SitePlan], batch: Batch, architecture: Architec
             if isinstance(positions, str):
                 _refuse_kind(positions, act, plan, batch, passes)
             elif positions is not None:
-                _refuse_columns(positions, act, plan, batch, site_shape(plan["site"], batch, architecture)[1], passes)
+                shape = site_shape(plan["site"], batch, architecture)
+                index = index_of(act, plan, batch, shape)
+                tokens = shape[1] if index is None else torch.empty(shape, device="meta")[index].shape[1]
+                _refuse_columns(positions, act, plan, batch, tokens, passes)
 
 
 def new_tokens(generation: Mapping[str, Any], prompt_length: int) -> int:
@@ -67,13 +73,16 @@ def _passes(act: Act, plan: SitePlan, last: int, new: int) -> range | tuple[int,
 def _refuse_kind(kind: str, act: Act, plan: SitePlan, batch: Batch, passes: range | tuple[int, ...]) -> None:
     assert plan["group"] is not None
     fields = batch.fields[plan["group"]]
+    index = index_of(act, plan, batch, fields["weight"].shape)
+    fields = fields if index is None else {name: fields[name][index] for name in ("weight", "kind")}
     if (kind == "generated" and any(passes)) or (0 in passes and _has(fields, plan["kinds"].index(kind))):
         return
     present = [name for index, name in enumerate(plan["kinds"]) if _has(fields, index)]
     when = "in these steps" if 0 not in passes else "in this batch" if kind != "generated" else "before they are there"
     cure = ' Generate, and write .at(steps="generated").' if kind == "generated" else ""
+    whose = "no row" if act["rows"] is None else "none of its rows"
     raise UnknownName(
-        f"{act['name']} at {plan['site']}: no row has {kind!r} positions {when}. "
+        f"{act['name']} at {plan['site']}: {whose} has {kind!r} positions {when}. "
         f"The prompts have {', '.join(present)}.{cure}"
     )
 

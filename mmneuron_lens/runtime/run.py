@@ -190,10 +190,18 @@ def job_of(model: Model, generation: Mapping[str, Any], logits: bool) -> Job:
         "facts": model.architecture.facts,
         "pad": pad,
         "end": tokenizer.eos_token_id,
+        "ends": ends_of(model, generation),
         # What a packed batch's mask is made of.
         "additive": model.dtype if model.attention == "eager" else None,
         "missing": model.missing,
     }
+
+
+def ends_of(model: Model, generation: Mapping[str, Any]) -> list[int]:
+    """The ids of the tokens that end an answer, as transformers takes them from the settings or the checkpoint."""
+    ends = generation.get("eos_token_id", getattr(model.module.generation_config, "eos_token_id", None))
+    ends = model.processor.tokenizer.eos_token_id if ends is None else ends
+    return [int(one) for one in (ends if isinstance(ends, list | tuple) else [ends])]
 
 
 def result_of(

@@ -142,4 +142,6 @@ def context_of(mediator: Any, spot: Spot) -> Context:
         "beside": nothing_beside([]),
         "columns": None,
         "prompt_length": 0,
+        "sharing": {},
+        "tower": {"axis": 0, "counts": []},
     }

@@ -92,6 +92,7 @@ def act_of(name: str, mode: Any, site: str, function: Any) -> Act:
         "positions": None,
         "steps": "prompt",
         "rows": None,
+        "copy": 0,
         "all_beams": False,
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from mmneuron_lens.wire.beside import (
 )
 from mmneuron_lens.wire.facts_types import Layer
 from mmneuron_lens.wire.ports import put, take
-from mmneuron_lens.wire.types import Act, Chosen, Context, Module, Results, SitePlan, Value, Waiting
+from mmneuron_lens.wire.rows import rows_at, source_at
+from mmneuron_lens.wire.types import Act, Chosen, Context, Index, Module, Results, SitePlan, Value, Waiting
 
 
 def serve(plan: SitePlan, root: Module, context: Context, step: int, results: Results) -> None:
@@ -33,14 +34,14 @@ def serve(plan: SitePlan, root: Module, context: Context, step: int, results: Re
             continue
         envoy = find(root, path)
         held, value = take(envoy, plan["port"], layer, context)
-        changed = False
+        changed = own = False
         for act in acts:
             if act["mode"] == "reads":
                 read_or_wait(asking(act, plan, layer, step, value.detach(), context), root, context, results)
             elif act["mode"] != "targets":
                 one = asking(act, plan, layer, step, value, context)
                 refuse_incomplete([one])
-                value = write(act, plan, context, step, value, bound(one, root, context))
+                value, own = write(act, plan, context, step, value, bound(one, root, context), own)
                 changed = True
         if any(act["gradients"] for act in acts):
             value = follow(plan, acts, envoy, held, value, changed, layer, context)
@@ -84,7 +85,10 @@ def aim(
         return
     for act in acts:
         arguments = bound(asking(act, plan, layer, step, value, context), root, context)
-        add_target(act, act["function"](value, **arguments), value.shape[0], context)
+        index = rows_at(act, plan, context, value.shape, 1)
+        part = value if index is None else value[index]
+        arguments = narrowed(act, plan, context, arguments, index, None, part.shape)
+        add_target(act, act["function"](part, **arguments), part.shape[0], context)
     go_back(context)
     for one in ready(context):
         read_now(one, root, context, results)
@@ -203,74 +207,110 @@ def read(
         for name, wanted in act["values"].items():
             if wanted["alike"] and not wanted["source"]:
                 arguments[name] = arguments[name][:: context["beams"]]
-    arguments = with_beams(act, plan, value, arguments)
-    chosen = choose(act, plan, context, step, value)
-    if chosen is not None:
-        value = value[chosen]
-        for name in along(act):
-            arguments[name] = arguments[name][chosen]
+    index = rows_at(act, plan, context, value.shape, context["beams"] if sees_beams(act, plan, step) else 1)
+    value = value if index is None else value[index]
+    chosen = choose(act, plan, context, step, value, index)
+    arguments = narrowed(act, plan, context, arguments, index, chosen, value.shape)
+    value = value if chosen is None else value[chosen]
     return detached(act["function"](value, **arguments), value)
 
 
 def write(
-    act: Act, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "*all"], arguments: dict[str, Any]
-) -> Shaped[Tensor, "*all"]:
-    chosen = choose(act, plan, context, step, value)
-    part, source = value, arguments.pop("source", None)
-    arguments = with_beams(act, plan, value, arguments)
+    act: Act,
+    plan: SitePlan,
+    context: Context,
+    step: int,
+    value: Shaped[Tensor, "*all"],
+    arguments: dict[str, Any],
+    own: bool = False,
+) -> tuple[Shaped[Tensor, "*all"], bool]:
+    """The value with what a write makes of its part of it, and whether that is a tensor of ours alone.
+
+    own: whether the value is one, which may then be changed in place.
+    """
+    source = arguments.pop("source", None)
+    index = rows_at(act, plan, context, value.shape, context["beams"] if plan["stepped"] else 1)
+    part = value if index is None else value[index]
+    chosen = choose(act, plan, context, step, part, index)
     if source is not None:
-        source = source.repeat_interleave(value.shape[0] // source.shape[0], dim=0)
-    if chosen is not None:
-        part = value[chosen]
-        for name in along(act):
-            arguments[name] = arguments[name][chosen]
+        source = source_at(act, plan, context, source, part.shape[0])
+    given = part if chosen is None else part[chosen]
+    arguments = narrowed(act, plan, context, arguments, index, chosen, part.shape)
     if source is not None:
         source = source if chosen is None else source[chosen]
-        if source.shape != part.shape:
+        if source.shape != given.shape:
             raise ValueError(
                 f"{act['name']} at {plan['site']}: the source batch has shape {list(source.shape)} there and this "
-                f"batch {list(part.shape)}; encode both with prompts and images of equal length."
+                f"batch {list(given.shape)}; encode both with prompts and images of equal length."
             )
-        new = act["function"](part, source, **arguments)
+        new = act["function"](given, source, **arguments)
     else:
-        new = act["function"](part, **arguments)
-    if not isinstance(new, torch.Tensor) or new.shape != part.shape:
+        new = act["function"](given, **arguments)
+    if not isinstance(new, torch.Tensor) or new.shape != given.shape:
         got = list(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__
         raise ValueError(
-            f"{act['name']} at {plan['site']} returned {got} for a value of shape {list(part.shape)}; "
+            f"{act['name']} at {plan['site']} returned {got} for a value of shape {list(given.shape)}; "
             "a write returns a tensor of the same shape."
         )
-    if chosen is None:
-        return new.to(value.dtype)
-    whole = value.clone()
-    whole[chosen] = new.to(value.dtype)
-    return whole
+    new = new.to(value.dtype)
+    if index is None and chosen is None:
+        return new, False
+    # A backward may need the value as it was.
+    whole = value if own and not torch.is_grad_enabled() else value.clone()
+    if index is None:
+        whole[chosen] = new
+    elif chosen is None:
+        whole[index] = new
+    else:
+        part = whole[index].clone()
+        part[chosen] = new
+        whole[index] = part
+    return whole, True
 
 
-def with_beams(act: Act, plan: SitePlan, value: Shaped[Tensor, "row ..."], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments in which the values of the source batch have a row for every beam.
+def narrowed(
+    act: Act,
+    plan: SitePlan,
+    context: Context,
+    arguments: dict[str, Any],
+    index: Index | None,
+    chosen: Chosen | None,
+    shape: Sequence[int],
+) -> dict[str, Any]:
+    """The arguments, of which those that lie along the value are narrowed as it is: to rows, then to positions.
 
-    Raises `ValueError` for a source batch of another shape.
+    index, chosen: of rows and of positions. shape: of the value narrowed to rows. Raises `ValueError` for the value of
+    a source batch of another shape.
     """
-    given = dict(arguments)
-    for name, wanted in act["values"].items():
-        if wanted["source"] and wanted["alike"]:
-            source = given[name]
-            source = source.repeat_interleave(max(value.shape[0] // source.shape[0], 1), dim=0)
-            if source.shape[:2] != value.shape[:2]:
+    made = dict(arguments)
+    for name in along(act):
+        given, wanted = made[name], act["values"].get(name)
+        if wanted and wanted["source"]:
+            given = source_at(act, plan, context, given, shape[0])
+            if tuple(given.shape[:2]) != tuple(shape[:2]):
                 raise ValueError(
-                    f"{act['name']} at {plan['site']}: the source batch has {list(source.shape[:2])} positions at "
-                    f"{wanted['site']} and this batch {list(value.shape[:2])}; encode both with prompts and images of "
-                    "equal length."
+                    f"{act['name']} at {plan['site']}: the source batch has {list(given.shape[:2])} positions at "
+                    f"{wanted['site']} and this batch {list(shape[:2])}; encode both with prompts and images of equal "
+                    "length."
                 )
-            given[name] = source
-    return given
+        elif index is not None:
+            given = given[index]
+        made[name] = given if chosen is None else given[chosen]
+    return made
 
 
 def choose(
-    act: Act, plan: SitePlan, context: Context, step: int, value: Shaped[Tensor, "row token ..."]
+    act: Act,
+    plan: SitePlan,
+    context: Context,
+    step: int,
+    value: Shaped[Tensor, "row token ..."],
+    index: Index | None = None,
 ) -> Chosen | None:
-    """An index of the positions to act on (rows x tokens), or None for all of them."""
+    """An index of the positions to act on (rows x tokens), or None for all of them.
+
+    index: the rows that `value` is narrowed to already.
+    """
     positions, columns = act["positions"], context["columns"]
     partial = columns is not None and plan["stepped"] and act["steps"] != "all"
     if positions is None and not partial:
@@ -287,6 +327,7 @@ def choose(
         # The same columns in every row: the value keeps its axes.
         return (slice(None), chosen)
     kind = field_at("kind", plan, context, step, value, act)[..., plan["kinds"].index(positions)]
+    kind = kind if index is None else kind[index]
     columns_due = torch.zeros(tokens, dtype=torch.bool, device=value.device)
     columns_due[chosen] = True
     return kind & columns_due

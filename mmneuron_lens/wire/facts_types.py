@@ -104,6 +104,8 @@ class Facts(Tiles):
     - kinds: of positions, by group of sites
     - vision_tower: path of the module that can run once per image, "" without one
     - sharable: what may share a row or a batch; without it, no prompts share a row
+    - once: paths of the modules before the language model that copies of a batch can pass as one; none where that is
+      not known
     """
 
     image_token: int
@@ -125,3 +127,4 @@ class Facts(Tiles):
     kinds: NotRequired[Mapping[str, tuple[str, ...]]]
     vision_tower: NotRequired[str]
     sharable: NotRequired[Sharable]
+    once: NotRequired[tuple[str, ...]]

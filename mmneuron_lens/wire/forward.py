@@ -9,6 +9,7 @@ import torch
 
 from mmneuron_lens.wire.beside import has_targets, nothing_beside, refuse_incomplete
 from mmneuron_lens.wire.execute import find, serve
+from mmneuron_lens.wire.once import pass_once
 from mmneuron_lens.wire.share import spread_images
 from mmneuron_lens.wire.types import BatchData, Context, Gradients, Module, Results, SitePlan, Sources
 
@@ -38,6 +39,10 @@ def forward(
         for plan in plans:
             with tracer.invoke():
                 serve(plan, model, context, 0, results)
+        for path in batch["sharing"].get("once", []):
+            # The workers before it see one copy.
+            with tracer.invoke():
+                pass_once(find(model, path), batch["sharing"].get("copies", 1), batch["tower"]["axis"])
         if spread:
             # Last: the workers before it see each image once.
             with tracer.invoke():
@@ -64,4 +69,6 @@ def make_context(
         "beside": nothing_beside(plans),
         "columns": columns,
         "prompt_length": batch["prompt_length"],
+        "sharing": batch["sharing"],
+        "tower": batch["tower"],
     }

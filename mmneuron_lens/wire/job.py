@@ -10,7 +10,9 @@ from mmneuron_lens.wire.fold import merge, stack
 from mmneuron_lens.wire.images import decode
 from mmneuron_lens.wire.layout import lay_out
 from mmneuron_lens.wire.pack import pack
+from mmneuron_lens.wire.rows import belonging
 from mmneuron_lens.wire.share import share
+from mmneuron_lens.wire.together import run_together
 from mmneuron_lens.wire.trace import run_batch
 from mmneuron_lens.wire.types import (
     BatchData,
@@ -18,11 +20,13 @@ from mmneuron_lens.wire.types import (
     Item,
     Job,
     Module,
+    Overs,
     PairedItem,
     Processor,
     Returned,
     Sharing,
     SitePlan,
+    Together,
     Value,
 )
 
@@ -44,6 +48,30 @@ def run_job(model: Module, plans: list[SitePlan], items: list[PairedItem], job: 
         if kept is not None:
             logits.append(kept.cpu())
     return {"values": to_cpu(total), "answers": answers, "logits": logits}
+
+
+def run_many(
+    model: Module, groups: list[Together], items: list[PairedItem], job: Job, overs: list[Overs]
+) -> list[Returned]:
+    """As `run_job`, for several graphs, of which each group shares a forward; what each comes to.
+
+    overs: by graph.
+    """
+    processor = completed(model.processor, job["missing"])
+    found: list[Returned] = [{"values": {}, "answers": [], "logits": []} for _ in overs]
+    for item in items:
+        batch = prepare(processor, item, job)
+        source = None if item["source"] is None else prepare(processor, item["source"], job)
+        for place, (results, answered, kept) in run_together(model, groups, batch, source, job).items():
+            own, over = found[place], overs[place]
+            own["values"] = merge(own["values"], stack(results, over), over)
+            if answered is not None:
+                own["answers"].extend(answered.cpu().unbind(0))
+            if kept is not None:
+                own["logits"].append(kept.cpu())
+    for own in found:
+        own["values"] = to_cpu(own["values"])
+    return found
 
 
 def prepare(processor: Processor, item: Item, job: Job) -> BatchData:
@@ -77,6 +105,7 @@ def prepare(processor: Processor, item: Item, job: Job) -> BatchData:
             "images": [len(some) for some in item["images"]],
             "prompts": [len(text) if isinstance(text, list) else 1 for text in item["texts"]],
         },
+        "tower": belonging(inputs, job["facts"], [len(some) for some in item["images"]], sharing),
     }
 
 

@@ -71,4 +71,5 @@ def columns_of(batch: BatchData, start: int, end: int) -> BatchData:
     for name in ("input_ids", "position_ids"):
         inputs[name] = inputs[name][..., start:end]
     own = {name: field[:, start:end] for name, field in batch["fields"]["llm"].items()}
-    return {"inputs": inputs, "fields": {**batch["fields"], "llm": own}, "prompt_length": end - start, "sharing": {}}
+    fields = {**batch["fields"], "llm": own}
+    return {**batch, "inputs": inputs, "fields": fields, "prompt_length": end - start, "sharing": {}}

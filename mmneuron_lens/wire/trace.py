@@ -13,12 +13,13 @@ from torch import Tensor
 from mmneuron_lens.wire.beside import refuse_incomplete, wanted_layers
 from mmneuron_lens.wire.between import START, act_of, forward_between
 from mmneuron_lens.wire.encode import extend
-from mmneuron_lens.wire.execute import serve
+from mmneuron_lens.wire.execute import find, serve
 from mmneuron_lens.wire.forward import forward, lean, make_context
 from mmneuron_lens.wire.layout import lay_out
 from mmneuron_lens.wire.numbering import asks_for_samples, numbered, with_answers_numbered
+from mmneuron_lens.wire.once import longest_answers, pass_once
 from mmneuron_lens.wire.parts import forward_in_parts, refuse_whole
-from mmneuron_lens.wire.types import Act, BatchData, Job, Module, Results, SitePlan, Sources
+from mmneuron_lens.wire.types import Act, BatchData, Job, Module, Results, Sharing, SitePlan, Sources
 
 
 def run_batch(
@@ -29,9 +30,16 @@ def run_batch(
     Returns `(results, answers, logits)`: results by key and layer, answers int64 `[rows, tokens]` or None, logits or
     None.
     """
-    shares = job.get("between")
     batch = numbered(batch, job["facts"]) if asks_for_samples(plans) else batch
-    held = {} if source is None else hold(model, plans, source, bool(shares))
+    held = {} if source is None else hold(model, plans, source, bool(job.get("between")))
+    return run_held(model, plans, batch, held, job)
+
+
+def run_held(
+    model: Module, plans: list[SitePlan], batch: BatchData, held: Sources, job: Job
+) -> tuple[Results, Int[Tensor, "row token"] | None, Float[Tensor, "row token vocabulary"] | None]:
+    """As `run_batch`, with the values of the source batch at hand."""
+    shares = job.get("between")
     if job["generation"]:
         return generate_and_read(model, plans, batch, held, job)
     cuts = batch["sharing"].get("cuts")
@@ -69,6 +77,9 @@ def generate(
                             serve(plan, model, context, step, results)
                     else:
                         serve(plan, model, context, 0, results)
+            for path in batch["sharing"].get("once", []):
+                with tracer.invoke():
+                    pass_once(find(model, path), batch["sharing"].get("copies", 1), batch["tower"]["axis"])
     refuse_incomplete(context["beside"]["waiting"])
     return results, output
 
@@ -99,10 +110,11 @@ def with_answers(batch: BatchData, answers: Int[Tensor, "row token"], job: Job) 
     own = with_answers_numbered(lay_out(inputs, job["facts"], start)["llm"], batch["fields"]["llm"])
     fields = {**batch["fields"], "llm": own}
     columns = [0] * start + [step + 1 for step in range(answers.shape[1])]
-    return {"inputs": inputs, "fields": fields, "prompt_length": start, "sharing": {}}, columns
+    sharing: Sharing = {**batch["sharing"], "answers": longest_answers(answers, batch["sharing"].get("copies", 1), job)}
+    return {**batch, "inputs": inputs, "fields": fields, "sharing": sharing}, columns
 
 
-def hold(model: Module, plans: list[SitePlan], source: BatchData, between: bool) -> Sources:
+def hold(model: Module, plans: list[SitePlan], source: BatchData, between: bool = False) -> Sources:
     """The values that rewires and others are given of the source batch, by site and layer."""
     acts = [(plan, act) for plan in plans for act in plan["acts"]]
     given = {wanted["site"] for _, act in acts for wanted in act["values"].values() if wanted["source"]}

@@ -93,6 +93,7 @@ class Act(TypedDict):
     - values: arguments that are the value of a site
     - gradients: arguments that are the gradient of a target, by the key of the target's act
     - layers, rows: None means all
+    - copy: which copy of the batch its rows are of, where the graphs of several copies share a forward
     """
 
     name: str
@@ -110,6 +111,7 @@ class Act(TypedDict):
     positions: Positions
     steps: Steps
     rows: tuple[int, ...] | None
+    copy: int
     all_beams: bool
 
 
@@ -131,6 +133,7 @@ class Job(TypedDict):
     - generation: settings of `generate`, empty for a forward
     - logits: whether to keep them
     - pad, end: token ids
+    - ends: ids of the tokens that end an answer
     - additive: the dtype of a packed batch's mask where attention adds it; None where the mask is booleans
     - missing: settings that the checkpoint's processor lacks, by name
     - between: shares of the way from the source batch to the batch, at whose points gradients are taken and averaged
@@ -141,6 +144,7 @@ class Job(TypedDict):
     facts: Facts
     pad: int
     end: int
+    ends: list[int]
     additive: torch.dtype | None
     missing: Mapping[str, Any]
     between: NotRequired[list[float]]
@@ -175,10 +179,29 @@ class Spread(TypedDict):
 
 
 class Sharing(TypedDict, total=False):
-    """How rows share work. cuts: the columns at which a packed row runs in parts."""
+    """How rows share work.
+
+    - cuts: the columns at which a packed row runs in parts
+    - copies: of the batch, one after the other, each with interventions of its own
+    - once: paths of modules that all copies pass together, as one
+    - answers: under teacher forcing, the tokens of each copy's longest answer
+    """
 
     cuts: list[int]
     spread: Spread
+    copies: int
+    once: list[str]
+    answers: list[int]
+
+
+class Belonging(TypedDict):
+    """Which part of the vision tower's values belongs to each row of the batch, one after the other.
+
+    axis: of tiles, or of patches where all stand in one row. counts: of these, by row; none where rows share them.
+    """
+
+    axis: int
+    counts: list[int]
 
 
 class Samples(TypedDict):
@@ -197,6 +220,7 @@ class BatchData(TypedDict):
     prompt_length: int
     sharing: Sharing
     samples: NotRequired[Samples]
+    tower: Belonging
 
 
 class Item(TypedDict):
@@ -222,6 +246,19 @@ class PairedItem(Item):
     """A batch and, where the graph rewires, the one that values are taken from."""
 
     source: Item | None
+
+
+class Together(TypedDict):
+    """Graphs that share a forward, each on a copy of the batch.
+
+    - graphs: their places among all that were given
+    - plans: of all of them; an act says of which copy it is, and so does its key
+    - once: paths of modules that all copies pass together, since no graph changes anything there
+    """
+
+    graphs: list[int]
+    plans: list[SitePlan]
+    once: list[str]
 
 
 class PackedRow(TypedDict):
@@ -294,6 +331,10 @@ class Beside(TypedDict):
     gradients: Gradients
 
 
+Parted: TypeAlias = tuple[Results, Int[Tensor, "row token"] | None, Shaped[Tensor, "row token vocabulary"] | None]
+"""What one graph of several comes to in one batch: results, answers and logits."""
+
+
 class Context(TypedDict):
     """What workers know of the batch under way. columns: under teacher forcing, the step of each column."""
 
@@ -304,6 +345,8 @@ class Context(TypedDict):
     beside: Beside
     columns: list[int] | None
     prompt_length: int
+    sharing: Sharing
+    tower: Belonging
 
 
 class Returned(TypedDict):
@@ -334,6 +377,9 @@ class Served(TypedDict):
     device: str
     weights: list[WeightFacts]
 
+
+Index: TypeAlias = tuple[slice | list[int], ...]
+"""The part of a value that some rows are, axis by axis."""
 
 Chosen: TypeAlias = tuple[slice, list[int]] | Bool[Tensor, "row token"]
 """An index of the positions to act on: the same columns in every row, or a mask."""
