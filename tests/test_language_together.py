@@ -12,7 +12,9 @@ import tiny_models
 import torch
 from conftest import pictures
 from hooks import hooked
+from placed import Places, spread
 from test_values import plus
+from torch.utils._pytree import tree_leaves
 
 from interventions import (
     Graph,
@@ -354,6 +356,35 @@ def test_gradients_of_a_model_in_bfloat16_have_its_dtype():
     torch.testing.assert_close(out["slope"][0].float(), expected.float(), rtol=0.05, atol=0.01 * float(expected.max()))
 
 
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl"])
+def test_on_two_devices_it_is_what_it_is_on_one(name, monkeypatch):
+    # It calls functions on fake tensors of its own, one device at a time.
+    monkeypatch.setattr("mmneuron_lens.runtime.run.check_once", lambda *_: None)
+    # Not the one that other tests share, which nnsight may hold already.
+    made, processor = getattr(newer_models if hasattr(newer_models, name) else tiny_models, name).__wrapped__()
+    here, there = Lens.wrap(copy.deepcopy(made), processor), Lens.wrap(spread(made), processor)
+    batch = asked(here)
+    values = (
+        plus.bind(other=value_of("llm.attention.out"), times=2.0).at(rows=[1, 2])
+        | beside.bind(other=value_of("llm.norm")).at("llm.mlp.act", layers=[0, 1])
+        | beside.bind(other=value_of("llm.embedding")).at("llm.residual", rows=[2, 0]).named("earlier")
+    )
+    gradients = (
+        zeroing(here)[0].at(rows=[1])
+        | slope.bind(gradient=OF_ANSWER).at("llm.mlp.act")
+        | slope.bind(gradient=OF_ANSWER).at("vision.residual", layers=[0, 1]).named("before")
+    )
+    for graph in (values, gradients):
+        expected = here.run(graph, batch)
+        with Places():
+            found = there.run(graph, batch)
+        assert set(found) == set(expected)
+        for key in expected:
+            for one, other in zip(tree_leaves(found[key]), tree_leaves(expected[key]), strict=True):
+                torch.testing.assert_close(one.as_subclass(torch.Tensor), other, msg=str(key))
+    assert {str(one.device) for one in there.module.parameters()} == {"cuda:0", "cuda:1"}
+
+
 def test_weights_without_gradients_and_an_embedding_that_needs_none():
     lens = lens_of("llava_next")
     batch = asked(lens)
@@ -378,9 +409,30 @@ def test_a_value_that_the_model_changes_in_place_has_no_gradient():
 
     lens.module.model.language_model.layers[2].register_forward_pre_hook(double, with_kwargs=True)
     read = slope.bind(gradient=OF_ANSWER)
-    with pytest.raises(ValueError, match="llm.residual, layer 1: the model changes this value in place"):
+    with pytest.raises(ValueError, match=r"llm\.residual, layer 1: the model changes this value in place"):
         lens.run(read.at(layers=1), batch)
     assert lens.run(read.at(layers=2), batch)["slope"][0].abs().max() > 0
+
+
+def test_a_value_that_is_given_is_not_what_the_model_makes_of_it_later():
+    module, processor = tiny_models.llava_next()
+    lens = Lens.wrap(copy.deepcopy(module), processor)
+    batch = asked(lens)
+    seen: list[torch.Tensor] = []
+
+    def double(_module, positional, keywords):
+        hidden = positional[0] if positional else keywords["hidden_states"]
+        seen.append(hidden.clone())
+        hidden.mul_(2)
+
+    norm = lens.module.model.language_model.layers[0].input_layernorm
+    norm.register_forward_pre_hook(double, with_kwargs=True)
+    graph = beside.at("llm.residual", layers=0).bind(other=value_of("llm.embedding")).named("later") | beside.at(
+        "llm.embedding"
+    ).bind(other=value_of("llm.norm")).named("waiting")
+    out = lens.run(graph, batch)
+    assert torch.equal(out["later"][0]["other"][0], seen[-1])
+    assert torch.equal(out["waiting"][0]["value"], seen[-1])
 
 
 @pytest.mark.parametrize("all_beams", [False, True])
@@ -519,6 +571,10 @@ def test_a_field_of_ones_own_needs_no_steps_in_a_forward_and_is_refused_in_a_gen
     ):
         with pytest.raises(UnknownName, match=said):
             call()
+    # Of a trace it is not known before which step it is in.
+    lens.run(write, batch)
+    with pytest.raises(UnknownName, match=said), lens.trace_generation(batch, max_new_tokens=2):
+        lens.apply(write)
 
 
 def test_a_field_of_ones_own_is_there_when_generated_tokens_are_read():
