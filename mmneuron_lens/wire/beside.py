@@ -152,10 +152,16 @@ def go_back(context: Context) -> None:
         beside["targets"] -= 1
         followed = beside["followed"].pop(key, {})
         tensors = [place["tensor"] for place in followed.values()]
-        if total.requires_grad and tensors:
+        found = [None] * len(tensors)
+        if total.requires_grad:
             found = torch.autograd.grad(total, tensors, retain_graph=beside["targets"] > 0, allow_unused=True)
-        else:
-            found = [None] * len(tensors)
+        elsewhere = [gradient for (site, _), gradient in zip(followed, found, strict=True) if site != key[1]]
+        if elsewhere and all(gradient is None for gradient in elsewhere):
+            raise ValueError(
+                f"No value at {', '.join(sorted({site for site, _ in followed}))} moves the target at {key[1]}: it does "
+                "not depend on them, or the model runs in another process than this code, as in NDIF's sandbox, where "
+                "there are no gradients."
+            )
         for (site, layer), place, gradient in zip(followed, followed.values(), found, strict=True):
             tensor = place["tensor"]
             if tensor._version != place["version"]:

@@ -13,15 +13,22 @@ from equality import assert_equal, assert_same_results
 from faults import jobs_sent
 
 from interventions import (
+    Graph,
+    answer_log_probability,
+    attribution,
     batch_field,
     count_active,
     count_active_by_kind,
+    gradient,
+    integrated_gradients,
     keep,
     knock_out_attention,
     logit_lens,
     patch_activations,
     per_layer,
     reads,
+    top_activations,
+    value_of,
     zero_neurons,
 )
 from mmneuron_lens import Lens
@@ -54,6 +61,11 @@ def pair(request):
     """The model here, and the same folder without weights."""
     local = Lens.embedded(request.param)
     return local, Lens.weightless(local.model.repo)
+
+
+@reads("llm.attention.q", over="list")
+def with_other(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return other.norm(dim=-1)
 
 
 def mask(lens) -> torch.Tensor:
@@ -132,6 +144,37 @@ def test_generation_with_five_beams(pair):
 
 def test_rewiring(pair):
     both(pair, patch_activations.at(layers=1, positions=-1) | keep.named("after"), sources=True, logits=True)
+
+
+def test_gradients_and_other_sites_values(pair):
+    local, client = pair
+    images, questions, answers = pictures((40, 56), (64, 30)), ["what?", "what is it?"], ["yes", "no"]
+    of_answer = gradient(answer_log_probability)
+    graph = attribution.bind(gradient=of_answer) | with_other.bind(other=value_of("llm.residual"))
+    batch = client.encode(images, questions, answers)
+    if os.environ.get("MMNEURON_NDIF_SANDBOX"):
+        # Values cross processes there, and what autograd knows of them does not.
+        with pytest.raises(RemoteFailed, match=r"No value at llm\.mlp\.post moves the target .* in NDIF's sandbox"):
+            client.run(graph, batch, remote=URL)
+        return
+    assert_same_results(local.run(graph, batch), client.run(graph, batch, remote=URL))
+    baseline = client.encode([image.transpose(0) for image in images], questions, answers)
+    through = integrated_gradients.bind(gradient=of_answer)
+    here, there = (
+        lens.run_between(through, batch, baseline, steps=2, **where)
+        for lens, where in ((local, {}), (client, {"remote": URL}))
+    )
+    assert_same_results(here, there)
+
+
+def test_several_graphs_in_one_job(pair):
+    local, client = pair
+    neurons = mask(local)
+    graphs = [Graph(), zero_neurons.bind(neurons=per_layer(neurons)) | top_activations, count_active]
+    batch = mixed_batch(client)
+    here, there = local.run(graphs, batch), client.run(graphs, batch, remote=URL)
+    for one, other in zip(here, there, strict=True):
+        assert_same_results(one, other)
 
 
 def test_attention_knockout(pair):
