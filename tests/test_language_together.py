@@ -72,6 +72,11 @@ def beside(value: torch.Tensor, other: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"value": value, "other": other}
 
 
+@reads("llm.residual", over="list")
+def apart(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return value - other
+
+
 @reads("llm.logits", over="list")
 def last_logit(logits: torch.Tensor, token: int) -> torch.Tensor:
     return logits[:, -1, token]
@@ -80,6 +85,11 @@ def last_logit(logits: torch.Tensor, token: int) -> torch.Tensor:
 @writes("llm.residual")
 def moved(value: torch.Tensor, direction: torch.Tensor, by: float) -> torch.Tensor:
     return value + by * direction
+
+
+@writes("llm.residual")
+def squared(value: torch.Tensor) -> torch.Tensor:
+    return value * value / 4
 
 
 @reads(
@@ -366,12 +376,12 @@ def test_on_two_devices_it_is_what_it_is_on_one(name, monkeypatch):
     batch = asked(here)
     values = (
         plus.bind(other=value_of("llm.attention.out"), times=2.0).at(rows=[1, 2])
-        | beside.bind(other=value_of("llm.norm")).at("llm.mlp.act", layers=[0, 1])
-        | beside.bind(other=value_of("llm.embedding")).at("llm.residual", rows=[2, 0]).named("earlier")
+        | apart.bind(other=value_of("llm.norm")).at(layers=[0, 1])
+        | apart.bind(other=value_of("llm.embedding")).at(rows=[2, 0]).named("earlier")
     )
     gradients = (
         zeroing(here)[0].at(rows=[1])
-        | slope.bind(gradient=OF_ANSWER).at("llm.mlp.act")
+        | attribution.bind(gradient=OF_ANSWER).at("llm.mlp.act")
         | slope.bind(gradient=OF_ANSWER).at("vision.residual", layers=[0, 1]).named("before")
     )
     for graph in (values, gradients):
@@ -397,6 +407,30 @@ def test_weights_without_gradients_and_an_embedding_that_needs_none():
         torch.testing.assert_close(found[site][0], expected[site][0])
         assert not found[site][0].requires_grad
     assert not any(one.requires_grad or one.grad is not None for one in frozen.module.parameters())
+
+
+def test_writes_of_several_rows_leave_what_a_backward_needs():
+    """A write of rows changes a tensor of ours in place, but not one that an earlier write is differentiated by."""
+    lens = lens_of("llava_next")
+    batch = asked(lens)
+    graph = squared.at(layers=1, rows=[0]) | squared.at(layers=1, rows=[1]).named("again")
+    found = lens.run(graph | slope.bind(gradient=OF_ANSWER).at(layers=0), batch)["slope"][0][0]
+    held: list[torch.Tensor] = []
+
+    def kept(out):
+        first(out).retain_grad()
+        held.append(first(out))
+
+    def change(out):
+        hidden = first(out)
+        hidden = torch.cat([hidden[:2] * hidden[:2] / 4, hidden[2:]])
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+    paths = [f"model.language_model.layers.{layer}" for layer in range(2)]
+    with hooked(lens.module, {paths[0]: kept, paths[1]: change}):
+        written_again(lens, batch).sum().backward()
+    lens.module.zero_grad()
+    torch.testing.assert_close(found, held[0].grad, rtol=1e-3, atol=1e-5)
 
 
 def test_a_value_that_the_model_changes_in_place_has_no_gradient():
