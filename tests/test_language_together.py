@@ -27,6 +27,7 @@ from interventions import (
     largest,
     load_graph,
     logit_difference,
+    patch_activations,
     per_layer,
     put_values,
     reads,
@@ -75,6 +76,11 @@ def beside(value: torch.Tensor, other: torch.Tensor) -> dict[str, torch.Tensor]:
 @reads("llm.residual", over="list")
 def apart(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return value - other
+
+
+@writes("llm.residual")
+def taken(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return (value + other) / 2
 
 
 @reads("llm.logits", over="list")
@@ -271,6 +277,90 @@ def test_gradients_are_narrowed_as_values_are():
         found = lens.run(slope.bind(gradient=OF_ANSWER).at(**narrowed), batch)["slope"][0]
         torch.testing.assert_close(found, expected, **CLOSE, msg=str(narrowed))
         assert found.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl"])
+def test_gradients_in_a_tower_are_those_of_the_rows_images(name):
+    """Tiles of an image each, or patches of all images in one row: by how many each image has alone."""
+    lens = lens_of(name)
+    batch = asked(lens)
+    axis = 1 if lens.architecture.facts["patches"] else 2
+    read = slope.bind(gradient=OF_ANSWER).at("vision.mlp.act", layers=0)
+    whole = lens.run(read, batch)["slope"][0]
+    sizes = []
+    for image, question, answer in zip(pictures(*SIZES), QUESTIONS, ANSWERS, strict=True):
+        sizes.append(lens.run(read, lens.encode([image], [question], [answer]))["slope"][0].shape[axis])
+    parts = whole.split(sizes, dim=axis)
+    found = lens.run(read.at(rows=[2, 0]), batch)["slope"][0]
+    torch.testing.assert_close(found, torch.cat([parts[2], parts[0]], dim=axis), **CLOSE)
+    assert found.abs().max() > 0
+
+
+@reads("llm.mlp.act", over=largest(3, by="effect"), weight=batch_field("weight"), sample=batch_field("sample"))
+def largest_effects(act, gradient, weight, sample):
+    flat = (act * gradient).flatten(0, -2)
+    effect = flat.abs().masked_fill(weight.flatten()[:, None] == 0, -torch.inf)
+    return {"effect": effect.T, "sample": sample.flatten()[:, None].expand(flat.shape).T}
+
+
+def test_gradients_are_folded_over_batches_as_values_are():
+    lens = lens_of("llava_next")
+    batches = [asked(lens), lens.encode(pictures(SIZES[1]), ["what?"], ["no"])]
+    graph = largest_effects.bind(gradient=OF_ANSWER) | attribution.bind(gradient=OF_ANSWER)
+    out = lens.run(graph, batches)
+    columns, start = [], 0
+    for batch, products in zip(batches, out["attribution"], strict=True):
+        real = batch.fields["llm"]["weight"] > 0
+        columns += [(products[:, row, real[row]], start + row) for row in range(batch.rows)]
+        start += batch.rows
+    everything = torch.cat([one.abs() for one, _ in columns], dim=1)
+    owners = torch.cat([torch.full((one.shape[1],), sample) for one, sample in columns])
+    best = everything.transpose(1, 2).sort(dim=-1, descending=True)
+    torch.testing.assert_close(out["largest_effects"]["effect"], best.values[..., :3])
+    assert torch.equal(out["largest_effects"]["sample"], owners[best.indices[..., :3]])
+
+
+def test_rewires_and_values_of_a_source_are_in_force_where_gradients_are_taken():
+    lens = lens_of("llava_next")
+    batch, source = (lens.encode(pictures(*SIZES, seed=seed), QUESTIONS, ANSWERS) for seed in (0, 1))
+    graph = (
+        patch_activations.at(layers=1, rows=[1])
+        | taken.bind(other=value_of(source=True)).at(layers=0, rows=[2, 0], positions=[3, 1])
+        | slope.bind(gradient=OF_ANSWER).at("llm.mlp.act")
+        | apart.bind(other=value_of(source=True)).at(layers=2, rows=[2])
+    )
+    out = lens.run(graph, batch, sources=source)
+    there = lens.run(keep, source)["keep"][0]
+    held: list[torch.Tensor] = []
+    last: list[torch.Tensor] = []
+
+    def retained(act):
+        act.retain_grad()
+        held.append(act)
+
+    def changed(layer, value):
+        hidden = first(value).clone()
+        if layer == 1:
+            hidden[1] = there[1][1]
+        elif layer == 0:
+            for row in (2, 0):
+                hidden[row, [3, 1]] = (hidden[row, [3, 1]] + there[0][row, [3, 1]]) / 2
+        else:
+            last.append(hidden.detach())
+        return (hidden, *value[1:]) if isinstance(value, tuple) else hidden
+
+    path = "model.language_model.layers.{}"
+    hooks: dict[str, Any] = {f"{path.format(layer)}.mlp.act_fn": retained for layer in range(3)}
+    hooks |= {path.format(layer): lambda value, layer=layer: changed(layer, value) for layer in range(3)}
+    with hooked(lens.module, hooks):
+        written_again(lens, batch).sum().backward()
+    lens.module.zero_grad()
+    expected = torch.stack([torch.zeros_like(one) if one.grad is None else one.grad for one in held])
+    torch.testing.assert_close(out["slope"][0], expected, **CLOSE)
+    # What is before the patch has no part in the answer of its row.
+    assert not out["slope"][0][:2, 1].any()
+    assert out["slope"][0][2, 1].any()
+    torch.testing.assert_close(out["apart"][0][0], (last[0] - there[2])[[2]], **CLOSE)
 
 
 def slope_by_differences(lens: Lens, batch, site: str, target, **narrowed) -> None:

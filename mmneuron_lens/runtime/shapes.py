@@ -91,8 +91,7 @@ def _require(field: str, plan: SitePlan, batch: Batch, act: Act, generated: bool
             f"{act['name']} at {plan['site']}: the batch has no field {field!r} there. "
             f"Choices: {', '.join(present)}. Add your own with batch.with_fields({field}=...)."
         )
-    later = generated and plan["stepped"] and act["steps"] not in ("prompt", (0,))
-    if later and field not in ("weight", "kind"):
+    if generated and field not in ("weight", "kind") and act["steps"] not in ("prompt", (0,)):
         raise UnknownName(
             f"{act['name']} at {plan['site']}: field {field!r} is not known for generated tokens; "
             'narrow it with .at(steps="prompt").'
