@@ -2,11 +2,13 @@
 
     python benchmarks/mutations.py            all rows of docs/known-faults.md that name a test
     python benchmarks/mutations.py 9 35 57    some of them, and no log
+    python benchmarks/mutations.py --language faults that the language could have had, of tests/language_faults.toml
 
-A row of `tests/known_faults.toml` is a file, a text that stands in it once, and the text that plants the fault. Each is
-planted in a copy of the repository, by itself, and the row's test is run there; before, all of them are run without a
-fault. Writes benchmarks/mutations-DATE.log: a line a row, what the test said, the counts at the end. Exit code 1 if a
-test fails without its fault, or passes with it.
+A row of `tests/known_faults.toml` is a file, a text that stands in it once, and the text that plants the fault; one of
+`tests/language_faults.toml` says what is wrong and names its test besides. Each is planted in a copy of the repository,
+by itself, and the row's test is run there; before, all of them are run without a fault. Writes
+benchmarks/mutations-DATE.log, or language-mutations-DATE.log: a line a row, what the test said, the counts at the end.
+Exit code 1 if a test fails without its fault, or passes with it.
 """
 
 from __future__ import annotations
@@ -36,10 +38,23 @@ class Mutation(TypedDict):
     new: str
 
 
+class LanguageFault(Mutation):
+    """One that says what is wrong, and the test that must see it."""
+
+    fault: str
+    test: str
+
+
 def mutations(root: Path) -> dict[int, Mutation]:
     """By row of docs/known-faults.md."""
     found = tomllib.loads((root / "tests" / "known_faults.toml").read_text(encoding="utf-8"))
     return {int(number): mutation for number, mutation in found.items()}
+
+
+def language_faults(root: Path) -> dict[int, LanguageFault]:
+    """By number."""
+    found = tomllib.loads((root / "tests" / "language_faults.toml").read_text(encoding="utf-8"))
+    return {int(number): fault for number, fault in found.items()}
 
 
 def tests_by_row(root: Path) -> dict[int, str]:
@@ -96,8 +111,13 @@ def main() -> int:
     parser.add_argument(
         "rows", nargs="*", type=int, help="rows of docs/known-faults.md; all that name a test by default"
     )
-    rows = parser.parse_args().rows
+    parser.add_argument("--language", action="store_true", help="faults of tests/language_faults.toml instead")
+    given = parser.parse_args()
+    rows = given.rows
     tests, every = tests_by_row(ROOT), mutations(ROOT)
+    if given.language:
+        faults = language_faults(ROOT)
+        tests, every = {number: fault["test"] for number, fault in faults.items()}, dict[int, Mutation](faults)
     chosen = {number: every[number] for number in rows or sorted(every)}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
@@ -110,7 +130,8 @@ def main() -> int:
     print(summary)
     if not rows:
         lines = [f"{number:2} {line}" for number, line in said.items()]
-        log = ROOT / "benchmarks" / f"mutations-{datetime.date.today()}.log"
+        kind = "language-mutations" if given.language else "mutations"
+        log = ROOT / "benchmarks" / f"{kind}-{datetime.date.today()}.log"
         log.write_text("\n".join([*lines, summary, ""]), encoding="utf-8")
     return int(code != 0 or red < len(said))
 

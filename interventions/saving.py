@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from interventions.bindings import Binding, Packed, digest, unpack
+from interventions.bindings import Binding, Packed, PackedTarget, digest, unpack
 from interventions.errors import FileMissing, InvalidType, InvalidValue, MMNeuronError
 from interventions.files import write_atomically
 from interventions.graph import Graph, Intervention
@@ -234,7 +234,7 @@ def _bindings(
                     bindings[name] = value_of(one["site"], source=one["source"])
                     continue
                 case {"gradient": one} if len(packed) == 1:
-                    pass
+                    _refuse_nested(one)
                 case _:
                     bindings[name] = unpack(packed, tensors)
                     continue
@@ -243,6 +243,15 @@ def _bindings(
         with _naming(place):
             bindings[name] = gradient(replace(target, bindings=inner).at(one["site"]).named(one["name"]))
     return bindings
+
+
+def _refuse_nested(target: PackedTarget) -> None:
+    """Raise `InvalidValue` for a target that is given a gradient itself, however deep they are nested."""
+    for name, packed in target["bindings"].items():
+        if "gradient" in packed:
+            raise InvalidValue(
+                f"{target['name']:.80}: {name:.80} is given a gradient; a target takes constants and fields."
+            )
 
 
 def _tensors_of(bindings: Mapping[str, Packed]) -> Generator[str]:

@@ -44,6 +44,12 @@ class Places(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if function is torch.autograd.grad:
+            # A backward goes from one device to the other; each gradient lies where the tensor does that it is of.
+            made = function(*args, **kwargs)
+            return tuple(
+                found if found is None else place(found, of.device) for found, of in zip(made, args[1], strict=True)
+            )
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         devices = {one.device for one in tensors}
         asked = kwargs.pop("device", None)

@@ -23,6 +23,8 @@ def untouchable(monkeypatch):
     """A lens whose model must not run, and a batch."""
     lens = tiny_lens("llava_next")
     batch = mixed_batch(lens)
+    # nnsight takes hold of a module once, of one that tests share as it is; not of what is put in its place here.
+    assert lens.model.nnsight is not None
 
     def forward(*_arguments, **_keywords):
         raise AssertionError("the model ran")

@@ -15,6 +15,7 @@ import mutations  # noqa: E402
 
 TESTS = mutations.tests_by_row(ROOT)
 PLANTED = mutations.mutations(ROOT)
+OURS = mutations.language_faults(ROOT)
 
 
 def rows() -> list[list[str]]:
@@ -38,13 +39,34 @@ def test_every_test_named_exists_and_its_fault_can_be_planted(number):
     assert mutation["file"].startswith(("mmneuron_lens/", "interventions/"))
 
 
-def test_the_record_says_red_for_every_row_that_names_a_test():
-    assert list(PLANTED) == list(TESTS)
-    (log,) = re.findall(r"benchmarks/mutations-[\d-]+\.log", (ROOT / "docs" / "known-faults.md").read_text("utf-8"))
+def assert_recorded_red(kind: str, tests: dict[int, str]) -> None:
+    """The log that the page names says that every test failed with its fault, and none without one."""
+    (log,) = re.findall(rf"benchmarks/{kind}-[\d-]+\.log", (ROOT / "docs" / "known-faults.md").read_text("utf-8"))
     *lines, summary = (ROOT / log).read_text(encoding="utf-8").splitlines()
     recorded = {int(line[:2]): line[3:].split(" (")[0] for line in lines}
-    assert recorded == {number: f"red   {test}" for number, test in TESTS.items()}
-    assert re.match(rf"{len(TESTS)} of {len(TESTS)} faults make their test fail; without a fault: \d+ passed", summary)
+    assert recorded == {number: f"red   {test}" for number, test in tests.items()}
+    assert re.match(rf"{len(tests)} of {len(tests)} faults make their test fail; without a fault: \d+ passed", summary)
+
+
+def test_the_record_says_red_for_every_row_that_names_a_test():
+    assert list(PLANTED) == list(TESTS)
+    assert_recorded_red("mutations", TESTS)
+
+
+def test_the_page_lists_the_faults_of_the_language_and_the_record_says_red_for_each():
+    lines = (ROOT / "docs" / "known-faults.md").read_text(encoding="utf-8").splitlines()
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| L\d+ \|", line)]
+    assert found == [[f"L{number}", one["fault"], f"`{one['test']}`"] for number, one in OURS.items()]
+    assert list(OURS) == list(range(1, len(OURS) + 1))
+    assert_recorded_red("language-mutations", {number: one["test"] for number, one in OURS.items()})
+
+
+@pytest.mark.parametrize("number", OURS)
+def test_every_fault_of_the_language_can_be_planted_and_its_test_exists(number):
+    file, name = OURS[number]["test"].split("::")
+    assert re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), OURS[number]["test"]
+    assert mutations.planted(ROOT, OURS[number]) != (ROOT / OURS[number]["file"]).read_text(encoding="utf-8")
+    assert OURS[number]["file"].startswith(("mmneuron_lens/", "interventions/"))
 
 
 def test_a_fault_that_cannot_be_planted_is_said():

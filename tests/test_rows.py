@@ -284,7 +284,7 @@ def test_a_write_leaves_the_models_own_tensor_as_it_was():
     lens = tiny_lens("llava_next")
     batch = batch_of(lens)
     (plan,) = compile_graph(Graph((zero_neurons.bind(neurons=torch.ones(4).bool()).at(rows=1),)), lens.architecture)
-    context = make_context(batch.plain(), 1, {}, None)
+    context = make_context(batch.plain(), 1, {}, None, [])
     value = torch.arange(24.0).view(3, 2, 4)
     before, arguments = value.clone(), {"neurons": torch.ones(4).bool()}
     with torch.no_grad():

@@ -180,6 +180,23 @@ def test_every_intervention_of_the_two_packages_can_be_saved_and_loaded(tmp_path
         assert load_graph(path) == Graph((one,))
 
 
+TARGET = {
+    "function": "interventions.targets:answer_log_probability",
+    "name": "target",
+    "site": "llm.logits",
+    "bindings": {"answer": {"batch_field": "answer"}},
+}
+
+
+def of_target(**changed: Any) -> dict[str, Any]:
+    """A gradient of it with other fields."""
+    return {"weight": {"gradient": {**TARGET, **changed}}}
+
+
+def of_value(**changed: Any) -> dict[str, Any]:
+    return {"weight": {"value_of": {"site": "llm.norm", "source": True, **changed}}}
+
+
 FIELDS = {
     "mode": [("evil", "is 'evil'; choose from 'reads', 'writes' or 'rewires'"), ("writes", "reads over='sum'")],
     "over": [
@@ -215,7 +232,36 @@ FIELDS = {
         ({"weight": {"per_layer_of": {"llm.mlp.act": {"tensor": "a"}}}}, ".weight: tensor 'a' is not in the file"),
         ({"weight": {"tensor": "0" * 64}}, ".weight: tensor '000000000000' is not in the file beside"),
         ({"weight": {"tensor": None}}, ".weight.tensor is None"),
+        ({"weight": {"value_of": "llm.norm"}}, ".weight.value_of is 'llm.norm'; it should be a valid dictionary"),
+        ({"weight": {"value_of": {"site": "llm.norm"}}}, ".weight.value_of.source is missing"),
+        (of_value(site="evil"), ".weight: value_of: Unknown site 'evil'"),
+        (of_value(site=None, source=False), ".weight: value_of() names no site"),
+        (of_value(site=7), ".weight.value_of.site is 7"),
+        (of_value(source=1), ".weight.value_of.source is 1; it should be a valid boolean"),
+        (of_value(evil=1), ".weight.value_of.evil is no field"),
+        ({"weight": {**of_value()["weight"], "constant": 1}}, "of one kind, not value_of and constant"),
+        ({"weight": {"gradient": [TARGET]}}, "it should be a valid dictionary"),
+        ({"weight": {"gradient": {}}}, ".weight.gradient.function is missing"),
+        (of_target(function="os:remove"), ".weight.function: os:remove is outside the packages that may be loaded"),
+        (of_target(function="interventions.counting:_"), ".weight.function: 'interventions.counting:_' is not"),
+        (of_target(function="interventions.ablating:zero_neurons", bindings={}), "gradient takes a read of one number"),
+        (of_target(site="evil"), ".weight: Unknown site 'evil'"),
+        (of_target(site="llm.mlp.act"), ".weight: target: a target reads at one site without layers"),
+        (of_target(site="llm.*"), "a target reads at one site without layers"),
+        (of_target(name=""), "a name is text of at least one character"),
+        (of_target(layers=[1]), ".weight.gradient.layers is no field"),
+        (of_target(bindings=7), ".weight.gradient.bindings is 7"),
+        (of_target(bindings={"answer": {}}), ".weight.bindings.answer: A binding in a saved graph is of one kind"),
+        (of_target(bindings={"evil": {"constant": 1}}), "Unknown argument 'evil'. Choices: answer"),
+        (of_target(bindings={"answer": {"module": ["llm.norm"]}}), "a target takes constants and fields"),
+        (of_target(bindings={"answer": {"tensor": "0" * 64}}), ".bindings.answer: tensor '000000000000' is not in"),
+        (of_target(bindings={"answer": of_target()["weight"]}), "a target takes constants and fields"),
+        (
+            of_target(bindings={"answer": of_target(bindings={"answer": of_target()["weight"]})["weight"]}),
+            "interventions[1].bindings.weight: target: answer is given a gradient; a target takes constants and fields",
+        ),
     ],
+    "rows": [("all", "is 'all'"), ([True], "[0] is True"), ([1, 1], "names 1 twice"), ([-1], "from 0"), ([], "names")],
     "function": [(7, "is 7; it should be a valid string")],
 }  # fmt: skip
 
@@ -229,6 +275,7 @@ def test_a_field_of_another_kind_is_named_with_its_place(field, value, said, tmp
     with pytest.raises(MMNeuronError, match=re.escape(said)) as caught:
         load_graph(path)
     assert str(caught.value).startswith(f"{path}: interventions[1].{field}")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_field_that_is_missing_or_unknown_is_named(tmp_path):

@@ -66,7 +66,7 @@ class Many:
         for place, (graph, plans) in enumerate(zip(self.graphs, self.plans, strict=True)):
             with of_graph(place):
                 refuse_unfit(self.model, plans, batch, source if needs_source(plans) else None, self.job)
-                check_once(graph, plans, self.model, batch)
+                check_once(graph, plans, self.model, batch, bool(self.job["generation"]))
 
     def at_once(self, batch: Batch) -> int:
         """How many graphs share a forward of this batch. Raises `InvalidValue` where `max_rows` is below its rows."""

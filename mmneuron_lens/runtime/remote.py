@@ -69,7 +69,7 @@ def run_remote(
     pairs = list(paired(batches, sources, needs_source(checked) or bool(between)))
     for batch, source in pairs:
         refuse_unfit(model, checked, batch, source, job)
-        check_plans(checked, batch, model.architecture, model.module, model.dtype)
+        check_plans(checked, batch, model.architecture, model.module, model.dtype, bool(settings))
     plans, entry = travelling(graph, model)
     plans = with_start(plans, model.architecture) if between else plans
     numbers, sent = SampleNumbers(plans), folded_job(job, plans)

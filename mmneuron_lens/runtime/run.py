@@ -70,7 +70,7 @@ def check(model: Model, graph: Graph, batch: Batch, generation: Mapping[str, Any
     """What `run`, or `generate` with these settings, sees before the model runs. Raises what does not fit."""
     plans = compile_graph(graph, model.architecture, typed=True, attention=model.attentions)
     refuse_unfit(model, plans, batch, None, job_of(model, checked_generation(model, generation), False))
-    return check_plans(plans, batch, model.architecture, model.module, model.dtype)
+    return check_plans(plans, batch, model.architecture, model.module, model.dtype, bool(generation))
 
 
 def refuse_unfit(model: Model, plans: list[SitePlan], batch: Batch, source: Batch | None, job: Job) -> None:
@@ -110,7 +110,7 @@ def _run(
     for batch, source in paired(batches, sources, needs_source(plans) or bool(between)):
         batch = batch.to(model.device)
         refuse_unfit(model, plans, batch, source, job)
-        check_once(graph, plans, model, batch)
+        check_once(graph, plans, model, batch, bool(generation))
         beside = None if source is None else source.to(model.device).plain()
         try:
             results, answered, logits_of = run_batch(model.nnsight, plans, batch.plain(numbers.of(batch)), beside, job)

@@ -22,10 +22,17 @@ FAKE_CALLS = 4096
 
 
 def check_plans(
-    plans: list[SitePlan], batch: Batch, architecture: Architecture, module: torch.nn.Module, dtype: torch.dtype
+    plans: list[SitePlan],
+    batch: Batch,
+    architecture: Architecture,
+    module: torch.nn.Module,
+    dtype: torch.dtype,
+    generated: bool = True,
 ) -> Check:
     """Call every function once per site on fake tensors of the shapes this batch gives; where these do not suffice,
     on random ones.
+
+    generated: whether tokens may be generated, of which a field of the user's own knows nothing.
 
     Raises `KeyError` for a field the batch does not have at that site, `ShapeError` naming the intervention, the
     site, the shapes and what did not fit.
@@ -35,7 +42,7 @@ def check_plans(
             raise UnknownName(f"{plan['site']} is never reached: this batch has no image.")
         for act in plan["acts"]:
             for field in act["fields"].values():
-                _require(field, plan, batch, act)
+                _require(field, plan, batch, act, generated)
             _require_weights(act, plan, batch)
     if len(FakeTensorMode.cache) > FAKE_CALLS:
         # It remembers what every operation gives on every shape, for as long as the process lives.
@@ -74,7 +81,7 @@ def site_shape(site: str, batch: Batch, architecture: Architecture) -> tuple[int
     return tuple({**sizes, **place.sizes}[axis] for axis in architecture.axes(site).split())
 
 
-def _require(field: str, plan: SitePlan, batch: Batch, act: Act) -> None:
+def _require(field: str, plan: SitePlan, batch: Batch, act: Act, generated: bool) -> None:
     assert plan["group"] is not None, f"{plan['site']} has no positions"
     present = batch.fields[plan["group"]]
     if field in ("sample", "position"):
@@ -84,7 +91,7 @@ def _require(field: str, plan: SitePlan, batch: Batch, act: Act) -> None:
             f"{act['name']} at {plan['site']}: the batch has no field {field!r} there. "
             f"Choices: {', '.join(present)}. Add your own with batch.with_fields({field}=...)."
         )
-    if field not in ("weight", "kind") and act["steps"] not in ("prompt", (0,)):
+    if generated and field not in ("weight", "kind") and act["steps"] not in ("prompt", (0,)):
         raise UnknownName(
             f"{act['name']} at {plan['site']}: field {field!r} is not known for generated tokens; "
             'narrow it with .at(steps="prompt").'

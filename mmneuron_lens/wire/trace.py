@@ -107,11 +107,19 @@ def with_answers(batch: BatchData, answers: Int[Tensor, "row token"], job: Job) 
     visible = answers.masked_fill(answers == job["end"], job["pad"])
     inputs = extend(batch["inputs"], visible, job["pad"], job["facts"])
     start = batch["prompt_length"]
-    own = with_answers_numbered(lay_out(inputs, job["facts"], start)["llm"], batch["fields"]["llm"])
-    fields = {**batch["fields"], "llm": own}
+    before = batch["fields"]["llm"]
+    own = with_answers_numbered(lay_out(inputs, job["facts"], start)["llm"], before)
+    # What acts on the prompt alone may be given a field that generated tokens have none of.
+    kept = {name: lengthened(field, answers.shape[1]) for name, field in before.items() if name not in own}
+    fields = {**batch["fields"], "llm": {**kept, **own}}
     columns = [0] * start + [step + 1 for step in range(answers.shape[1])]
     sharing: Sharing = {**batch["sharing"], "answers": longest_answers(answers, batch["sharing"].get("copies", 1), job)}
     return {**batch, "inputs": inputs, "fields": fields, "sharing": sharing}, columns
+
+
+def lengthened(field: Shaped[Tensor, "row token ..."], columns: int) -> Shaped[Tensor, "row longer ..."]:
+    """A field with so many columns of zeros behind it."""
+    return torch.cat([field, field.new_zeros(field.shape[0], columns, *field.shape[2:])], dim=1)
 
 
 def hold(model: Module, plans: list[SitePlan], source: BatchData, between: bool = False) -> Sources:

@@ -81,7 +81,7 @@ def run_jobs(
                 if len(jobs) > 1:
                     refuse_unnumbered(checked, batch, name)
                 refuse_unfit(model, checked, batch, None, job)
-                check_plans(checked, batch, model.architecture, model.module, model.dtype)
+                check_plans(checked, batch, model.architecture, model.module, model.dtype, False)
             if batches and not forms:
                 forms.update(forms_of(checked, batches[0], model.architecture, model.module, model.dtype))
             return [{**one.travelling(numbers.of(one)), "source": None} for one in batches], {
