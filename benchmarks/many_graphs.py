@@ -3,9 +3,9 @@
     python benchmarks/many_graphs.py [--models embedded,real-parts,300m] [--dtype float32] [--rounds 3] [--threads 2]
         [--layers 0] [--positions 20] [--conditions 12] [--tokens 16] [--out FILE]
 
-Two parts: a patching heat map (every layer, or the first so many, x some positions, the logits of the last token), and a generation under a
-number of ablation conditions. Times are medians over rounds, ratios medians of ratios within a round. It asserts
-nothing; what differs from separate runs is shown beside.
+Two parts: a patching heat map (every layer, or the first so many, x some positions, the logits of the last token), and
+a generation under a number of ablation conditions. Times are medians over rounds, ratios medians of ratios within a
+round. It asserts nothing; what differs from separate runs is shown beside.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def first(held: Any) -> Any:
 
 
 class HeatMap:
-    """Layers and some positions of a corrupted prompt patched from a clean one. layers: the first so many; 0 for all."""
+    """Layers, the first so many or all, and some positions of a corrupted prompt patched from a clean one."""
 
     def __init__(self, lens: Lens, name: str, layers: int, positions: int) -> None:
         self.lens = lens
