@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import newer_models
@@ -52,7 +53,7 @@ def moved(value: torch.Tensor, direction: torch.Tensor, by: float) -> torch.Tens
 @cache
 def double(name: str) -> Lens:
     module, processor = getattr(tiny_models if name == "llava_next" else newer_models, name)()
-    return Lens.wrap(module.double(), processor)
+    return Lens.wrap(copy.deepcopy(module).double(), processor)
 
 
 def asked(lens: Lens):
@@ -269,7 +270,9 @@ def test_integrated_gradients_of_neurons_are_the_formula_by_hand():
 
 
 def test_weights_that_need_no_gradient_do_not_stand_in_the_way():
-    lens = Lens.wrap(*tiny_models.llava_next())
+    module, processor = tiny_models.llava_next()
+    # A model of its own: others are shared by all tests.
+    lens = Lens.wrap(copy.deepcopy(module), processor)
     batch = asked(lens)
     graph = attribution.bind(gradient=OF_ANSWER) | attribution.bind(gradient=OF_ANSWER).at("vision.mlp.act").named("v")
     expected = lens.run(graph, batch)

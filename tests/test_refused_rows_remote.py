@@ -210,7 +210,7 @@ def test_a_lost_connection_is_not_about_a_row(served, tmp_path):
 def test_blocking_runs_leave_out_what_raises_there(served, tmp_path, monkeypatch):
     """Means and answers go through `lens.run` and `lens.generate`."""
 
-    def run_remote(model, graph, batches, sources, logits, *, remote, generation):
+    def run_remote(model, graph, batches, sources, logits, *, remote, generation, between):
         batches = list(batches)
         if any("~" in text for batch in batches for text in batch.given[1]):
             raise RemoteRaised(f"{remote}: IndexError: index out of range")

@@ -144,6 +144,22 @@ def add_target(act: Act, numbers: Float[Tensor, " row"], rows: int, context: Con
     totals[act["key"]] = totals[act["key"]] + total if act["key"] in totals else total
 
 
+def refuse_cut(act: Act, site: str, value: Shaped[Tensor, "..."], context: Context) -> None:
+    """Raise `ValueError` where a target is not computed from the values that its gradient is asked at.
+
+    Behind the model, a value that needs a gradient was made of something; one that another process sent was not.
+    """
+    followed = context["beside"]["followed"].get(act["key"], {})
+    sent = value.requires_grad and value.is_leaf and (site, None) not in followed
+    constant = not value.requires_grad and any(there.startswith("llm.") for there, _ in followed)
+    if sent or constant:
+        raise ValueError(
+            f"{act['name']} at {site} does not depend on {', '.join(sorted({there for there, _ in followed}))}: all of "
+            "it was written anew, or the model runs in another process than this code, as in NDIF's sandbox, where "
+            "there are no gradients."
+        )
+
+
 def go_back(context: Context) -> None:
     """One backward for each number that is complete; its gradients, in the sites' own axes, are kept for reads."""
     beside = context["beside"]
@@ -155,14 +171,6 @@ def go_back(context: Context) -> None:
         found = [None] * len(tensors)
         if total.requires_grad:
             found = torch.autograd.grad(total, tensors, retain_graph=beside["targets"] > 0, allow_unused=True)
-        elsewhere = [gradient for (site, _), gradient in zip(followed, found, strict=True) if site != key[1]]
-        if elsewhere and all(gradient is None for gradient in elsewhere):
-            sites = ", ".join(sorted({site for site, _ in followed}))
-            raise ValueError(
-                f"No value at {sites} moves the target at {key[1]}: it does "
-                "not depend on them, or the model runs in another process than this code, as in NDIF's sandbox, where "
-                "there are no gradients."
-            )
         for (site, layer), place, gradient in zip(followed, followed.values(), found, strict=True):
             tensor = place["tensor"]
             if tensor._version != place["version"]:

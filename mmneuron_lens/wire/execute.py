@@ -17,6 +17,7 @@ from mmneuron_lens.wire.beside import (
     go_back,
     pass_on,
     ready,
+    refuse_cut,
     refuse_incomplete,
 )
 from mmneuron_lens.wire.facts_types import Layer
@@ -88,6 +89,7 @@ def aim(
         index = rows_at(act, plan, context, value.shape, 1)
         part = value if index is None else value[index]
         arguments = narrowed(act, plan, context, arguments, index, None, part.shape)
+        refuse_cut(act, plan["site"], value, context)
         add_target(act, act["function"](part, **arguments), part.shape[0], context)
     go_back(context)
     for one in ready(context):
