@@ -7,6 +7,7 @@ of ours takes all layers of a site at once, and what it folds is kept by the lay
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Shaped
@@ -24,10 +25,14 @@ def stack(results: Results, overs: Overs) -> Totals:
 
 
 def by_layer(layers: dict[Layer, list[Value]], over: Over) -> Value:
-    if not isinstance(over, str) and not callable(over):
+    if is_ours(over):
         return by_stack(layers, over)
     joined = {layer: join_steps(steps, over) for layer, steps in layers.items()}
     return joined if callable(over) else stack_layers(joined)
+
+
+def is_ours(over: Over) -> TypeGuard[OurFold]:
+    return isinstance(over, dict)
 
 
 def by_stack(layers: dict[Layer, list[Value]], over: OurFold) -> dict[Stacked, Value]:
@@ -51,9 +56,7 @@ def fold_steps(steps: list[Value], over: OurFold) -> Value:
 
 def settled(value: Value, over: Over) -> Value:
     """What one batch comes to by itself."""
-    if isinstance(over, str) or callable(over):
-        return value
-    return {at: over["alone"](one) for at, one in value.items()}
+    return {at: over["alone"](one) for at, one in value.items()} if is_ours(over) else value
 
 
 def stack_layers(layers: dict[Layer, Value]) -> Value:
@@ -92,13 +95,13 @@ def join(left: Value, right: Value, over: Over) -> Value:
     """Two partial results as one: of one layer where a function folds them, else with all layers."""
     if over == "list":
         return [*left, *right]
-    if isinstance(over, str):
-        return leaf_by_leaf(left, right, larger if over == "max" else add)
+    if is_ours(over):
+        if left.keys() != right.keys():
+            left, right = apart(left), apart(right)
+        return each_layer(left, right, over["together"]) | settled(but(right, left), over)
     if callable(over):
         return each_layer(left, right, over) | but(right, left)
-    if left.keys() != right.keys():
-        left, right = apart(left), apart(right)
-    return each_layer(left, right, over["together"]) | settled(but(right, left), over)
+    return leaf_by_leaf(left, right, larger if over == "max" else add)
 
 
 def each_layer(left: Value, right: Value, over: Callable[[Value, Value], Value]) -> Value:
@@ -159,7 +162,7 @@ def finish(total: Totals, overs: Overs) -> Totals:
 
 
 def finished(value: Value, over: Over) -> Value:
-    if isinstance(over, dict) and any(isinstance(at, tuple) for at in value):
+    if is_ours(over) and any(isinstance(at, tuple) for at in value):
         return next(iter(value.values())) if len(value) == 1 else stack_layers(apart(value))
     if not isinstance(over, str):
         return stack_layers(value)
