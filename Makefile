@@ -43,6 +43,8 @@ soak: setup
 
 # Counting against the published loop, about 30 minutes on two idle cores; writes benchmarks/results-DATE.md.
 # Parts alone: .venv/bin/python benchmarks/run.py --help
+# Beside it, and not part of it: benchmarks/attribution.py (gradients, top activations) and benchmarks/many_graphs.py
+# (a heat map, conditions of a generation), each against plain hooks; see benchmarks/language-2026-11-26.md.
 bench: setup .venv-bridge/ready
 	$(BIN)/python benchmarks/run.py
 

@@ -1,8 +1,9 @@
 """Attribution and the largest activations, side by side with what they stand beside: ratios of one run.
 
-    python benchmarks/attribution.py [--models embedded real-parts 300m] [--rounds 5]
+    python benchmarks/attribution.py [--models embedded real-parts 300m] [--rounds 5] [--threads 1] [--batches 2]
 
-- attribution: gradient times value of every decoder neuron in one graph, over the same by torch hooks and `backward`
+- attribution: gradient times value of every decoder neuron in one graph, over the same by torch hooks and `backward`,
+  and the most memory that each takes
 - top 20: the 20 largest activations of every neuron with their samples, over counting alone; and how much memory more
   samples take
 
@@ -12,6 +13,7 @@ Each method takes its turn in every round; the ratio is that of the medians.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -60,31 +62,43 @@ def alternately(methods: dict[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: statistics.median(times) for name, times in seen.items()}
 
 
-def measure(name: str, rounds: int) -> list[str]:
+def peak(method: Callable[[], object]) -> float:
+    """MiB that a method takes above what is held when it begins."""
+    # What was freed goes back first; otherwise it would be taken again unseen.
+    ctypes.CDLL(None).malloc_trim(0)
+    turns.forget_peak()
+    before = turns.resident("VmRSS")
+    method()
+    return (turns.resident("VmHWM") - before) / turns.MIB
+
+
+def measure(name: str, rounds: int, count_of_batches: int) -> list[str]:
     """The lines of one model."""
     lens = models.load(name, "float32")
-    images = models.pictures(name, 4)
-    asked = [models.asked(number, 1)[0] for number in range(4)]
     rows = models.ROWS[name] if name != "embedded" else 4
+    # No picture twice: equal activations would be ties, which take longer to put in order.
+    images = models.pictures(name, rows * count_of_batches)
+    asked = [models.asked(number, 1)[0] for number in range(rows * count_of_batches)]
     batch = lens.encode(images[:rows], asked[:rows], ["a red car"] * rows)
     found, expected = lens.run(ATTRIBUTION, batch)["summed_attribution"], by_hooks(lens, batch)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
-    times = alternately({"graph": lambda: lens.run(ATTRIBUTION, batch), "hooks": lambda: by_hooks(lens, batch)}, rounds)
+    methods = {"graph": lambda: lens.run(ATTRIBUTION, batch), "hooks": lambda: by_hooks(lens, batch)}
+    times = alternately(methods, rounds)
     lines = [
-        f"{name:10} attribution {times['graph'] / times['hooks']:.3f} x of plain autograd ({times['hooks']:.3f} s)"
+        f"{name:10} attribution {times['graph'] / times['hooks']:.3f} x of plain autograd ({times['hooks']:.3f} s); "
+        f"peaks {peak(methods['graph']):.0f} and {peak(methods['hooks']):.0f} MiB"
     ]
     count, top = count_checked.at("*.act"), top_activations.at("*.act")
-    batches = [lens.encode(images[:rows], asked[:rows]) for _ in range(2)]
+    starts = range(0, len(images), rows)
+    batches = [lens.encode(images[at : at + rows], asked[at : at + rows]) for at in starts]
     times = alternately(
         {"count": lambda: lens.run(count, batches), "top": lambda: lens.run(count | top, batches)}, rounds
     )
-    lines.append(f"{name:10} top 20 {times['top'] / times['count']:.3f} x of counting alone ({times['count']:.3f} s)")
+    what = f"({times['count']:.3f} s, {count_of_batches} batches)"
+    lines.append(f"{name:10} top 20 {times['top'] / times['count']:.3f} x of counting alone {what}")
     peaks = []
     for times_over in (4, 16):
-        turns.forget_peak()
-        before = turns.resident("VmRSS")
-        lens.run(top, (batches[0] for _ in range(times_over)))
-        peaks.append((turns.resident("VmHWM") - before) / turns.MIB)
+        peaks.append(peak(lambda times_over=times_over: lens.run(top, (batches[0] for _ in range(times_over)))))
     lines.append(f"{name:10} top 20: {peaks[0]:.0f} MiB above the model with 4 batches, {peaks[1]:.0f} with 16")
     return lines
 
@@ -93,10 +107,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["embedded"], choices=models.MODELS)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batches", type=int, default=2)
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     for name in given.models:
         models.prepare(name)
-        print("\n".join(measure(name, given.rounds)), flush=True)
+        print("\n".join(measure(name, given.rounds, given.batches)), flush=True)
 
 
 if __name__ == "__main__":

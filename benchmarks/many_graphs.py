@@ -1,11 +1,11 @@
 """Many graphs in one batch, side by side with one run a graph and with plain hooks, in one process and in turns.
 
     python benchmarks/many_graphs.py [--models embedded,real-parts,300m] [--dtype float32] [--rounds 3] [--threads 2]
-        [--positions 20] [--conditions 12] [--tokens 16] [--out FILE]
+        [--layers 0] [--positions 20] [--conditions 12] [--tokens 16] [--out FILE]
 
-Two parts: a patching heat map (every layer x some positions, the logits of the last token), and a generation under a
-number of ablation conditions. Times are medians over rounds, ratios medians of ratios within a round. It asserts
-nothing; what differs from separate runs is shown beside.
+Two parts: a patching heat map (every layer, or the first so many, x some positions, the logits of the last token), and
+a generation under a number of ablation conditions. Times are medians over rounds, ratios medians of ratios within a
+round. It asserts nothing; what differs from separate runs is shown beside.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ def first(held: Any) -> Any:
 
 
 class HeatMap:
-    """Every layer and some positions of a corrupted prompt patched from a clean one."""
+    """Layers, the first so many or all, and some positions of a corrupted prompt patched from a clean one."""
 
-    def __init__(self, lens: Lens, name: str, positions: int) -> None:
+    def __init__(self, lens: Lens, name: str, layers: int, positions: int) -> None:
         self.lens = lens
         clean, corrupted = models.pictures(name, 2)
         question = models.asked(0, 1)
         self.clean, self.corrupted = lens.encode([clean], question), lens.encode([corrupted], question)
         self.paths = [path for _, path in lens.architecture.place("llm.residual").paths()]
+        self.paths = self.paths[: layers or None]
         self.places = range(self.clean.prompt_length - positions, self.clean.prompt_length)
         self.heat = sweep(patch_activations, layers=range(len(self.paths)), positions=self.places)
         self.heat |= last_logits.at(positions=-1)
@@ -140,12 +141,11 @@ def line(title: str, seconds: dict[str, list[float]], difference: str) -> str:
     return f"| {title} | {' | '.join([*shown, *faster, difference])} |"
 
 
-def heat_map(lens: Lens, name: str, positions: int, rounds: int) -> str:
-    made = HeatMap(lens, name, positions)
+def heat_map(lens: Lens, name: str, layers: int, positions: int, rounds: int) -> str:
+    made = HeatMap(lens, name, layers, positions)
     seconds, found = timed({"together": made.together, "apart": made.apart, "hooks": made.hooks}, rounds)
     apart = max(float((found["together"].cpu() - found[other].cpu()).abs().max()) for other in ("apart", "hooks"))
-    layers = len(made.paths)
-    title = f"{name}: heat map {layers} x {positions}, {made.clean.prompt_length} columns"
+    title = f"{name}: heat map {len(made.paths)} x {positions}, {made.clean.prompt_length} columns"
     return line(title, seconds, f"logits by {apart:.1e}")
 
 
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=0)
     parser.add_argument("--positions", type=int, default=20)
     parser.add_argument("--conditions", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=16)
@@ -179,7 +180,7 @@ def main() -> None:
     for name in given.models.split(","):
         lens = models.load(name, given.dtype)
         for part in (
-            lambda lens=lens, name=name: heat_map(lens, name, given.positions, given.rounds),
+            lambda lens=lens, name=name: heat_map(lens, name, given.layers, given.positions, given.rounds),
             lambda lens=lens, name=name: conditions(lens, name, given.conditions, given.tokens, given.rounds),
         ):
             lines.append(part())

@@ -72,5 +72,5 @@ def summed_attribution(
 
     Returns float64 `[neuron]`, in units of the target, summed over rows and batches.
     """
-    product = (value.double() * gradient.double()).masked_fill((weight == 0)[..., None], 0)
+    product = (value.double() * gradient).masked_fill_((weight == 0)[..., None], 0)
     return product.flatten(0, -2).sum(0)

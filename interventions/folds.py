@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from interventions.errors import InvalidType, InvalidValue
@@ -44,39 +44,48 @@ def largest(k: int, by: str, distinct: str | None = None) -> Fold:
     if distinct == by:
         raise InvalidValue(f"largest: distinct={distinct!r} is what ranks; name another key, or none.")
 
+    def fewer(partial: dict[str, Tensor]) -> dict[str, Tensor]:
+        return at_most(partial, k, by, distinct)
+
     def alone(partial: dict[str, Tensor]) -> dict[str, Tensor]:
         return best_of(partial, k, by, distinct)
 
     def together(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
         return best_of_both(left, right, k, by, distinct)
 
-    return Fold("largest", (("k", k), ("by", by), ("distinct", distinct)), alone, together)
+    return Fold("largest", (("k", k), ("by", by), ("distinct", distinct)), fewer, alone, together)
+
+
+def at_most(partial: dict[str, Tensor], k: int, by: str, distinct: str | None) -> dict[str, Tensor]:
+    """A partial result with no more than k candidates. Raises `ValueError` for one of another form."""
+    _check(partial, by, distinct)
+    return best_of(partial, k, by, distinct) if partial[by].shape[-1] > k else partial
 
 
 def best_of(partial: dict[str, Tensor], k: int, by: str, distinct: str | None) -> dict[str, Tensor]:
     """The k best candidates in order. Raises `ValueError` for a partial result of another form."""
     _check(partial, by, distinct)
-    present = partial[by] > _lowest(partial[by])
-    if not _has_values(present) or not bool(present.all()):
-        partial = {name: torch.where(present, value, _absent(value, name == by)) for name, value in partial.items()}
-    return _padded(_ranked(partial, by, distinct), k, by)
+    repeats = distinct is not None and not _ascend(partial[distinct])
+    partial = _only(partial, partial[by] > _lowest(partial[by]), by)
+    return _best(partial, k, by, distinct if repeats else None)
 
 
 def best_of_both(
     left: dict[str, Tensor], right: dict[str, Tensor], k: int, by: str, distinct: str | None
 ) -> dict[str, Tensor]:
-    """The k best of two results of `best_of`."""
-    if not _has_values(left[by]):
-        return _padded(_ranked(_joined(left, right), by, distinct), k, by)
-    # What ranks below the last of k on the left cannot come in; the right is in order, so the first so many may.
-    last, lowest = left[by][..., -1], _lowest(left[by])
-    rows = ((right[by][..., 0] >= last) & (right[by][..., 0] > lowest)).flatten().nonzero()[:, 0]
+    """The k best of a result of `best_of` and of a partial result."""
+    present = right[by] > _lowest(right[by])
+    if not _has_values(present):
+        return _best(_joined(left, _only(right, present, by)), k, by, distinct)
+    # What ranks below the last of k cannot come in, nor make room for another.
+    present &= right[by] >= left[by][..., -1:]
+    rows = present.any(-1).flatten().nonzero()[:, 0]
     if not len(rows):
         return left
-    if 2 * len(rows) > last.numel():
-        return _both(left, right, k, by, distinct)
-    some = [{name: one.reshape(-1, k)[rows] for name, one in side.items()} for side in (left, right)]
-    changed = _both(some[0], some[1], k, by, distinct)
+    if 2 * len(rows) > left[by][..., -1].numel():
+        return _both(left, right, present, k, by, distinct)
+    some = [{name: _rows(one, rows) for name, one in side.items()} for side in (left, right)]
+    changed = _both(some[0], some[1], _rows(present, rows), k, by, distinct)
     return {
         name: one.reshape(-1, k).index_copy(0, rows, changed[name].to(one.dtype)).view(one.shape)
         for name, one in left.items()
@@ -84,14 +93,35 @@ def best_of_both(
 
 
 def _both(
-    left: dict[str, Tensor], right: dict[str, Tensor], k: int, by: str, distinct: str | None
+    left: dict[str, Tensor],
+    right: dict[str, Tensor],
+    present: Bool[Tensor, "*where candidate"],
+    k: int,
+    by: str,
+    distinct: str | None,
 ) -> dict[str, Tensor]:
-    second, last = right[by][..., 1:2], left[by][..., -1:]
-    if not bool(((second >= last) & (second > _lowest(second))).any()):
-        return _inserted(left, {name: value[..., :1] for name, value in right.items()}, by, distinct)
-    width = int(((right[by] >= last) & (right[by] > _lowest(second))).sum(-1).max())
-    best = {name: value[..., :width] for name, value in right.items()}
-    return _padded(_ranked(_joined(left, best), by, distinct), k, by)
+    if present.shape[-1] > 1 and int(present.sum(-1).max()) > 1:
+        repeats = distinct is not None and not _follow(left[distinct], right[distinct])
+        return _best(_joined(left, _only(right, present, by)), k, by, distinct if repeats else None)
+    place = present.to(torch.uint8).argmax(-1, keepdim=True)
+    right = {name: value.gather(-1, place) for name, value in right.items()}
+    return _inserted(left, _only(right, present.any(-1, keepdim=True), by), by, distinct)
+
+
+def _rows(tensor: Shaped[Tensor, "*where candidate"], rows: Int[Tensor, " row"]) -> Shaped[Tensor, "row candidate"]:
+    return tensor.reshape(-1, tensor.shape[-1])[rows]
+
+
+def _only(entries: dict[str, Tensor], present: Bool[Tensor, "*where entry"], by: str) -> dict[str, Tensor]:
+    """All others absent."""
+    if _has_values(present) and bool(present.all()):
+        return entries
+    return {name: torch.where(present, value, _absent(value, name == by)) for name, value in entries.items()}
+
+
+def _best(entries: dict[str, Tensor], k: int, by: str, distinct: str | None) -> dict[str, Tensor]:
+    """The first k of entries by rank, absent ones behind where they are fewer."""
+    return _padded(_ranked(entries, by, distinct), k, by)
 
 
 def _inserted(best: dict[str, Tensor], new: dict[str, Tensor], by: str, distinct: str | None) -> dict[str, Tensor]:
@@ -182,6 +212,16 @@ def _ranked(entries: dict[str, Tensor], by: str, distinct: str | None) -> dict[s
     gone = {name: torch.where(again, _absent(value, name == by), value) for name, value in ordered.items()}
     behind = again.to(torch.uint8).sort(dim=-1, stable=True).indices
     return {name: value.gather(-1, behind) for name, value in gone.items()}
+
+
+def _ascend(numbers: Int[Tensor, "*where entry"]) -> bool:
+    """Whether each is above the one before, so that none stands there twice."""
+    return _has_values(numbers) and bool((numbers[..., 1:] > numbers[..., :-1]).all())
+
+
+def _follow(left: Int[Tensor, "*where entry"], right: Int[Tensor, "*where entry"]) -> bool:
+    """Whether the right ascends, above all of the left: samples are mostly seen in order."""
+    return _ascend(right) and bool(right[..., 0].amin() > left.amax())
 
 
 def _tie_breakers(entries: dict[str, Tensor], by: str) -> list[str]:

@@ -23,12 +23,16 @@ class Fold:
 
     - name: of the function that makes it.
     - settings: that function's arguments by name.
-    - alone: one partial result in the form in which they are folded.
-    - together: two of that form as one.
+    - fewer: one partial result of no more than is kept, as a read hands it on.
+    - alone: one partial result in the form in which it is kept.
+    - together: one of that form, and a partial result, as one of that form.
+
+    Axes before those that a fold looks at are kept: it takes all layers of a site at once.
     """
 
     name: str
     settings: tuple[tuple[str, int | str | None], ...]
+    fewer: Callable[[Any], Any] = field(compare=False)
     alone: Callable[[Any], Any] = field(compare=False)
     together: Callable[[Any, Any], Any] = field(compare=False)
 

@@ -43,16 +43,23 @@ def top_activations(
     examples of MM_Neurons and Neuronpedia.
     """
     values, numbers, places = act.detach().flatten(0, weight.ndim - 1), sample.flatten(), position.flatten()
-    best: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start, stop in _spans(numbers, weight.flatten()):
-        # Of several largest, the index is that of the first.
-        value, index = values[start:stop].max(0)
-        best.append((value, numbers[start].expand_as(index), places[start:stop][index]))
-    if not best:
-        nothing = torch.full(values.shape[1:], -1, dtype=torch.int64, device=act.device)
-        best.append((torch.full_like(nothing, -torch.inf, dtype=act.dtype), nothing, nothing))
-    activation, numbers, places = (torch.stack(some, -1) for some in zip(*best, strict=True))
-    return {"activation": activation, "sample": numbers, "position": places}
+    spans = _spans(numbers, weight.flatten())
+    if not spans:
+        nothing = torch.full((*values.shape[1:], 1), -1, dtype=torch.int64, device=act.device)
+        return {
+            "activation": torch.full_like(nothing, -torch.inf, dtype=act.dtype),
+            "sample": nothing,
+            "position": nothing,
+        }
+    # Of several largest, the index is that of the first.
+    best = [values[start:stop].max(0) for start, stop in spans]
+    starts = torch.tensor([start for start, _ in spans], device=act.device)
+    activation, index = (torch.stack(some, -1) for some in zip(*best, strict=True))
+    return {
+        "activation": activation,
+        "sample": numbers[starts].expand_as(index),
+        "position": places[index + starts],
+    }
 
 
 def _spans(sample: Int[Tensor, " position"], weight: Int[Tensor, " position"]) -> list[tuple[int, int]]:

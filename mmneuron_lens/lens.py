@@ -82,12 +82,9 @@ class Lens:
         where they are needed; with `remote` also what `runtime.remote.run_remote` raises.
         """
         self._remote = remote = checked_remote(remote)
-        self._model = (opening.served if remote else opening.opened)(
+        self._model = opening.opened(
             name_or_folder,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            quantize=quantize,
+            {"dtype": dtype, "device": device, "device_map": device_map, "quantize": quantize},
             revision=revision,
             attn_implementation=attn_implementation,
             remote=remote,

@@ -34,6 +34,7 @@ from interventions import (
 from interventions.errors import InvalidType, InvalidValue, MMNeuronError
 from mmneuron_lens import Lens
 from mmneuron_lens.runtime.compile import compile_graph
+from mmneuron_lens.runtime.folding import folding
 from mmneuron_lens.runtime.forms import forms_of, misfits
 from mmneuron_lens.wire import fold
 from mmneuron_lens.wire import pack as packing
@@ -109,12 +110,14 @@ OVERS = {
     "best": largest(3, by="value"),
     "best of each": largest(3, by="value", distinct="sample"),
 }
+AT_ONCE = {f"{name}, all layers at once": folding(OVERS[name], True) for name in ("best", "best of each")}
 
 
 def folded(samples, over: str, draw):
     """All samples, one a batch, merged pairwise in any grouping, and at random in any order."""
-    how = OVERS[over]
-    overs = {KEY: getattr(how, "together", how)}
+    at_once = over in AT_ONCE
+    how = AT_ONCE[over] if at_once else OVERS[over]
+    overs = {KEY: how if at_once else getattr(how, "together", how)}
     alone = getattr(how, "alone", lambda partial: partial)
     order = (
         draw(st.permutations(range(len(samples)))) if "best" in over or over in ("sum", "max") else range(len(samples))
@@ -125,9 +128,10 @@ def folded(samples, over: str, draw):
     ]
     while len(parts) > 1:
         at = draw(st.integers(0, len(parts) - 2))
-        joined = fold.join(parts[at][KEY], parts[at + 1][KEY], overs[KEY])
+        # A left one is always in the form that is kept, a right one may be what a batch returned.
+        joined = fold.join(fold.settled(parts[at][KEY], overs[KEY]), parts[at + 1][KEY], overs[KEY])
         parts[at : at + 2] = [{KEY: joined}]
-    return fold.finish(parts[0], overs)[KEY]
+    return fold.finish({KEY: fold.settled(parts[0][KEY], overs[KEY])}, overs)[KEY]
 
 
 def brute_force(samples, over: str):
@@ -141,7 +145,7 @@ def brute_force(samples, over: str):
                 for place, value in enumerate(values_of(sample, layer)[:, neuron])
             ]
             ranked = sorted(entries)
-            if over == "best of each":
+            if over.startswith("best of each"):
                 ranked = [one for at, one in enumerate(ranked) if one[1] not in {other[1] for other in ranked[:at]}]
             ranked = (ranked + [(torch.inf, -1, -1)] * 3)[:3]
             for name, column in zip(("value", "sample", "position"), zip(*ranked, strict=True), strict=True):
@@ -151,7 +155,7 @@ def brute_force(samples, over: str):
 
 @given(SAMPLES, st.data())
 @settings(max_examples=60, deadline=None, derandomize=True)
-@pytest.mark.parametrize("over", ["best", "best of each"])
+@pytest.mark.parametrize("over", ["best", "best of each", *AT_ONCE])
 def test_the_largest_are_those_of_all_entries_whatever_the_order_of_merges(over, samples, data):
     found, due = folded(samples, over, data.draw), brute_force(samples, over)
     assert found["value"].tolist() == due["value"].tolist()
@@ -207,6 +211,34 @@ def test_the_shortcut_changes_nothing_and_the_argument_stays_as_it_was():
         total = after
     whole = how.alone({name: torch.cat([one[name] for one in plain], -1) for name in ("value", "sample")})
     assert all(torch.equal(total[name], whole[name]) for name in whole)
+
+
+def test_layers_that_cannot_be_stacked_are_folded_one_by_one():
+    how = folding(largest(2, by="value", distinct="sample"), True)
+
+    def batch(layers: dict[int, list[list[float]]], sample: int):
+        made = {layer: torch.tensor(values) for layer, values in layers.items()}
+        return {layer: [{"value": one, "sample": torch.full_like(one, sample).long()}] for layer, one in made.items()}
+
+    batches = [
+        ({0: [[1.0], [2.0]], 1: [[5.0]]}, 0),
+        ({0: [[3.0], [0.0]], 1: [[4.0]]}, 1),
+        ({1: [[6.0]], 2: [[7.0]]}, 2),
+    ]
+    total = {}
+    for layers, sample in batches:
+        total = fold.merge(total, fold.stack({KEY: batch(layers, sample)}, {KEY: how}), {KEY: how})
+    found = fold.finish(total, {KEY: how})[KEY]
+    assert [one.tolist() for one in found["value"]] == [[[3, 1], [2, 0]], [[6, 5]], [[7, -torch.inf]]]
+    assert [one.tolist() for one in found["sample"]] == [[[1, 0], [0, 1]], [[2, 0]], [[2, -1]]]
+
+
+def test_a_read_hands_on_no_more_candidates_than_are_kept():
+    how = largest(2, by="value")
+    many = {"value": torch.tensor([[1.0, 4.0, 3.0]])}
+    assert how.fewer(many)["value"].tolist() == [[4, 3]]
+    few = {"value": torch.tensor([[1.0, 4.0]])}
+    assert how.fewer(few) is few
 
 
 def test_equal_folds_are_equal_and_show_their_settings():
@@ -414,6 +446,18 @@ def test_results_of_separate_runs_are_those_of_one(tiny):
         tiny.run(top_activations, batches[0]).merged(
             tiny.run(top_activations.folded(largest(3, by="activation")), batches[0])
         )
+
+
+def test_results_of_other_layers_stand_beside_one_another(tiny):
+    first, second = (one.with_samples([at]) for at, one in enumerate(batches_of(tiny, 1, 1)))
+    whole = tiny.run(top_activations, [first, second])["top_activations"]
+    parts = [tiny.run(top_activations.at(layers=layers), first) for layers in ([0, 1], [1, 2])]
+    merged = parts[0].merged(tiny.run(top_activations.at(layers=[1, 2]), second), tiny.run(
+        top_activations.at(layers=0), second))["top_activations"]  # fmt: skip
+    third = parts[1].merged(tiny.run(top_activations.at(layers=2), second))["top_activations"]
+    for name, value in whole.items():
+        assert torch.equal(merged[name][:2], value[:2])
+        assert torch.equal(third[name][1], value[2])
 
 
 def test_packed_in_parts_or_not_is_what_one_by_one_is(tiny, monkeypatch):
@@ -637,11 +681,12 @@ def test_what_a_server_sends_is_held_to_its_form(tiny):
     plans = compile_graph(graph, tiny.architecture)
     forms = forms_of(plans, batch, tiny.architecture, tiny.module, tiny.dtype)
     top, mine, rows = (forms[name, "llm.mlp.act"] for name in ("top_activations", "moments", "g"))
-    entry = {name: torch.zeros(48, 20, dtype=torch.int64) for name in ("sample", "position")}
-    good = {layer: {"activation": torch.zeros(48, 20), **entry} for layer in range(3)}
-    assert misfits(good, top) == ""
-    assert "shape [48, 19], not [48, 20]" in misfits({**good, 1: {**good[0], "sample": torch.zeros(48, 19)}}, top)
-    assert "not a dict of 0, 1, 2" in misfits({0: good[0], 1: good[1]}, top)
+    entry = {name: torch.zeros(3, 48, 20, dtype=torch.int64) for name in ("sample", "position")}
+    good = {"activation": torch.zeros(3, 48, 20), **entry}
+    assert misfits({(0, 1, 2): good}, top) == ""
+    short = {**good, "sample": torch.zeros(3, 48, 19)}
+    assert "shape [3, 48, 19], not [3, 48, 20]" in misfits({(0, 1, 2): short}, top)
+    assert "not a dict of (0, 1, 2)" in misfits({(0, 1): good}, top)
     one = {"count": torch.zeros(48, dtype=torch.int64), "mean": torch.zeros(48), "squares": torch.zeros(48)}
     assert misfits(dict.fromkeys(range(3), one), mine) == ""
     assert "not int64" in misfits({layer: {**one, "count": torch.zeros(48)} for layer in range(3)}, mine)

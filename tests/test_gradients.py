@@ -372,3 +372,39 @@ def test_it_shows_itself_and_is_saved(tmp_path):
     assert again == graph
     assert again != attribution.bind(gradient=gradient(target.named("other"))) | keep
     assert value_of("llm.norm") != value_of("llm.norm", source=True)
+
+
+def test_weights_take_no_gradient_meanwhile_and_do_again_afterwards():
+    lens = double("llava_next")
+    batch = asked(lens)
+    weights = dict(lens.module.named_parameters())
+    apart = next(iter(weights))
+    weights[apart].requires_grad_(False)
+    seen: list[tuple[bool, bool]] = []
+    tower = lens.module.get_submodule(lens.architecture.place("vision.residual").paths()[-1][1])
+    handle = tower.register_forward_hook(
+        lambda module, inputs, out: seen.append(
+            ((out if isinstance(out, torch.Tensor) else out[0]).requires_grad, torch.is_grad_enabled())
+        )
+    )
+    try:
+        lens.run(summed_attribution.bind(gradient=OF_ANSWER), batch)
+        assert seen == [(False, True)]
+        assert [name for name, one in weights.items() if not one.requires_grad] == [apart]
+        assert all(one.grad is None for one in weights.values())
+
+        @reads("llm.mlp.post", over="list", gradient=OF_ANSWER)
+        def failing(value, gradient):
+            if bool((value == value).all()):
+                raise RuntimeError("no")
+            return value
+
+        with pytest.raises(Exception, match="no"):
+            lens.run(failing, batch)
+        assert [name for name, one in weights.items() if not one.requires_grad] == [apart]
+        seen.clear()
+        lens.run([Graph(), Graph((summed_attribution.bind(gradient=OF_ANSWER),))], batch)
+        assert (False, True) in seen
+    finally:
+        handle.remove()
+        weights[apart].requires_grad_(True)

@@ -21,6 +21,7 @@ from interventions import (
     count_active,
     count_active_by_kind,
     keep,
+    module,
     patch_activations,
     per_layer,
     reads,
@@ -343,3 +344,17 @@ def test_a_sweep_is_a_sequence_that_knows_its_axes():
         sweep(keep, positions=[])
     with pytest.raises(InvalidType, match="sweep takes an intervention, not Graph"):
         sweep(Graph())
+
+
+@reads("llm.norm", over="list", unembed=module("llm.unembed"))
+def last_logits(hidden: Float[Tensor, "row 1 hidden"], unembed: Any) -> Float[Tensor, "row vocabulary"]:
+    return unembed(hidden[:, -1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_logits_of_one_position_are_made_of_its_hidden_state(name):
+    lens = lens_of(name)
+    batch = batch_of(lens)
+    found = lens.run(last_logits.at(positions=-1), batch)["last_logits"][0]
+    due = lens.run(keep.at("llm.logits", positions=-1), batch)["keep"][0]
+    torch.testing.assert_close(found, due[:, -1], rtol=1e-5, atol=1e-5)

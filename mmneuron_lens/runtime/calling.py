@@ -125,10 +125,11 @@ class Call:
             returned = act["function"](*given, **arguments)
         except ShapeError as error:
             raise self.shape_error(str(error)) from None
-        self.returned = returned
+        over, who = act["over"], f"{act['name']} at {self.plan['site']}"
+        self.returned = returned = over["alone"](returned) if isinstance(over, dict) else returned
         self.accept(returned, value)
-        if callable(act["over"]):
-            self.folded = refuse_unfoldable(act["over"], returned, f"{act['name']} at {self.plan['site']}")
+        if over is not None and not isinstance(over, str):
+            self.folded = refuse_unfoldable(over["together"] if isinstance(over, dict) else over, returned, who)
 
     def fields(self) -> Mapping[str, Tensor]:
         """Those of the site's group, with sample and position where they are asked for."""

@@ -17,23 +17,23 @@ from mmneuron_lens.wire.types import Over
 
 
 def folding(over: Asked, typed: bool) -> Over:
-    """A word, or the function of two partial results. typed: with a user's annotations checked at every call."""
+    """A word, our fold, or a function of two results. typed: with a user's annotations checked at every call."""
     if isinstance(over, str):
         return cast(Over, over)
     if isinstance(over, Fold):
-        return over.together
+        return {"alone": over.alone, "together": over.together}
     return typed_function(over) if typed else over
 
 
 def folded_read(intervention: Intervention, typed: bool) -> Callable[..., Any]:
-    """The function of an intervention; of a read that one of our folds folds, what that makes of its results."""
+    """The function of an intervention; of a read that one of our folds folds, with no more than that keeps."""
     function = typed_function(intervention.function) if typed else intervention.function
     if not isinstance(intervention.over, Fold):
         return function
-    alone = intervention.over.alone
+    fewer = intervention.over.fewer
 
     def read(*value: Any, **arguments: Any) -> Any:
-        return alone(function(*value, **arguments))
+        return fewer(function(*value, **arguments))
 
     # What travels is found in its source by its own name.
     return functools.update_wrapper(read, function) if typed else read

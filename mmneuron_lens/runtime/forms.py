@@ -51,8 +51,9 @@ def forms_of(
 ) -> dict[Key, Forms]:
     """By read over the prompt that does not list, the form of its result on every batch like this one.
 
-    Those whose shape depends on values have none. What a function folds is there by layer; its sizes are known that
-    depend on no number of rows or positions, and that folding does not change.
+    Those whose shape depends on values have none. What a function folds is there by layer, what a fold of ours folds by
+    the layers that are stacked; sizes are known that depend on no number of rows or positions, and that folding does
+    not change.
     """
     found: dict[Key, Forms] = {}
     for plan in plans:
@@ -64,11 +65,14 @@ def forms_of(
             call = Call(act, plan, batch, shape, dtype, module, shape_of)
             if call.doubt() is not None:
                 continue
-            if callable(act["over"]):
-                form = _common([call.returned, call.folded, *_of_more(call, dtype)])
-                found[act["key"]] = dict.fromkeys(_layers(act, plan), form)
-            else:
+            if isinstance(act["over"], str):
                 found[act["key"]] = _form(call.returned, _axis(act, plan))
+                continue
+            form, layers = _common([call.returned, call.folded, *_of_more(call, dtype)]), _layers(act, plan)
+            if isinstance(act["over"], dict) and None not in layers:
+                found[act["key"]] = {tuple(layers): _stacked(form, len(layers))}
+            else:
+                found[act["key"]] = dict.fromkeys(layers, form)
     return found
 
 
@@ -126,6 +130,14 @@ def _common(values: list[Any]) -> Forms:
     names = head if isinstance(head, dict) else range(len(head))
     parts = {name: _common([None if one is None else one[name] for one in values]) for name in names}
     return parts if isinstance(head, dict) else tuple(parts.values())
+
+
+def _stacked(form: Forms, layers: int) -> Forms:
+    """The form of so many layers, of a fold that takes them at once."""
+    if isinstance(form, Form):
+        return Form((layers, *form.shape), form.dtype)
+    assert isinstance(form, dict), "our folds fold dicts"
+    return {name: _stacked(part, layers) for name, part in form.items()}
 
 
 def _form(returned: Any, layers: tuple[int, ...]) -> Forms:

@@ -12,6 +12,7 @@ from mmneuron_lens.model import Model
 from mmneuron_lens.runtime.arguments import paired, refuse_weightless
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.failing import briefly
+from mmneuron_lens.runtime.fixed import weights_fixed
 from mmneuron_lens.runtime.grouping import Many
 from mmneuron_lens.runtime.result import Result
 from mmneuron_lens.runtime.run import checked_generation
@@ -58,7 +59,8 @@ def run_many(
         groups = many.grouped(many.at_once(batch))
         beside = None if source is None else source.to(model.device).plain()
         try:
-            found = run_together(model.nnsight, groups, batch.plain(numbers.of(batch)), beside, many.job)
+            with weights_fixed(model.module, [plan for plans in many.plans for plan in plans]):
+                found = run_together(model.nnsight, groups, batch.plain(numbers.of(batch)), beside, many.job)
         except Exception as error:
             told = briefly(error, [plan for group in groups for plan in group["plans"]])
             if told is None:

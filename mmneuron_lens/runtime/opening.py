@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 
@@ -15,59 +15,53 @@ from mmneuron_lens.runtime.discovering import discovered_model
 Named = str | os.PathLike[str]
 
 
+class Placing(TypedDict):
+    """Where and how weights are loaded: arguments of `Lens`."""
+
+    dtype: str | torch.dtype | None
+    device: str | torch.device | None
+    device_map: Any
+    quantize: str | None
+
+
 def opened(
     named: Named,
+    placing: Placing,
     *,
-    dtype: str | torch.dtype | None,
-    device: str | torch.device | None,
-    device_map: Any,
-    quantize: str | None,
     revision: str | None,
     attn_implementation: str | None,
     remote: bool | str,
     discover: bool,
 ) -> Model:
-    """A checkpoint with its weights; arguments and errors are those of `Lens`."""
+    """A checkpoint with its weights, or what a server says of its own; arguments and errors are those of `Lens`."""
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    if remote:
+        return _served(named, placing, revision, attention, remote, discover)
     repo = loading.located(named)
-    device, device_map = placement.checked_placement(device, device_map, quantize)
-    settings: dict[str, Any] = {
-        "dtype": placement.checked_dtype(dtype),
-        "device_map": device_map,
-        "attn_implementation": attn_implementation,
-        "quantize": quantize,
-    }
+    device, device_map = placement.checked_placement(placing["device"], placing["device_map"], placing["quantize"])
+    dtype = placement.checked_dtype(placing["dtype"])
+    settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "quantize": placing["quantize"]}
     given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
     discover = discover and loading.load_config(repo, revision, known=False).model_type not in ARCHITECTURES
-    module, processor = loading.load(repo, revision, known=not discover, **given)
+    module, processor = loading.load(repo, revision, known=not discover, **given, **attention)
     module = module if device is None else module.to(device)
     made = discovered_model if discover else model_of
     return made(module, processor, repo=repo, name=_name(named, repo), revision=revision)
 
 
-def served(
-    named: Named,
-    *,
-    dtype: str | torch.dtype | None,
-    device: str | torch.device | None,
-    device_map: Any,
-    quantize: str | None,
-    revision: str | None,
-    attn_implementation: str | None,
-    remote: bool | str,
-    discover: bool,
+def _served(
+    named: Named, placing: Placing, revision: str | None, attention: dict[str, Any], remote: bool | str, discover: bool
 ) -> Model:
-    """A checkpoint without weights, with what a server says of its own; arguments and errors are those of `Lens`."""
     repo = loading.located(named)
     if discover:
         raise InvalidValue("discover=True proves a model with its weights; leave it out where it runs remotely.")
-    if any(one is not None for one in (dtype, device, device_map, quantize)):
+    if any(one is not None for one in placing.values()):
         raise InvalidValue(
             "dtype, device, device_map and quantize are the server's; leave them out where the model runs remotely."
         )
     # Loaded where it is needed: it imports nnsight.
     from mmneuron_lens.runtime.remote import as_served
 
-    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     return as_served(weightless(named, revision, attention, repo), remote)
 
 

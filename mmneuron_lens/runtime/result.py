@@ -131,12 +131,16 @@ def _alike(one: Over, other: Over) -> bool:
 
 
 def _code(fold: Any) -> Any:
-    plain = inspect.unwrap(fold)
+    plain = inspect.unwrap(_function(fold))
     return plain.__code__, [repr(cell.cell_contents) for cell in plain.__closure__ or ()]
 
 
 def _named(over: Over) -> str:
-    return over if isinstance(over, str) else over.__name__
+    return over if isinstance(over, str) else _function(over).__name__
+
+
+def _function(over: Any) -> Any:
+    return cast("dict[str, Any]", over)["together"] if isinstance(over, dict) else over
 
 
 def _show(value: Any) -> str:

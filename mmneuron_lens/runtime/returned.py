@@ -41,9 +41,9 @@ def checked_returned(
         raise RemoteFailed(f"{host}: a job came back {what}; {WHOSE}.")
     for (name, site), value in values.items():
         over = overs[name, site]
-        if callable(over) and not _is_by_layer(value):
+        if not isinstance(over, str) and not _is_by_layer(value, isinstance(over, dict)):
             raise RemoteFailed(f"{host}: {name} at {site} came back without a partial result per layer; {WHOSE}.")
-        fits = None if callable(over) else {"list": list, "mean": tuple}.get(over)
+        fits = {"list": list, "mean": tuple}.get(over) if isinstance(over, str) else None
         if fits is not None and not isinstance(value, fits):
             raise RemoteFailed(f"{host}: {name} at {site} came back as {type(value).__name__}; {WHOSE}.")
         if overs[name, site] == "mean" and len(value) != 2:
@@ -57,8 +57,11 @@ def checked_returned(
     return cast(Returned, returned)
 
 
-def _is_by_layer(value: Any) -> bool:
-    """Whether it is what a function folds: by layer, or once, tensors or dicts or tuples of them, all of one kind."""
+def _is_by_layer(value: Any, stacked: bool) -> bool:
+    """Whether it is what a function folds: by layer, or once, tensors or dicts or tuples of them, all of one kind.
+
+    stacked: of a fold of ours, which may be by several layers that are stacked.
+    """
     if not isinstance(value, dict) or not value:
         return False
     layers = cast("dict[Any, Any]", value)
@@ -66,7 +69,8 @@ def _is_by_layer(value: Any) -> bool:
         kinds = {kind_of(one) for one in layers.values()}
     except InvalidType:
         return False
-    return len(kinds) == 1 and (set(layers) == {None} or all(type(layer) is int for layer in layers))
+    several = stacked and all(type(at) is tuple for at in layers)
+    return len(kinds) == 1 and (set(layers) == {None} or several or all(type(layer) is int for layer in layers))
 
 
 def checked_served(said: Any, host: str) -> Served:

@@ -19,6 +19,7 @@ from mmneuron_lens.runtime.checked import check_once
 from mmneuron_lens.runtime.compile import SitePlan, compile_graph, results_over, with_start
 from mmneuron_lens.runtime.failing import briefly
 from mmneuron_lens.runtime.finite import guarded, refuse_unsound
+from mmneuron_lens.runtime.fixed import weights_fixed
 from mmneuron_lens.runtime.proved import Check
 from mmneuron_lens.runtime.reach import refuse_unreached
 from mmneuron_lens.runtime.result import Result
@@ -113,12 +114,14 @@ def _run(
         check_once(graph, plans, model, batch, bool(generation))
         beside = None if source is None else source.to(model.device).plain()
         try:
-            results, answered, logits_of = run_batch(model.nnsight, plans, batch.plain(numbers.of(batch)), beside, job)
+            with weights_fixed(model.module, plans):
+                found = run_batch(model.nnsight, plans, batch.plain(numbers.of(batch)), beside, job)
         except Exception as error:
             told = briefly(error, plans)
             if told is None:
                 raise
             raise told from error.__cause__
+        results, answered, logits_of = found
         total = fold.merge(total, fold.stack(results, overs), overs)
         answers += [] if answered is None else list(answered.cpu())
         kept += [] if logits_of is None else [logits_of.cpu()]

@@ -105,12 +105,12 @@ def _require_weights(act: Act, plan: SitePlan, batch: Batch) -> None:
     if "weight" in act["fields"] or "weight" in act["fields"].values():
         return
     # A function that is told of samples folds by sample, and may look at one position of each.
-    if callable(act["over"]) and "sample" in act["fields"].values():
+    if not isinstance(act["over"], str) and "sample" in act["fields"].values():
         return
     weight = batch.fields[plan["group"]]["weight"]
     largest = act["over"] == "max"
     if bool((weight == 0 if largest else weight != 1).any()):
-        does = "takes the largest" if largest else "folds" if callable(act["over"]) else "adds"
+        does = "takes the largest" if largest else "adds" if isinstance(act["over"], str) else "folds"
         cure = "multiply by it" if act["over"] in ("sum", "mean") else "leave out where it is 0"
         raise InvalidValue(
             f"{act['name']} at {plan['site']} {does} over positions but binds no weight, and this batch has positions "

@@ -6,7 +6,7 @@ import contextlib
 import pickletools
 import sys
 from types import CellType, CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 from interventions import Intervention
 from interventions.errors import InvalidValue
@@ -18,7 +18,7 @@ SERVER_PACKAGES = ("torch", "transformers", "nnsight", "numpy", "PIL", "safetens
 def bare(function: Any, made: dict[int, Any] | None = None) -> Any:
     """A copy of a function without annotations, whose globals are only those it names, made bare likewise.
 
-    - function: anything; what is no function or intervention is returned as it is
+    - function: anything; what is no function or intervention, or dict of these, is returned as it is
     - made: copies that were made before, by the id of the function; what shares it shares them
 
     nnsight ships functions by their source and pickles their `__annotations__`; a server has no jaxtyping to rebuild
@@ -28,6 +28,8 @@ def bare(function: Any, made: dict[int, Any] | None = None) -> Any:
     made = {} if made is None else made
     if isinstance(function, Intervention):
         function = function.function
+    if isinstance(function, dict):
+        return {name: bare(part, made) for name, part in cast("dict[str, Any]", function).items()}
     if not isinstance(function, FunctionType):
         return function
     if id(function) in made:

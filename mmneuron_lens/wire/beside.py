@@ -157,8 +157,9 @@ def go_back(context: Context) -> None:
             found = torch.autograd.grad(total, tensors, retain_graph=beside["targets"] > 0, allow_unused=True)
         elsewhere = [gradient for (site, _), gradient in zip(followed, found, strict=True) if site != key[1]]
         if elsewhere and all(gradient is None for gradient in elsewhere):
+            sites = ", ".join(sorted({site for site, _ in followed}))
             raise ValueError(
-                f"No value at {', '.join(sorted({site for site, _ in followed}))} moves the target at {key[1]}: it does "
+                f"No value at {sites} moves the target at {key[1]}: it does "
                 "not depend on them, or the model runs in another process than this code, as in NDIF's sandbox, where "
                 "there are no gradients."
             )

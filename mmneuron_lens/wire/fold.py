@@ -1,6 +1,7 @@
 """Fold: layers stacked, steps and batches joined as each read asked.
 
-What a function folds stays apart by layer until the end: the function sees what the read returned at one layer.
+What a function folds stays apart by layer until the end: the function sees what the read returned at one layer. A fold
+of ours takes all layers of a site at once, and what it folds is kept by the layers that are stacked.
 """
 
 from __future__ import annotations
@@ -12,18 +13,47 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from mmneuron_lens.wire.facts_types import Layer
-from mmneuron_lens.wire.types import Over, Overs, Results, Totals, Value
+from mmneuron_lens.wire.fold_types import OurFold, Over, Stacked
+from mmneuron_lens.wire.types import Overs, Results, Totals, Value
 
 
 def stack(results: Results, overs: Overs) -> Totals:
     """One batch: `{key: {layer: [per step]}}` to `{key: value}`, whose tensors start with the layer axis; of what a
-    function folds, to `{key: {layer: value}}`."""
+    function folds, to `{key: {layer: value}}`, and of a fold of ours to `{key: {layers: value}}`."""
     return {key: by_layer(layers, overs[key]) for key, layers in results.items()}
 
 
 def by_layer(layers: dict[Layer, list[Value]], over: Over) -> Value:
+    if not isinstance(over, str) and not callable(over):
+        return by_stack(layers, over)
     joined = {layer: join_steps(steps, over) for layer, steps in layers.items()}
     return joined if callable(over) else stack_layers(joined)
+
+
+def by_stack(layers: dict[Layer, list[Value]], over: OurFold) -> dict[Stacked, Value]:
+    """Partial results of all layers as one, by these layers; each by itself where their shapes differ."""
+    ordered = sorted(layers, key=lambda layer: layer or 0)
+    shapes = {tuple((name, part.shape) for step in layers[layer] for name, part in step.items()) for layer in ordered}
+    if None in layers or len(shapes) > 1:
+        return {layer: fold_steps(layers[layer], over) for layer in ordered}
+    steps = [stack_all(list(step)) for step in zip(*(layers[layer] for layer in ordered), strict=True)]
+    return {tuple(ordered): fold_steps(steps, over)}
+
+
+def fold_steps(steps: list[Value], over: OurFold) -> Value:
+    if len(steps) == 1:
+        return steps[0]
+    total = over["alone"](steps[0])
+    for step in steps[1:]:
+        total = over["together"](total, step)
+    return total
+
+
+def settled(value: Value, over: Over) -> Value:
+    """What one batch comes to by itself."""
+    if isinstance(over, str) or callable(over):
+        return value
+    return {at: over["alone"](one) for at, one in value.items()}
 
 
 def stack_layers(layers: dict[Layer, Value]) -> Value:
@@ -62,10 +92,34 @@ def join(left: Value, right: Value, over: Over) -> Value:
     """Two partial results as one: of one layer where a function folds them, else with all layers."""
     if over == "list":
         return [*left, *right]
+    if isinstance(over, str):
+        return leaf_by_leaf(left, right, larger if over == "max" else add)
     if callable(over):
-        joined = {layer: over(value, right[layer]) if layer in right else value for layer, value in left.items()}
-        return joined | {layer: value for layer, value in right.items() if layer not in left}
-    return leaf_by_leaf(left, right, larger if over == "max" else add)
+        return each_layer(left, right, over) | but(right, left)
+    if left.keys() != right.keys():
+        left, right = apart(left), apart(right)
+    return each_layer(left, right, over["together"]) | settled(but(right, left), over)
+
+
+def each_layer(left: Value, right: Value, over: Callable[[Value, Value], Value]) -> Value:
+    """What the left has, joined with what the right has of the same layers."""
+    return {layer: over(value, right[layer]) if layer in right else value for layer, value in left.items()}
+
+
+def but(some: Value, others: Value) -> Value:
+    """The layers that others do not have."""
+    return {layer: value for layer, value in some.items() if layer not in others}
+
+
+def apart(stacked: dict[Stacked, Value]) -> dict[Layer, Value]:
+    """Stacked layers one by one."""
+    found = {}
+    for at, value in stacked.items():
+        for place, layer in enumerate(at if isinstance(at, tuple) else ()):
+            found[layer] = {name: part[place] for name, part in value.items()}
+        if not isinstance(at, tuple):
+            found[at] = value
+    return found
 
 
 def leaf_by_leaf(left: Value, right: Value, leaf: Callable[[Value, Value], Value]) -> Value:
@@ -95,7 +149,7 @@ def merge(total: Totals, batch: Totals, overs: Overs) -> Totals:
     merged = dict(total)
     for key, value in batch.items():
         one = [value] if overs[key] == "list" else value
-        merged[key] = join(merged[key], one, overs[key]) if key in merged else one
+        merged[key] = join(merged[key], one, overs[key]) if key in merged else settled(one, overs[key])
     return merged
 
 
@@ -105,7 +159,9 @@ def finish(total: Totals, overs: Overs) -> Totals:
 
 
 def finished(value: Value, over: Over) -> Value:
-    if callable(over):
+    if isinstance(over, dict) and any(isinstance(at, tuple) for at in value):
+        return next(iter(value.values())) if len(value) == 1 else stack_layers(apart(value))
+    if not isinstance(over, str):
         return stack_layers(value)
     return divide(value) if over == "mean" else value
 

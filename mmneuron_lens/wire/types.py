@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmneuron_lens.wire.facts_types import Facts, Layer, Port, Seeing, Step
+from mmneuron_lens.wire.fold_types import Over
 
 # The model.
 
@@ -54,7 +55,6 @@ class Processor(Protocol):
 Key: TypeAlias = tuple[str, str]
 """The name of a read, and the site."""
 
-Over: TypeAlias = Literal["sum", "mean", "list", "max"] | Callable[[Any, Any], Any]
 Overs: TypeAlias = Mapping[Key, Over]
 """How each result is folded."""
 
@@ -283,7 +283,7 @@ Results: TypeAlias = dict[Key, dict[Layer, list[Value]]]
 """What reads returned in one batch, by key and layer; an item per step, or per part of a packed row."""
 
 Totals: TypeAlias = dict[Key, Value]
-"""Results with steps joined and layers stacked, those that a function folds still by layer; of one batch, or of all."""
+"""Results with steps joined, layers stacked; what a function folds is by layer, what our folds fold by these layers."""
 
 Sources: TypeAlias = Mapping[tuple[str, Layer], Tensor]
 """What rewired sites held on the source batch, by site and layer."""
