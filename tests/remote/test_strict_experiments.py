@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ import mmneuron_lens
 from interventions import logit_difference
 from mmneuron_lens import Lens, load_corpus
 from mmneuron_lens.experiments.fit_tuned import fit_tuned_lens
+from mmneuron_lens.experiments.token_directions import token_id
 
 pytestmark = pytest.mark.skipif(not environment_is_there(), reason=NO_ENVIRONMENT)
 
@@ -33,8 +35,6 @@ NAMES = ("llava-next", "idefics3")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    from pathlib import Path
-
     folder = Path(mmneuron_lens.__file__).parent / "embedded"
     made = StrictServer([folder / name for name in NAMES], tmp_path_factory.mktemp("strict"))
     yield made
@@ -51,7 +51,7 @@ def study(request, server, monkeypatch) -> SimpleNamespace:
     corpus = load_corpus("drawn", images=12)
     asked = [one for one in corpus if one.question == "Is a water area present?"]
     wet, dry = ([one for one in asked if one.answers == (answer,)][:2] for answer in ("yes", "no"))
-    ids = [here.processor.tokenizer.convert_tokens_to_ids(f"Ġ{word}") for word in ("yes", "no")]
+    ids = [token_id(there, word) for word in (" yes", " no")]
     right, wrong = (torch.full((2,), one) for one in ids)
     target = logit_difference.bind(right=right, wrong=wrong)
     return SimpleNamespace(here=here, there=there, corpus=corpus, wet=wet, dry=dry, target=target, server=server)
