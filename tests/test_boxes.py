@@ -156,6 +156,55 @@ def test_shares_are_boxes_in_pictures_of_one_by_one():
     assert torch.equal(shares[is_image], torch.cat([boxes[:, :1], boxes[:, 1:] / sizes], dim=1))
 
 
+def test_a_map_shows_the_smallest_box_over_the_middle_of_each_pixel():
+    for name in ("llava_next", "idefics3", "qwen2_vl"):
+        lens = lens_of(name)
+        images = [drawn(75, 43), drawn(41, 66, 1)]
+        batch = lens.encode([images[:1], images], ["why", "which of the two?"])
+        for row, image in ((0, 0), (1, 0), (1, -1)):
+            columns, boxes = batch.positions("image", row), batch.boxes(row).tolist()
+            values = torch.arange(1.0, len(boxes) + 1)
+            found = batch.patch_map(values, row, image)
+            height, width = batch.picture_sizes(row)[image]
+            assert found.shape == (height, width)
+            number = image % len(batch.picture_sizes(row))
+            for y in range(height):
+                for x in range(width):
+                    over = [
+                        ((right - left) * (bottom - top), float(value))
+                        for value, (whose, left, top, right, bottom) in zip(values, boxes, strict=True)
+                        if whose == number and left <= x + 0.5 < right and top <= y + 0.5 < bottom
+                    ]
+                    due = {value for area, value in over if area <= min(over)[0] + 1e-3}
+                    assert float(found[y, x]) in due or (not over and bool(found[y, x].isnan())), (name, row, y, x)
+            # One value a column of the row is as good.
+            whole = torch.full((batch.inputs["input_ids"].shape[1],), torch.nan, dtype=torch.bfloat16)
+            whole[columns] = values.bfloat16()
+            rounded = batch.patch_map(values.bfloat16(), row, image)
+            assert torch.equal(batch.patch_map(whole, row, image).nan_to_num(-1), rounded.nan_to_num(-1))
+
+
+def test_what_makes_no_map_is_refused():
+    lens = lens_of("qwen2_vl")
+    batch = lens.encode([drawn(32, 32)], ["why"])
+    count, width = len(batch.positions("image", 0)), batch.inputs["input_ids"].shape[1]
+    with pytest.raises(ValueError, match=rf"values is \[3\]; give \[{width}\], one for every column of the row, or "):
+        batch.patch_map(torch.zeros(3))
+    with pytest.raises(ValueError, match=rf"values is \[1, {count}\]; give"):
+        batch.patch_map(torch.zeros(1, count))
+    with pytest.raises(TypeError, match=r"values is a tensor, not list"):
+        batch.patch_map([0.0] * count)
+    with pytest.raises(IndexError, match=r"positions\(1\): this row has 1 images"):
+        batch.patch_map(torch.zeros(count), image=1)
+    with pytest.raises(IndexError, match=r"There is no row 1"):
+        batch.patch_map(torch.zeros(count), row=1)
+    with pytest.raises(TypeError, match=r"image is the number of a picture, not 'image'"):
+        batch.patch_map(torch.zeros(count), image="image")
+    batch = lens_of("instructblip").encode([drawn(64, 32)], ["why"])
+    with pytest.raises(ValueError, match=r"image positions have no place in the picture, so there is no map"):
+        batch.patch_map(torch.zeros(len(batch.positions("image", 0))))
+
+
 def test_rows_that_share_an_image_have_the_boxes_of_each_alone():
     for name in ("llava_next", "paligemma"):
         lens = lens_of(name)

@@ -17,6 +17,7 @@ from mmneuron_lens.experiments import vocabulary
 from mmneuron_lens.experiments.readable_tokens import readable
 from mmneuron_lens.experiments.token_directions import (
     final_norm,
+    token_id,
     unembedding_direction,
     write_in,
     write_in_weights,
@@ -131,6 +132,10 @@ def test_weights_that_are_not_here_or_in_fewer_bits_are_refused(lens, tmp_path):
     weightless = Lens.weightless(tiny_models.checkpoint("llava_next", tmp_path))
     with pytest.raises(InvalidValue, match="has no weights here"):
         write_in_weights(weightless, YES)
+    # A token's id is a matter of the vocabulary.
+    assert token_id(weightless, "a") == token_id(lens, "a") == lens.processor.tokenizer.encode("a")[-1]
+    with pytest.raises(OutOfRange, match=r"There is no token 101; .* has 0 to 100"):
+        token_id(weightless, 101)
     module = copy.deepcopy(lens.module)
     down = dict(lens.architecture.place("llm.mlp.post").paths())[1]
     module.set_submodule(down, torch.nn.Sequential(torch.nn.Linear(48, 32)))

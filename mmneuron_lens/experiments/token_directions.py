@@ -121,8 +121,11 @@ def write_in(
 
 
 def token_id(lens: Lens, token: str | int) -> int:
-    """The id of a token. Raises `InvalidValue` for a text of several, `OutOfRange` for an id that is not there."""
-    rows = len(_linear(lens, "llm.logits", None))
+    """The id of a token, with or without weights.
+
+    Raises `InvalidValue` for a text of several, `OutOfRange` for an id that is not there.
+    """
+    rows = int(_module(lens, "llm.logits").out_features)
     if isinstance(token, str):
         ids = lens.processor.tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:

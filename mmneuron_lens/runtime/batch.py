@@ -12,7 +12,16 @@ from torch import Tensor
 from interventions.errors import InvalidType, InvalidValue
 from interventions.sites import GROUP_KINDS
 from mmneuron_lens.runtime.image_spans import image_spans
-from mmneuron_lens.runtime.row_pictures import boxes_of_row, columns_of, grid_of, images_of_row, row_of, sizes_of
+from mmneuron_lens.runtime.row_pictures import (
+    boxes_of_row,
+    columns_of,
+    grid_of,
+    images_of_row,
+    of_positions,
+    painted,
+    row_of,
+    sizes_of,
+)
 from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.images import file_bytes
 from mmneuron_lens.wire.rows import belonging
@@ -130,6 +139,28 @@ class Batch:
         return boxes_of_row(
             self.image_spans(row), self.picture_sizes(row), grids, words, self.facts, self.image_processor
         )
+
+    def patch_map(self, values: Tensor, row: int = 0, image: int = 0) -> Float[Tensor, "height width"]:
+        """A value of every position laid on the picture, at the size a viewer shows it: a heat map over patches.
+
+        - values: `[position]`, one for every column of the row, or for every one of `positions("image", row)`
+        - row, image: which picture, both counted from 0
+
+        Returns float32 on the CPU. A pixel shows the smallest of the `boxes` that cover it (of
+        LLaVA-NeXT a tile's, not the overview's), NaN where none does.
+
+        Raises `InvalidValue` for another number of values, or positions without a place (the queries of a Q-Former),
+        `InvalidType` for what is no tensor, `OutOfRange` for a row or image that is not there.
+        """
+        if isinstance(cast(object, image), str):
+            raise InvalidType(f"image is the number of a picture, not {image!r}.")
+        columns, boxes, sizes = self.positions("image", row), self.boxes(row), self.picture_sizes(row)
+        mine = set(self.positions(image, row))
+        own = [place for place, column in enumerate(columns) if column in mine]
+        given = of_positions(values, columns, self.inputs["input_ids"].shape[1])
+        if bool(boxes[own, 1:].isnan().all()):
+            raise InvalidValue("This architecture's image positions have no place in the picture, so there is no map.")
+        return painted(given[own], boxes[own, 1:], sizes[image])
 
     def picture_sizes(self, row: int = 0) -> list[tuple[int, int]]:
         """Height and width of every picture of a row, as a viewer shows it."""

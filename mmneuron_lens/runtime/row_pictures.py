@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interventions.errors import InvalidType, OutOfRange, UnknownName
+from interventions.errors import InvalidType, InvalidValue, OutOfRange, UnknownName
 from mmneuron_lens.architectures.image_boxes import Pictured, boxes_in
 from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.images import decode
@@ -96,3 +96,34 @@ def boxes_of_row(
             boxes = [None] * len(span)
         found += [(float(number), *(box or nowhere)) for box in boxes]
     return torch.tensor(found, dtype=torch.float32, device="cpu").view(-1, 5)
+
+
+def of_positions(values: object, columns: Sequence[int], width: int) -> Float[Tensor, " position"]:
+    """Of values that are one a column of a row of `width`, or one a position in `columns`, the latter."""
+    if not isinstance(values, Tensor):
+        raise InvalidType(f"values is a tensor, not {type(values).__name__}.")
+    if values.ndim != 1 or len(values) not in (len(columns), width):
+        raise InvalidValue(
+            f"values is {list(values.shape)}; give [{width}], one for every column of the row, or "
+            f"[{len(columns)}], one for every image position."
+        )
+    given = values.detach().float().cpu()
+    return given if len(given) == len(columns) else given[list(columns)]
+
+
+def painted(
+    values: Float[Tensor, " position"], boxes: Float[Tensor, "position 4"], size: tuple[int, int]
+) -> Float[Tensor, "height width"]:
+    """Values laid on a picture: a pixel shows that of the smallest box in which its middle lies, NaN where none does.
+
+    - values: one a box
+    - boxes: left, top, right and bottom in pixels; NaN for what has no place
+    - size: height and width of the picture
+    """
+    picture = torch.full(size, math.nan, dtype=torch.float32, device="cpu")
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for place in area.argsort(descending=True, stable=True):
+        if not bool(area[place].isnan()):
+            left, top, right, bottom = (math.ceil(float(edge) - 0.5) for edge in boxes[place])
+            picture[top:bottom, left:right] = values[place]
+    return picture
