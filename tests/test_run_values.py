@@ -215,7 +215,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counting(self: Lens, *arguments: Any, **settings: Any) -> Any:
         out = generate(self, *arguments, **settings)
-        counts.append(len(out.text))
+        counts.append(sum(len(one.text) for one in (out if isinstance(out, list) else [out])))
         return out
 
     monkeypatch.setattr(Lens, "generate", counting)
