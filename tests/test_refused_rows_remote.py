@@ -23,6 +23,7 @@ from mmneuron_lens.experiments.means import mean_activations
 from mmneuron_lens.neurons.selection import select
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.store import Store
+from mmneuron_lens.runtime import many
 from mmneuron_lens.runtime.jobs.server import JobFailed
 from mmneuron_lens.runtime.jobs.watch import Clock, JobsUnfinished, Limits
 from mmneuron_lens.runtime.remote import RemoteFailed, RemoteRaised
@@ -218,6 +219,14 @@ def test_blocking_runs_leave_out_what_raises_there(served, tmp_path, monkeypatch
             return served.here.run(graph, batches)
         return served.here.generate(graph, batches, **generation)
 
+    genuine = many.run_many
+
+    def run_many(model, graphs, batches, sources, logits, remote, generation, max_rows):
+        batches = list(batches)
+        if remote and any("~" in text for batch in batches for text in batch.given[1]):
+            raise RemoteRaised(f"{remote}: IndexError: index out of range")
+        return genuine(served.here.model, graphs, batches, sources, logits, False, generation, max_rows)
+
     samples, good, problems = corpus(tmp_path / "corpus", {2: "a ~", 7: "~"}, 8)
     counts = [count_domain(served.here, some) for some in (good, [replace(good[0], domain="medical")])]
     selection = select(counts, fraction=0.3, percentile=0.6)
@@ -225,6 +234,7 @@ def test_blocking_runs_leave_out_what_raises_there(served, tmp_path, monkeypatch
     expected = mean_activations(served.here, {"common": good}, batch_size=4)
     answers = ablate(served.here, selection, {"common": good}, batch_size=4, **settings)
     monkeypatch.setattr("mmneuron_lens.runtime.remote.run_remote", run_remote)
+    monkeypatch.setattr(many, "run_many", run_many)
     lens = there(served, "http://there")
     found = mean_activations(lens, {"common": samples}, batch_size=4, problems=problems)
     told = ablate(lens, selection, {"common": samples}, batch_size=4, problems=problems, **settings)
