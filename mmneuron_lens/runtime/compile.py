@@ -15,7 +15,8 @@ from mmneuron_lens.architectures import Architecture, Place
 from mmneuron_lens.runtime.acting import acting_sites, layers_at, refuse_narrowing
 from mmneuron_lens.runtime.folding import folded_read, folding
 from mmneuron_lens.runtime.needs import Targets, refuse_gradient, wanted
-from mmneuron_lens.wire.between import START
+from mmneuron_lens.wire.beside import rooted
+from mmneuron_lens.wire.between import START, act_of
 from mmneuron_lens.wire.types import Act, Key, Over, SitePlan, Wanted
 
 SDPA = {"llm": "sdpa", "vision": "sdpa"}
@@ -50,6 +51,11 @@ def compile_graph(
             plan_at(site, intervention.name)["acts"].append(act)
             for one in act["values"].values():
                 plan_at(one["site"], intervention.name)
+            if aims and place.fixed and site.endswith(".pattern"):
+                # It cannot be put back, so that what it is made of has to know of gradients.
+                queries = f"{site.removesuffix('pattern')}q"
+                root: Act = {**act_of("start of gradients", "writes", queries, rooted), "layers": frozenset({0})}
+                plan_at(queries, intervention.name)["acts"].append(root)
             for name, target in aims.items():
                 refuse_gradient(intervention.name, intervention.mode, intervention.steps, site, target)
                 key, new = targets.key(target, intervention.rows)

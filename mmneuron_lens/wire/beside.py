@@ -124,15 +124,18 @@ def follow(
     """
     port, how = plan["port"], seeing(held, layer, context)
     tensor = unsee(value, port["view"], own(held, port), how) if changed else own(held, port)
+    passed = tensor
     if not tensor.requires_grad:
         tensor, changed = tensor.detach().requires_grad_(), True
+        # What the model does to it in place is done to a copy.
+        passed = tensor.clone()
     if changed:
-        hand_back(envoy, port, with_own(port, held, tensor))
+        hand_back(envoy, port, with_own(port, held, passed))
     place: Followed = {"tensor": tensor, "version": tensor._version, "view": port["view"], "how": how}
     for act in acts:
         for key in act["gradients"].values():
             context["beside"]["followed"].setdefault(key, {})[plan["site"], layer] = place
-    return see(tensor, port["view"], how)
+    return see(passed, port["view"], how)
 
 
 def add_target(act: Act, numbers: Float[Tensor, " row"], rows: int, context: Context) -> None:
@@ -142,6 +145,11 @@ def add_target(act: Act, numbers: Float[Tensor, " row"], rows: int, context: Con
         raise ValueError(f"{act['name']} returned {got} for {rows} rows; a target returns one number a row.")
     totals, total = context["beside"]["totals"], numbers.sum()
     totals[act["key"]] = totals[act["key"]] + total if act["key"] in totals else total
+
+
+def rooted(value: Shaped[Tensor, "*all"]) -> Shaped[Tensor, "*all"]:
+    """The same value, from which on gradients are known."""
+    return value if value.requires_grad else value.detach().requires_grad_().clone()
 
 
 def refuse_cut(act: Act, site: str, value: Shaped[Tensor, "..."], context: Context) -> None:
