@@ -148,7 +148,7 @@ def test_it_is_the_slope_at_every_site_of_every_architecture(name):
             return float(lens.run(graph, batch)["answer_log_probability"][0].sum())
 
         # Some models compute norms and rotations in float32, in which small steps drown; large ones bend.
-        found = [(along(by) - along(-by)) / (2 * by) for by in (1e-4, 1e-3, 1e-2, 1e-1)]
+        found = [(along(by) - along(-by)) / (2 * by) for by in (1e-3, 3e-2)]
         nearest = min(found, key=lambda one: abs(one - float(slope.norm())))
         assert abs(nearest - float(slope.norm())) <= 1e-2 * float(slope.norm()), (site, found, float(slope.norm()))
         seen += bool(slope.any())
