@@ -90,7 +90,9 @@ def test_a_heat_map_sends_images_once(pair, monkeypatch):
     here = local.run(heat, corrupted, sources=clean)
     sent = []
     real = type(corrupted).travelling
-    monkeypatch.setattr(type(corrupted), "travelling", lambda batch: sent.append(batch) or real(batch))
+    monkeypatch.setattr(
+        type(corrupted), "travelling", lambda batch, numbers=None: sent.append(batch) or real(batch, numbers)
+    )
     there = client.run(heat, corrupted, sources=clean, remote=URL)
     assert len(sent) == 2
     for one, other in zip(here, there, strict=True):
