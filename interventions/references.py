@@ -30,6 +30,16 @@ def module_and_function(reference: str) -> tuple[str, str]:
     return module, function
 
 
+def refuse_untrusted(reference: str, packages: tuple[str, ...]) -> None:
+    """Raise `InvalidValue` for a name outside the packages that may be loaded, and as `module_and_function`."""
+    package = module_and_function(reference)[0].partition(".")[0]
+    if package not in packages:
+        raise InvalidValue(
+            f"{reference} is outside the packages that may be loaded ({', '.join(packages)}). "
+            f"If you trust this file: load_graph(path, packages=(..., {package!r}))."
+        )
+
+
 def intervention_at(reference: str) -> Intervention:
     """The intervention that a module defines.
 

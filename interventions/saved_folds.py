@@ -11,7 +11,7 @@ from interventions.errors import InvalidValue
 from interventions.folds import largest
 from interventions.graph import Intervention
 from interventions.overs import Fold, Over, Word
-from interventions.references import functions_of, imported, module_and_function
+from interventions.references import functions_of, imported, module_and_function, refuse_untrusted
 from interventions.saved_form import SavedFold
 from interventions.sites import unknown
 
@@ -58,12 +58,7 @@ def restored_over(saved: Word | SavedFold | None, own: Over | None, packages: tu
         raise InvalidValue(f"{name:.200} is a function, which takes no arguments here; save the graph again.")
     if own is not None and not isinstance(own, str | Fold) and name == _named(own):
         return own
-    package = module_and_function(name)[0].partition(".")[0]
-    if package not in packages:
-        raise InvalidValue(
-            f"{name} is outside the packages that may be loaded ({', '.join(packages)}). "
-            f"If you trust this file: load_graph(path, packages=(..., {package!r}))."
-        )
+    refuse_untrusted(name, packages)
     return _function_at(name)
 
 

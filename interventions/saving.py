@@ -19,7 +19,7 @@ from interventions.bindings import Binding, Packed, PackedTarget, digest, unpack
 from interventions.errors import FileMissing, InvalidType, InvalidValue, MMNeuronError
 from interventions.files import write_atomically
 from interventions.graph import Graph, Intervention
-from interventions.references import does, intervention_at, module_and_function, reference
+from interventions.references import does, intervention_at, reference, refuse_untrusted
 from interventions.saved_folds import packed_over, restored_over
 from interventions.saved_form import SavedGraph, SavedIntervention, checked_form
 from interventions.values import gradient, value_of
@@ -213,12 +213,7 @@ def _restore(
 def _found(function: str, packages: tuple[str, ...], where: str) -> Intervention:
     """The intervention of a name, where its package may be loaded."""
     with _naming(where):
-        package = module_and_function(function)[0].partition(".")[0]
-        if package not in packages:
-            raise InvalidValue(
-                f"{function} is outside the packages that may be loaded ({', '.join(packages)}). "
-                f"If you trust this file: load_graph(path, packages=(..., {package!r}))."
-            )
+        refuse_untrusted(function, packages)
         return intervention_at(function)
 
 
