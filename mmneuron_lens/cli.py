@@ -13,10 +13,12 @@ from typing import Annotated, Literal
 import typer
 
 from mmneuron_lens.commands import Commands
+from mmneuron_lens.compare_command import compare
 from mmneuron_lens.corpora.command import corpora_app
 from mmneuron_lens.counting_commands import count, select
 from mmneuron_lens.echo import echo
 from mmneuron_lens.ndif.command import ndif_app
+from mmneuron_lens.neurons_command import neurons
 from mmneuron_lens.options import (
     BatchSize,
     CorpusFolder,
@@ -55,6 +57,7 @@ from mmneuron_lens.printing import (
 )
 from mmneuron_lens.proof_commands import describe, prove
 from mmneuron_lens.runs.jobs_command import jobs_app
+from mmneuron_lens.sharing_commands import pull, push
 
 app = typer.Typer(
     cls=Commands,
@@ -280,6 +283,10 @@ def merge(
     say(f"Next: mmneuron select {out}")
 
 
+app.command(epilog="Example: [bold]mmneuron neurons runs/demo[/bold]")(neurons)
+app.command(epilog="Example: [bold]mmneuron compare runs/demo --methods dape,manu,random[/bold]")(compare)
+app.command(epilog="Example: [bold]mmneuron push runs/demo hf://datasets/OWNER/NAME[/bold]")(push)
+app.command(epilog="Example: [bold]mmneuron pull hf://datasets/OWNER/NAME --out runs/theirs[/bold]")(pull)
 app.command(epilog="Example: [bold]mmneuron prove embedded/llava-next[/bold]")(prove)
 app.command(epilog="Example: [bold]mmneuron describe embedded/llava-next[/bold]")(describe)
 
