@@ -224,7 +224,7 @@ def test_a_domain_without_a_neuron_keeps_its_place() -> None:
     for mask in found.masks.values():
         mask[..., DOMAINS.index("medical")] = False
     assert not any(mask.any() for mask in found.neurons("medical").values())
-    for frame in (found.to_frame(), neurons_per_domain(found)):
+    for frame in (found.summary(), neurons_per_domain(found)):
         rows = frame.filter(pl.col("domain") == "medical")
         assert len(rows) * len(DOMAINS) == len(frame)
         assert rows["neurons"].sum() == 0
@@ -295,6 +295,6 @@ def test_html_is_short_and_escaped() -> None:
     html = selection._repr_html_()
     assert "&lt;m&gt;" in html
     assert "<m>" not in html
-    for row in selection.to_frame().head(4).iter_rows(named=True):
+    for row in selection.summary().head(4).iter_rows(named=True):
         assert f"<td>&quot;{row['domain']}&quot;</td><td>{row['neurons']}</td><td>{row['selected']}</td>" in html
     assert len(html) < 4000

@@ -145,7 +145,7 @@ def test_the_numbers_are_those_of_the_masks(found, pages, tmp_path):
         return sum(int(row.sum()) for layer, row in enumerate(mask) if layer not in lost[site])
 
     table = pl.read_csv(tmp_path / "tables" / "neurons_per_domain.csv")
-    frame = selection.to_frame()
+    frame = selection.summary()
     for row in frame.iter_rows(named=True):
         mask = selection.neurons(row["domain"], row["site"])[row["site"]]
         assert row["reachable"] == reached(row["site"], mask)
@@ -233,7 +233,7 @@ def test_nothing_is_marked_where_all_reach_and_what_is_not_known_is_said(found, 
             assert (unknown in " ".join(grid.notes)) == (expected and shows), grid.name
         assert f"Vision Encoder {MARK}" not in html
         selection = Selection.load(file_of(out, "selection", found.model))
-        assert selection.to_frame()["reachable"].is_null().all() == expected
+        assert selection.summary()["reachable"].is_null().all() == expected
         assert list(terminal_tables(out / "index.html"))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import polars as pl
 import torch
@@ -140,6 +140,38 @@ class Selection(Artifact):
         return cls(**own)
 
     def to_frame(self) -> pl.DataFrame:
+        """A row per selected neuron, in the order of site, layer and neuron: model, module, site, layer, neuron,
+        domains (those it belongs to), entropy, `p_DOMAIN` (its activation probability in each), and reaches_logits,
+        null where that is not known.
+
+        Beside counts, `neurons.table.neuron_table` says more of each, and of neurons that were not selected.
+        """
+        frames = [self._neurons_at(site) for site in self.masks]
+        return pl.concat(frames) if frames else pl.DataFrame()
+
+    def _neurons_at(self, site: str) -> pl.DataFrame:
+        chosen = self.masks[site].any(dim=-1)
+        layers, neurons = (cast("list[int]", one.tolist()) for one in chosen.nonzero().unbind(1))  # pyright: ignore[reportUnknownMemberType]
+        belongs = cast("list[list[bool]]", self.masks[site][chosen].tolist())  # pyright: ignore[reportUnknownMemberType]
+        known, names = self.reachability, probability_columns(self.domains)
+        probability = self.probability[site][chosen].numpy()
+        columns: dict[str, Any] = {
+            "model": pl.Series([self.model] * len(layers), dtype=pl.String),
+            "module": pl.Series([module_of(site)] * len(layers), dtype=pl.String),
+            "site": pl.Series([site] * len(layers), dtype=pl.String),
+            "layer": pl.Series(layers, dtype=pl.Int64),
+            "neuron": pl.Series(neurons, dtype=pl.Int64),
+            "domains": pl.Series(
+                [[one for one, here in zip(self.domains, row, strict=True) if here] for row in belongs],
+                dtype=pl.List(pl.String),
+            ),
+            "entropy": pl.Series(self.entropy[site][chosen].numpy(), dtype=pl.Float64),
+            **{names[domain]: probability[:, number] for number, domain in enumerate(self.domains)},
+            "reaches_logits": pl.Series([known.reaches(site, layer) for layer in layers], dtype=pl.Boolean),
+        }
+        return pl.DataFrame(columns)
+
+    def summary(self) -> pl.DataFrame:
         """A row per site and domain: model, module, site, domain, neurons (of the domain), selected, requested, and
         reachable: how many of `neurons` can reach the logits, null where that is not known.
         """
@@ -155,7 +187,12 @@ class Selection(Artifact):
         )
 
     def _repr_html_(self) -> str:
-        return table_html(self.to_frame())
+        return table_html(self.summary())
+
+
+def probability_columns(domains: Sequence[str]) -> dict[str, str]:
+    """By domain, the column of a table with a neuron's activation probability there; no two are called alike."""
+    return {domain: f"p_{domain}" for domain in domains}
 
 
 def neurons_off(masks: Mapping[str, Tensor], layerless: Collection[str] = ()) -> Graph:

@@ -95,7 +95,7 @@ def effect_sizes(
         name: _effect([own[site] for site in sites], [one for site in sites for one in held_out[site]])
         for name, sites in groups_of(selection.masks).items()
     }
-    measured = {site: _columns(drawn) for site, drawn in own.items()}
+    measured = {site: measured_columns(drawn) for site, drawn in own.items()}
     facts = {**selection.provenance, "parameters": selection.parameters, "resamples": resamples, "seed": seed}
     return EffectSizes(selection.model, selection.domains, members, measured, effects, MINIMUM, facts)
 
@@ -110,15 +110,31 @@ def _selected(cells: Cells, selection: Selection, mask: Tensor) -> Tensor:
 def _measured(cells: Cells, mask: Tensor, resamples: int, generator: torch.Generator) -> Redrawn:
     """The effects of the memberships in a mask, on these cells and on cells redrawn within each domain."""
     neuron, domain = mask.flatten(0, 1).nonzero().unbind(1)
+    return redrawn_effects(cells, neuron, domain, mask.shape[-1], resamples, generator)
+
+
+def redrawn_effects(
+    cells: Cells,
+    neuron: Int64[Tensor, " membership"],
+    domain: Int64[Tensor, " membership"],
+    domains: int,
+    resamples: int,
+    generator: torch.Generator,
+) -> Redrawn:
+    """The effects of neurons in a domain each, on these cells and on cells redrawn within each domain.
+
+    - neuron: a place along the cells' neurons, all layers in one row.
+    - domain: the number of the domain.
+    """
     chosen, place = neuron.unique(return_inverse=True)
     weights = _weights(cells.labels, resamples, generator)
-    member = torch.nn.functional.one_hot(cells.labels, mask.shape[-1]).double()
+    member = torch.nn.functional.one_hot(cells.labels, domains).double()
     tokens = weights @ (cells.tokens[:, None] * member)
     # [draw, neuron, domain]: the sum over cells of a domain of how often each was drawn times its count.
     active = torch.stack([(weights * part) @ cells.active[:, chosen] for part in member.T], dim=-1)
     a, n = active[:, place, domain], tokens[:, domain]
     b, m = active.sum(-1)[:, place] - a, tokens.sum(-1, keepdim=True) - n
-    buckets = torch.bincount(cells.labels, minlength=mask.shape[-1])
+    buckets = torch.bincount(cells.labels, minlength=domains)
     return Redrawn(log_odds(a, n, b, m), a / n - b / m, bool((buckets > 1).all()))
 
 
@@ -132,7 +148,7 @@ def _weights(labels: Int64[Tensor, " cell"], resamples: int, generator: torch.Ge
     return weights
 
 
-def _columns(drawn: Redrawn) -> Tensor:
+def measured_columns(drawn: Redrawn) -> Tensor:
     """Log-odds, the ends of its interval, and the difference: [membership, 4]."""
     low, high = _ends(drawn)
     return torch.stack([drawn.log_odds[0], torch.from_numpy(low), torch.from_numpy(high), drawn.difference[0]], dim=-1)

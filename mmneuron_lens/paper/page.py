@@ -21,6 +21,7 @@ from mmneuron_lens.report.page import Page, write
 from mmneuron_lens.report.sections import Section
 from mmneuron_lens.report.tables import listed
 from mmneuron_lens.runs.folder import RunError
+from mmneuron_lens.runs.neuron_tables import write_neurons
 from mmneuron_lens.runs.plan import Plan
 
 PAPER = "paper.json"
@@ -62,13 +63,16 @@ class _Described:
 
 
 def publish_paper(out: str | Path, cases: Cases | None = None) -> Path:
-    """Writes `index.html`, `tables/` (CSV and LaTeX) and `figures/` of a run; returns the page's path.
+    """Writes `index.html`, `neurons.parquet`, `neurons.csv`, `tables/` (CSV and LaTeX) and `figures/` of a run; returns
+    the page's path.
 
     - cases: what Figures 6 and 10 to 13 show; as the run's plan says unless given.
 
     Raises `RunError` for a folder without a run.
     """
-    return write(paper_of(out, cases), out)
+    page = paper_of(out, cases)
+    write_neurons(out)
+    return write(page, out)
 
 
 def paper_of(out: str | Path, cases: Cases | None = None) -> Page:

@@ -16,6 +16,7 @@ from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6
 from mmneuron_lens.report.page import INDEX, Page, figures_folder, tables_folder, write
 from mmneuron_lens.report.tables import domain_name, listed
 from mmneuron_lens.runs.folder import RunError, selected_models
+from mmneuron_lens.runs.neuron_tables import write_neurons
 
 SELECTION = "selection"
 """The name of the page in a folder whose first page is the paper's."""
@@ -29,6 +30,8 @@ def publish(
     not_run: Sequence[str] = (),
 ) -> Path:
     """Writes the page of the models that a run has a selection of, with its tables and figures; returns its path.
+
+    The table of its neurons, `neurons.parquet` and `neurons.csv`, is written beside it.
 
     - out: the folder with the selections. `index.html` there, or `selection.html` beside the page of a paper.
     - counts_in: the folder with the counts, if another.
@@ -48,6 +51,7 @@ def publish(
     for stale in (*tables_folder(page).glob("ablation*.*"), *figures_folder(page).glob("table_2_*.png")):
         # Another process may be making the page too.
         stale.unlink(missing_ok=True)
+    write_neurons(out, counts_in=counts_in)
     return write(summary_of(runs, not_run), out, name)
 
 

@@ -13,16 +13,19 @@ TEXT = (
 )
 """Columns of text: a domain may be called 2024, and stays a name."""
 
+LISTED = "; "
+
 _FORMULA = r"^('*\s*[=+\-@\t\r\n＝＋－＠])"
 """How OWASP has it ("CSV injection"), behind any space and behind marks that a name has of its own."""
 
 
 def csv(frame: pl.DataFrame) -> str:
-    """The frame as CSV, floats in full precision.
+    """The frame as CSV, floats in full precision, a list of texts as one text with `LISTED` between.
 
     Text that begins as a formula does (`=`, `+`, `-`, `@`, tab, line breaks; their full-width forms; after spaces) has
     `'` in front, in headings too. Numbers are written as they are, negative ones as well.
     """
+    frame = frame.with_columns(pl.col(pl.List(pl.String)).list.join(LISTED))
     marked = frame.with_columns(selectors.string().str.replace(_FORMULA, "'${1}"))
     headings = pl.Series(frame.columns, dtype=pl.String).str.replace(_FORMULA, "'${1}")
     return marked.rename(dict(zip(frame.columns, headings, strict=True))).write_csv()

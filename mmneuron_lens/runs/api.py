@@ -31,6 +31,7 @@ from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.deviate import deviate_stage
 from mmneuron_lens.runs.folder import file_of, selection_facts
 from mmneuron_lens.runs.identify import Identified, find
+from mmneuron_lens.runs.neuron_tables import write_neurons
 from mmneuron_lens.runs.store import Store
 
 
@@ -62,7 +63,8 @@ def identify(
     - batch_size, prompt, frames, prompt_form, exact: how questions are asked; see `experiments.count.plan_count`.
     - workers: processes that decode images ahead.
     - out: a run's folder, in which a call that was stopped goes on, as `mmneuron count` and `select` do; nothing is
-      kept without it. replace: what lies there and was made otherwise is made again.
+      kept without it; the table of neurons (`neurons.parquet`, `neurons.csv`) is written there too. replace: what lies
+      there and was made otherwise is made again.
     - jobs: for a lens that runs on a server, settings of `batching.remote.Jobs`.
 
     Returns `.counts`, `.selection`, `.wider` (at 5 %) and `.controls`. Raises `InvalidValue` for fewer than two
@@ -79,10 +81,13 @@ def identify(
     )  # fmt: skip
     made = {domain: one for domain, one in counts.items() if one is not None}
     cited = {} if out is None else {name: content_hash(file_of(out, "counts", lens.name, name)) for name in made}
-    return find(
+    found = find(
         list(made.values()), fraction=fraction, percentile=percentile, kinds=dict(kinds or {}),
         permutations=permutations, seed=seed, store=store, cited=cited, progress=progress,
     )  # fmt: skip
+    if out is not None:
+        write_neurons(out)
+    return found
 
 
 def ablate(

@@ -3,7 +3,7 @@
 counts/MODEL/DOMAIN.safetensors     selection/MODEL.safetensors     selection_wider/MODEL.safetensors
 controls/MODEL/*.safetensors        answers/MODEL.jsonl             official_scores/MODEL.jsonl
 deviations/MODEL/DOMAIN.safetensors, entropies/ and traces/NUMBER/ alike; embeddings/MODEL.safetensors; means/
-tables/*.csv    figures/*.png    index.html
+neurons.parquet    neurons.csv    tables/*.csv    figures/*.png    index.html
 """
 
 from __future__ import annotations

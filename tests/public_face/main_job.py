@@ -41,7 +41,7 @@ def main(run: Path, images: int = 20) -> None:
     deviations = mm.deviate(lens, selection, corpus, random_draws=2, out=run)
     tables = run / "tables"
     tables.mkdir(exist_ok=True)
-    selection.to_frame().write_csv(tables / "selection.csv")
+    selection.summary().write_csv(tables / "selection.csv")
     ablation.to_frame().write_csv(tables / "ablation.csv")
     ablation.against_random().write_csv(tables / "against_random.csv")
     deviations.to_frame().write_csv(tables / "deviations.csv")

@@ -1,0 +1,62 @@
+"""The tables of neurons of a run: one of all its models, as parquet and as CSV."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import polars as pl
+
+from interventions.files import write_atomically
+from mmneuron_lens.artifacts.attributions import Attributions
+from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.moments import Moments
+from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.neurons.observed import Observed, observed
+from mmneuron_lens.neurons.table import Of, neuron_table
+from mmneuron_lens.report.csv_files import csv
+from mmneuron_lens.runs.folder import file_of, files_in, selected_models
+
+NAME = "neurons"
+"""Of the files, without their endings."""
+
+
+def write_neurons(run: str | Path, *, counts_in: str | Path | None = None, of: Of = "selected") -> list[Path]:
+    """Writes `neurons.parquet` and `neurons.csv` of every model that a run has a selection of; returns their paths.
+
+    - counts_in: the folder with the counts, moments and attributions, if another.
+    - of: "selected", or "all" of each model's neurons.
+
+    The columns are those of `neurons.table.neuron_table`; of a model without counts there, those of its selection
+    alone. Raises as `neuron_table` does.
+    """
+    run, source = Path(run), Path(counts_in or run)
+    frames: list[pl.DataFrame] = []
+    for model in selected_models(run):
+        selection = Selection.load(file_of(run, "selection", model))
+        seen = observed_in(source, model, selection.domains)
+        frames.append(neuron_table(seen, selection, of) if seen.counts else selection.to_frame())
+    if not frames:
+        return []
+    frame = pl.concat(frames, how="diagonal_relaxed")
+    parquet = io.BytesIO()
+    frame.write_parquet(parquet)
+    files = [run / f"{NAME}.parquet", run / f"{NAME}.csv"]
+    write_atomically(files[0], parquet.getvalue())
+    write_atomically(files[1], csv(frame))
+    return files
+
+
+def observed_in(run: str | Path, model: str, domains: tuple[str, ...]) -> Observed:
+    """What a run measured of a model: its counts, and moments and attributions where it has those of every domain."""
+    counts = [Counts.load(file) for file in files_in(file_of(run, "counts", model).with_suffix(""))]
+    counts = [one for one in counts if one.domain in domains]
+    found: dict[str, list[Path]] = {}
+    for kind in ("moments", "attributions"):
+        files = [file_of(run, kind, model, domain) for domain in domains]
+        found[kind] = files if all(file.is_file() for file in files) else []
+    return observed(
+        counts,
+        [Moments.load(file) for file in found["moments"]],
+        [Attributions.load(file) for file in found["attributions"]],
+    )
