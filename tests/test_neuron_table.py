@@ -62,7 +62,9 @@ def counts() -> list[Counts]:
 
 @pytest.fixture(scope="module")
 def selection(counts: list[Counts]) -> Selection:
-    return select(counts, fraction=0.2)
+    """Its neurons belong to other domains than those in which they are most active: a table has to go by the masks."""
+    found = select(counts, fraction=0.2)
+    return replace(found, masks={site: mask.roll(1, -1) for site, mask in found.masks.items()})
 
 
 @pytest.fixture(scope="module")
