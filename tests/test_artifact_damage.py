@@ -30,6 +30,7 @@ from mmneuron_lens.artifacts.format import ArtifactError, read_lines
 from mmneuron_lens.artifacts.jacobian_lens import JacobianLens
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.means import Means
+from mmneuron_lens.artifacts.neuron_effects import NeuronEffects
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.selection import Selection, groups_of
 from mmneuron_lens.artifacts.tuned_lens import TunedLens
@@ -137,6 +138,16 @@ MADE: dict[str, Any] = {
     "entropies": entropies(),
     "embeddings": Embeddings("m", torch.rand(2, 3), ("medical", "common"), {"layer": -1}),
     "trace": trace(),
+    "neuron effects": NeuronEffects(
+        "m",
+        "medical",
+        (FLAT, SITE),
+        ("1", "2", "3"),
+        torch.tensor([[0, 0, 1], [1, 2, 1]]),
+        torch.tensor([False, True]),
+        -torch.rand(2, 3).double(),
+        -torch.rand(3).double(),
+    ),
     "means": Means("m", {SITE: torch.rand(1, 3).double()}),
     "answers": answers(),
     "official scores": official_scores(),

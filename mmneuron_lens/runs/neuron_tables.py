@@ -11,7 +11,9 @@ from interventions.files import write_atomically
 from mmneuron_lens.artifacts.attributions import Attributions
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.moments import Moments
+from mmneuron_lens.artifacts.neuron_effects import NeuronEffects
 from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.evaluation.single_effects import with_effects
 from mmneuron_lens.neurons.observed import Observed, observed
 from mmneuron_lens.neurons.table import Of, neuron_table
 from mmneuron_lens.report.csv_files import csv
@@ -27,15 +29,18 @@ def write_neurons(run: str | Path, *, counts_in: str | Path | None = None, of: O
     - counts_in: the folder with the counts, moments and attributions, if another.
     - of: "selected", or "all" of each model's neurons.
 
-    The columns are those of `neurons.table.neuron_table`; of a model without counts there, those of its selection
-    alone. Raises as `neuron_table` does.
+    The columns are those of `neurons.table.neuron_table` and `evaluation.single_effects.with_effects`; of a model
+    without counts there, those of its selection alone. Raises as `neuron_table` does.
     """
     run, source = Path(run), Path(counts_in or run)
     frames: list[pl.DataFrame] = []
     for model in selected_models(run):
         selection = Selection.load(file_of(run, "selection", model))
         seen = observed_in(source, model, selection.domains)
-        frames.append(neuron_table(seen, selection, of) if seen.counts else selection.to_frame())
+        table = neuron_table(seen, selection, of) if seen.counts else selection.to_frame()
+        files = [file_of(source, "neuron_effects", model, domain) for domain in selection.domains]
+        effects = [NeuronEffects.load(file) for file in files if file.is_file()]
+        frames.append(with_effects(table, effects) if seen.counts else table)
     if not frames:
         return []
     frame = pl.concat(frames, how="diagonal_relaxed")
