@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -47,8 +49,8 @@ def moments(
     - `sum`, `square`: float64, the sums of the values and of their squares
     - `maximum`: float32 (float64 of float64), the largest value; -inf where there is no position of the kind
 
-    and `positions`, int64 `[kind]`, as `count_positions`, and `not finite`, int64 `[]`, as `count_not_finite`: the others
-    say nothing unless it is 0.
+    and `positions`, int64 `[kind]`, as `count_positions`, and `not finite`, int64 `[]`, as `count_not_finite`: the
+    others say nothing unless it is 0.
 
     At most 256 positions are summed in float32 (float64 of float64), and those sums in float64, so a sum is off by less
     than 1.6e-5 of the sum of its terms' absolute values, and mostly by less than 1e-6.
@@ -87,10 +89,13 @@ def _by_kind(rows: Int[Tensor, "kind position"]) -> tuple[Int[Tensor, " real"], 
         # Shapes are proved on tensors without values; what is returned has the same shape for any order.
         return torch.arange(rows.shape[1], device=rows.device), [rows.shape[1]]
     kinds, order = rows.nonzero(as_tuple=True)
-    return order, torch.bincount(kinds, minlength=len(rows)).tolist()
+    sizes = torch.bincount(kinds, minlength=len(rows))
+    return order, cast("list[int]", sizes.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
-def _raise(maximum: Float[Tensor, "kind neuron"], held: Float[Tensor, "some neuron"], start: int, sizes: list[int]) -> None:
+def _raise(
+    maximum: Float[Tensor, "kind neuron"], held: Float[Tensor, "some neuron"], start: int, sizes: list[int]
+) -> None:
     """Takes the largest of the positions from `start` on into the maximum of their kinds."""
     first = 0
     for number, size in enumerate(sizes):

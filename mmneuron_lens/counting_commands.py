@@ -74,8 +74,9 @@ def count(
 ) -> None:
     """Count how often each neuron is active, domain by domain.
 
-    Writes counts/MODEL/DOMAIN.safetensors, and with --moments moments/MODEL/DOMAIN.safetensors. A row of questions.jsonl is one object with domain, image (or images),
-    question and answer; bad rows are named, counted and skipped.
+    Writes counts/MODEL/DOMAIN.safetensors, and with --moments moments/MODEL/DOMAIN.safetensors. A row of
+    questions.jsonl is one object with domain, image (or images), question and answer; bad rows are named, counted and
+    skipped.
     """
     from mmneuron_lens.batching.gather import Shard
     from mmneuron_lens.lens import Lens

@@ -159,7 +159,9 @@ def check_moments(site: str, held: Mapping[str, Tensor]) -> None:
     fits = (held["above"] >= 0) & (held["above"] <= positive) & (positive <= seen)
     refuse_unless(bool(fits.all()), f"above/{site}", "and positive do not rise from 0 to the number of tokens")
     fits = torch.where(seen > 0, maximum.isfinite(), maximum.isnan())
-    refuse_unless(bool(fits.all()), f"maximum/{site}", "has a value where there is no token, or none where there is one")
+    refuse_unless(
+        bool(fits.all()), f"maximum/{site}", "has a value where there is no token, or none where there is one"
+    )
     for name, threshold in (("positive", 0.0), ("above", THRESHOLD)):
         least, most = threshold * (1 - _ROUNDING), threshold * (1 + _ROUNDING)
         unseen = (held[name] == 0) & (maximum > most) | (held[name] > 0) & (maximum < least)

@@ -1,4 +1,4 @@
-"""Moments: how often and how strongly each neuron is active in the samples of one domain, in the forwards of a count."""
+"""Moments: how often and how strongly each neuron is active in one domain, from the forwards of a count."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def plan_moments(plan: CountPlan, lens: Lens) -> CountPlan:
     return replace(plan, facts={**plan.facts, OWN: {"above": THRESHOLD, "sites": moment_sites(lens)}})
 
 
-def moments_piece(lens: Lens, plan: CountPlan, group: int, out: Values, seen: tuple[str, ...], tokens: int = 0) -> Piece:
+def moments_piece(
+    lens: Lens, plan: CountPlan, group: int, out: Values, seen: tuple[str, ...], tokens: int = 0
+) -> Piece:
     """What a run of `moments_graph` came to: as `count.piece_of`, and `above`, `sums`, `squares`, `maximum` by site.
 
     Raises `NotFinite` for activations that say nothing of their neurons.
@@ -110,8 +112,7 @@ def moments_of(held: Sequence[Held], facts: Mapping[str, Any]) -> Moments:
     kinds = {site: tuple(names) for site, names in filled[0].facts["kinds"].items()}
     tokens = {site: _bucketed(filled, f"tokens/{site}") for site in sorted(kinds)}
     held_by = {
-        name: {site: _bucketed(filled, f"{name}/{site}") for site in sorted(kinds)}
-        for name in (*_READ, "maximum")
+        name: {site: _bucketed(filled, f"{name}/{site}") for site in sorted(kinds)} for name in (*_READ, "maximum")
     }
     left = sorted({name for one in held for name in one.piece.left}, key=json.dumps)
     shared = {name: value for name, value in facts.items() if name != "domain"}

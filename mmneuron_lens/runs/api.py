@@ -70,8 +70,8 @@ def identify(
       kept without it. replace: what lies there and was made otherwise is made again.
     - jobs: for a lens that runs on a server, settings of `batching.remote.Jobs`.
 
-    Returns `.counts`, `.selection`, `.wider` (at 5 %), `.controls` and `.moments`. Raises `InvalidValue` for fewer than two
-    domains, `StoreConflict` for a folder that holds something else.
+    Returns `.counts`, `.selection`, `.wider` (at 5 %), `.controls` and `.moments`. Raises `InvalidValue` for fewer than
+    two domains, `StoreConflict` for a folder that holds something else.
     """
     store, domains = Store(out, replace=replace), _by_domain(corpus)
     if len(domains) < 2:

@@ -18,7 +18,6 @@ from mmneuron_lens.runs.keys import Key, StoreConflict, differences
 from mmneuron_lens.runs.pieces import KeptPiece, form_of, steps_named
 from mmneuron_lens.runs.store import Store
 
-
 _KINDS: dict[str, tuple[type[Counts] | type[Moments], Callable[[Sequence[Held], Mapping[str, Any]], Any]]] = {
     "counts": (Counts, counts_of),
     "moments": (Moments, moments_of),

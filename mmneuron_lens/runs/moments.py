@@ -1,4 +1,4 @@
-"""Moments in a run: every domain's and the counts that they hold, here, in parts by several processes, or on a server."""
+"""Moments in a run: every domain's, and the counts that they hold; here, in parts, or on a server."""
 
 from __future__ import annotations
 
