@@ -204,4 +204,4 @@ def as_kept(counts: Tensor) -> Tensor:
 def as_stored(counts: Tensor) -> Tensor:
     """As int32 where all of them fit; nothing is lost."""
     fits = not counts.numel() or int(counts.max()) <= torch.iinfo(torch.int32).max
-    return counts.int() if fits else counts
+    return counts.int() if fits and counts.dtype == torch.int64 else counts
