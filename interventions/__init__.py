@@ -26,6 +26,7 @@ from interventions.extremes import maximum_activation
 from interventions.folds import largest
 from interventions.graph import Graph, Intervention
 from interventions.hidden import keep, last_hidden_state, root_mean_square
+from interventions.moments import moments
 from interventions.patching import patch_activations
 from interventions.path_patching import add_difference, patch_heads, put_heads, put_values
 from interventions.saving import load_graph, save_graph
@@ -78,6 +79,7 @@ __all__ = [
     "mean_ablate_neurons",
     "mean_activation",
     "module",
+    "moments",
     "neuron_write_in",
     "patch_activations",
     "patch_heads",

@@ -69,7 +69,7 @@ def count_not_finite(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*
 
     Returns int64 `[]`.
     """
-    return _not_finite(act, weight)
+    return not_finite(act, weight)
 
 
 @reads("llm.mlp.act", over="sum", weight=batch_field("weight"), kind=batch_field("kind"))
@@ -84,7 +84,7 @@ def count_checked(
 
     Returns `active` int64 `[kind, neuron]` and `not finite` int64 `[]`.
     """
-    return {"active": _count(act, weight[..., None] * kind), "not finite": _not_finite(act, weight)}
+    return {"active": _count(act, weight[..., None] * kind), "not finite": not_finite(act, weight)}
 
 
 @reads("llm.mlp.act", over="sum", weight=batch_field("weight"))
@@ -118,7 +118,8 @@ def _weighted(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]
     return (act.double() * weight[..., None]).masked_fill_((weight == 0)[..., None], 0)
 
 
-def _not_finite(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]) -> Int[Tensor, ""]:
+def not_finite(act: Float[Tensor, "*where neuron"], weight: Int[Tensor, "*where"]) -> Int[Tensor, ""]:
+    """What `count_not_finite` returns."""
     # One sum a position shows it; that of a half may overflow by itself.
     total = act.sum(-1, dtype=torch.float32 if act.dtype == torch.float16 else act.dtype)
     return (~total.isfinite() & (weight > 0)).sum()

@@ -65,26 +65,32 @@ def count(
         ),
     ] = "1/1",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images ahead of the model.")] = 0,
+    moments: Annotated[
+        bool, typer.Option("--moments", help="Also keep how strongly each neuron is active, from the same forwards.")
+    ] = False,
     remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
 ) -> None:
     """Count how often each neuron is active, domain by domain.
 
-    Writes counts/MODEL/DOMAIN.safetensors. A row of questions.jsonl is one object with domain, image (or images),
-    question and answer; bad rows are named, counted and skipped.
+    Writes counts/MODEL/DOMAIN.safetensors, and with --moments moments/MODEL/DOMAIN.safetensors. A row of
+    questions.jsonl is one object with domain, image (or images), question and answer; bad rows are named, counted and
+    skipped.
     """
     from mmneuron_lens.batching.gather import Shard
     from mmneuron_lens.lens import Lens
     from mmneuron_lens.runs.count import count_stage
     from mmneuron_lens.runs.folder import file_of
+    from mmneuron_lens.runs.moments import moments_stage
 
+    stage = moments_stage if moments else count_stage
     mine, store = Shard.parse(shard), store_of(out, replace)
     asked = corpus_of(corpus, domain, images, questions_per_image)
     quiet_loading()
     lens = Lens(model, **model_settings(remote, dtype, device, device_map, quantize), discover=discover)
     try:
-        counts = count_stage(
+        counts = stage(
             lens, asked.by_domain(), store, shard=mine, workers=workers, again=command_line(remote),
             batch_size=batch_size, corpus=asked.name, exact=exact, frames=frames, problems=asked.problems,
             progress=bar,
@@ -94,6 +100,8 @@ def count(
     for name, found in counts.items():
         if found is not None:
             echo(file_of(out, "counts", lens.name, name))
+            if moments:
+                echo(file_of(out, "moments", lens.name, name))
     whole = all(found is not None for found in counts.values())
     say(f"Next: mmneuron select {out}" if whole else f"Next, with the other shards: mmneuron merge {out} --out ...")
 

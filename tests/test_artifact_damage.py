@@ -30,6 +30,7 @@ from mmneuron_lens.artifacts.format import ArtifactError, read_lines
 from mmneuron_lens.artifacts.jacobian_lens import JacobianLens
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.means import Means
+from mmneuron_lens.artifacts.moments import Moments
 from mmneuron_lens.artifacts.neuron_effects import NeuronEffects
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.selection import Selection, groups_of
@@ -47,6 +48,24 @@ def counts(neurons: int = 1) -> Counts:
     active = torch.arange(BUCKETS * 2 * neurons).view(BUCKETS, 1, 2, neurons) % 5
     tokens = torch.full((BUCKETS, 2), 7)
     return Counts("m", "medical", {SITE: active}, {SITE: tokens}, {SITE: ("image", "text")}, 3, {"seed": 1})
+
+
+def moments() -> Moments:
+    tokens = torch.full((BUCKETS, 2), 4)
+    value = torch.arange(BUCKETS * 4, dtype=torch.float64).view(BUCKETS, 1, 2, 2) % 3 + 0.5
+    held = {"positive": (value > 0) * 4, "above": (value > 0.1) * 4, "sums": value * 4, "squares": value**2 * 4}
+    by_name: dict[str, Any] = {**held, "maximum": value.float(), "tokens": tokens}
+    by_name = {name: {SITE: one} for name, one in by_name.items()}
+    return Moments("m", "medical", kinds={SITE: ("image", "text")}, samples=3, provenance={"seed": 1}, **by_name)
+
+
+def piece_of_moments() -> KeptPiece:
+    whole = moments()
+    names = {"active": whole.positive, "above": whole.above, "sums": whole.sums, "squares": whole.squares}
+    tensors = {f"{name}/{SITE}": one[SITE][3] for name, one in {**names, "maximum": whole.maximum}.items()}
+    tensors[f"tokens/{SITE}"] = whole.tokens[SITE][3]
+    facts = {"steps": 5, "kinds": {SITE: ["image", "text"]}}
+    return KeptPiece(Held(2, 4, Piece(3, tensors, ("1", "2"), ("3",), facts)), "1/2")
 
 
 def selection() -> Selection:
@@ -120,6 +139,8 @@ def effect(memberships: int) -> Effect:
 MADE: dict[str, Any] = {
     "counts": counts(),
     "more counts": counts(200),
+    "moments": moments(),
+    "piece of moments": piece_of_moments(),
     "selection": selection(),
     "false discovery": FalseDiscovery("m", {SITE: 2, FLAT: 1}, {SITE: (1, 0), FLAT: (0, 0)}, {"seed": 1}),
     "overlap": HalvesOverlap("m", {SITE: (1, 2)}, {SITE: (3, 4)}, {"seed": 1}),

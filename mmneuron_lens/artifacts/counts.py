@@ -135,7 +135,7 @@ class Counts(Artifact):
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # Counts that all fit are int32 on disk; nothing is lost.
-        tensors = {f"active/{site}": _small(active) for site, active in self.active.items()}
+        tensors = {f"active/{site}": as_stored(active) for site, active in self.active.items()}
         tensors |= {f"tokens/{site}": tokens for site, tokens in self.tokens.items()}
         metadata = {"model": self.model, "domain": self.domain, "kinds": self.kinds, "samples": self.samples}
         return tensors, {**metadata, "provenance": self.provenance}
@@ -145,7 +145,7 @@ class Counts(Artifact):
         return cls(
             model=metadata["model"],
             domain=metadata["domain"],
-            active={site: _large(tensors[f"active/{site}"]) for site in metadata["kinds"]},
+            active={site: as_kept(tensors[f"active/{site}"]) for site in metadata["kinds"]},
             tokens={site: tensors[f"tokens/{site}"] for site in metadata["kinds"]},
             kinds={site: tuple(kinds) for site, kinds in metadata["kinds"].items()},
             samples=metadata["samples"],
@@ -196,11 +196,12 @@ def _refuse_difference(first: Counts, other: Counts, action: str) -> None:
         raise InvalidValue(f"cannot {action} counts: {'; '.join(differences)}; count both in the same way.")
 
 
-def _large(counts: Tensor) -> Tensor:
-    """As `_small` was given them; other types stay, and are refused."""
+def as_kept(counts: Tensor) -> Tensor:
+    """As `as_stored` was given them; other types stay, and are refused."""
     return counts.long() if counts.dtype == torch.int32 else counts
 
 
-def _small(counts: Tensor) -> Tensor:
+def as_stored(counts: Tensor) -> Tensor:
+    """As int32 where all of them fit; nothing is lost."""
     fits = not counts.numel() or int(counts.max()) <= torch.iinfo(torch.int32).max
-    return counts.int() if fits else counts
+    return counts.int() if fits and counts.dtype == torch.int64 else counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from mmneuron_lens.batching.encoding import encode, encode_packed
 from mmneuron_lens.batching.frames import asked_as
 from mmneuron_lens.batching.gather import (
     WHOLE,
+    Fold,
     Held,
     Keeper,
     Memory,
@@ -77,6 +78,18 @@ class CountPlan:
     prompt_form: PromptForm = "auto"
 
 
+@dataclass(frozen=True)
+class Read:
+    """What is read in the forwards of a count.
+
+    - graph: of a lens. piece: what a run of it came to, as `piece_of`. fold: two of its results as one.
+    """
+
+    graph: Callable[[Lens], Graph]
+    piece: Callable[..., Piece]
+    fold: Fold
+
+
 def plan_count(
     lens: Lens,
     samples: Sequence[Sample],
@@ -128,6 +141,7 @@ def count_steps(
     problems: Problems | None = None,
     progress: Progress = quietly,
     jobs: Jobs | None = None,
+    read: Read | None = None,
 ) -> list[Held]:
     """The pieces of a shard of the plan, each made unless it is kept: one forward a step, at every `.act` site.
 
@@ -135,8 +149,10 @@ def count_steps(
     - workers: processes that decode images ahead of the model, which changes no count; a server has no use for them.
     - problems: where samples are named that can be neither decoded, encoded nor run.
     - jobs: count on a server.
+    - read: what is read in place of the active neurons; `experiments.moments.MOMENTS` for one.
     """
-    keeper, left, graph = Memory() if keeper is None else keeper, LeftOut(problems), counting_graph(lens)
+    read = read or Read(counting_graph, piece_of, add)
+    keeper, left, graph = Memory() if keeper is None else keeper, LeftOut(problems), read.graph(lens)
 
     def encoded(samples: Sequence[Sample], opened: Opener = open_images) -> tuple[Batch | None, list[Sample]]:
         if plan.packs:
@@ -147,7 +163,7 @@ def count_steps(
         batch, kept = encoded(step.samples, opened)
         out = {} if batch is None else lens.run(graph, batch)
         tokens = 0 if batch is None else int(batch.fields["llm"]["weight"].sum())
-        return piece_of(lens, plan, step.group, out, ids_of(kept), tokens)
+        return read.piece(lens, plan, step.group, out, ids_of(kept), tokens)
 
     shared: dict[str, Any] = {
         "keeper": keeper,
@@ -157,10 +173,10 @@ def count_steps(
         "progress": progress,
     }
     if jobs is None:
-        return gather(plan.steps, run, add, workers=workers, **shared)
+        return gather(plan.steps, run, read.fold, workers=workers, **shared)
 
     def returned(group: int, out: Values, facts: Mapping[str, Any]) -> Piece:
-        made = piece_of(lens, plan, group, out, tuple(facts["seen"]))
+        made = read.piece(lens, plan, group, out, tuple(facts["seen"]))
         return refuse_impossible(made, facts.get("positions", {}), jobs.remote)
 
     return gather_remotely(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from mmneuron_lens.evaluation.ablation import Ablation
 from mmneuron_lens.evaluation.deviation import DeviationTable
 from mmneuron_lens.experiments.conditions import Match, Off
 from mmneuron_lens.experiments.entropy import read_entropy as read_domain
+from mmneuron_lens.experiments.moments import counts_from
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runs.answer import answer_stage, score_stage
@@ -31,6 +33,7 @@ from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.deviate import deviate_stage
 from mmneuron_lens.runs.folder import file_of, selection_facts
 from mmneuron_lens.runs.identify import Identified, find
+from mmneuron_lens.runs.moments import moments_stage
 from mmneuron_lens.runs.neuron_tables import write_neurons
 from mmneuron_lens.runs.store import Store
 
@@ -50,6 +53,7 @@ def identify(
     prompt_form: PromptForm = "auto",
     exact: bool = False,
     workers: int = 0,
+    moments: bool = False,
     out: str | Path | None = None,
     replace: bool = False,
     jobs: Mapping[str, Any] | None = None,
@@ -62,23 +66,26 @@ def identify(
     - permutations, seed: of the false discovery rate.
     - batch_size, prompt, frames, prompt_form, exact: how questions are asked; see `experiments.count.plan_count`.
     - workers: processes that decode images ahead.
+    - moments: also keep how strongly each neuron is active, from the same forwards (docs/moments.md).
     - out: a run's folder, in which a call that was stopped goes on, as `mmneuron count` and `select` do; nothing is
       kept without it; the table of neurons (`neurons.parquet`, `neurons.csv`) is written there too. replace: what lies
       there and was made otherwise is made again.
     - jobs: for a lens that runs on a server, settings of `batching.remote.Jobs`.
 
-    Returns `.counts`, `.selection`, `.wider` (at 5 %) and `.controls`. Raises `InvalidValue` for fewer than two
-    domains, `StoreConflict` for a folder that holds something else.
+    Returns `.counts`, `.selection`, `.wider` (at 5 %), `.controls` and `.moments`. Raises `InvalidValue` for fewer than
+    two domains, `StoreConflict` for a folder that holds something else.
     """
     store, domains = Store(out, replace=replace), _by_domain(corpus)
     if len(domains) < 2:
         raise InvalidValue(
             f"{corpus.name} has one domain, {', '.join(domains)}; neurons are specific to one of several."
         )
-    counts = count_stage(
-        lens, domains, store, corpus=corpus.name, batch_size=batch_size, prompt=prompt, frames=frames,
-        prompt_form=prompt_form, exact=exact, workers=workers, jobs=jobs, problems=corpus.problems, progress=progress,
-    )  # fmt: skip
+    asked: dict[str, Any] = {"batch_size": batch_size, "prompt": prompt, "frames": frames, "prompt_form": prompt_form}
+    asked |= {"corpus": corpus.name, "exact": exact, "workers": workers, "jobs": jobs}
+    asked |= {"problems": corpus.problems, "progress": progress}
+    taken = moments_stage(lens, domains, store, **asked) if moments else {}
+    counts = {domain: counts_from(one) for domain, one in taken.items() if one is not None}
+    counts = counts or count_stage(lens, domains, store, **asked)
     made = {domain: one for domain, one in counts.items() if one is not None}
     cited = {} if out is None else {name: content_hash(file_of(out, "counts", lens.name, name)) for name in made}
     found = find(
@@ -87,7 +94,7 @@ def identify(
     )  # fmt: skip
     if out is not None:
         write_neurons(out)
-    return found
+    return replace_fields(found, moments=tuple(one for one in taken.values() if one is not None))
 
 
 def ablate(

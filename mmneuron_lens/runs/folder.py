@@ -1,6 +1,7 @@
 """A run's folder: where each value lies, and which models and domains are there.
 
 counts/MODEL/DOMAIN.safetensors     selection/MODEL.safetensors     selection_wider/MODEL.safetensors
+moments/MODEL/DOMAIN.safetensors    (of `mmneuron count --moments`)
 controls/MODEL/*.safetensors        answers/MODEL.jsonl             official_scores/MODEL.jsonl
 deviations/MODEL/DOMAIN.safetensors, entropies/ and traces/NUMBER/ alike; embeddings/MODEL.safetensors; means/
 neurons.parquet    neurons.csv    tables/*.csv    figures/*.png    index.html

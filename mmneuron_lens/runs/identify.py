@@ -14,6 +14,7 @@ from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.effect_sizes import EffectSizes
 from mmneuron_lens.artifacts.format import ArtifactError, content_hash
+from mmneuron_lens.artifacts.moments import Moments
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
@@ -44,12 +45,16 @@ class Controls:
 
 @dataclass(frozen=True)
 class Identified:
-    """What is found in the counts of several domains; `wider` is the selection at `WIDER`."""
+    """What is found in the counts of several domains; `wider` is the selection at `WIDER`.
+
+    - moments: of the same domains, in their order; empty where none were taken.
+    """
 
     counts: tuple[Counts, ...]
     selection: Selection
     wider: Selection
     controls: Controls
+    moments: tuple[Moments, ...] = ()
 
     def silent(self, site: str) -> Bool[Tensor, "layer neuron"]:
         """Neurons of a site that were active on no token of any domain (Figure 9)."""

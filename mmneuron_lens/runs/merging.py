@@ -1,25 +1,38 @@
-"""Merging: counts of several runs, finished or in parts, brought together in one. Needs no model."""
+"""Merging: counts and moments of several runs, finished or in parts, brought together in one. Needs no model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.format import ArtifactError
-from mmneuron_lens.batching.gather import Shard, disjoint, missing
+from mmneuron_lens.artifacts.moments import Moments
+from mmneuron_lens.batching.gather import Held, Shard, disjoint, missing
 from mmneuron_lens.experiments.count import counts_of
+from mmneuron_lens.experiments.moments import OWN, counts_from, moments_of
 from mmneuron_lens.runs.folder import files_in, refuse_misplaced
 from mmneuron_lens.runs.keys import Key, StoreConflict, differences
 from mmneuron_lens.runs.pieces import KeptPiece, form_of, steps_named
 from mmneuron_lens.runs.store import Store
 
+_KINDS: dict[str, tuple[type[Counts] | type[Moments], Callable[[Sequence[Held], Mapping[str, Any]], Any]]] = {
+    "counts": (Counts, counts_of),
+    "moments": (Moments, moments_of),
+}
+"""By folder, what lies there, and what its pieces come to."""
+
 
 def merge_runs(runs: Sequence[str | Path], out: str | Path, replace: bool = False) -> list[Path]:
-    """The counts of several runs as one run's, byte for byte, in whatever order; returns their files.
+    """The counts and moments of several runs as one run's, in whatever order; returns their files.
 
-    - runs: folders with counts, or with parts of counts that `--shard` wrote; a part that lies in two is taken once.
+    Counts are the same byte for byte as of one process, and so are the integers and maxima of moments; their sums may
+    differ in the last bits. Moments bring the counts that they hold.
+
+    - runs: folders with counts or moments, or with parts of them that `--shard` wrote; a part that lies in two is taken
+      once.
     - out: the folder to write to. replace: as of `Store`.
 
     Raises `InvalidValue` when a run holds nothing, when parts differ in anything they were made from, or when some are
@@ -28,7 +41,7 @@ def merge_runs(runs: Sequence[str | Path], out: str | Path, replace: bool = Fals
     wholes: dict[str, list[Path]] = {}
     parts: dict[str, list[Path]] = {}
     for run in map(Path, runs):
-        folders = [run / "counts", *_folders(run / "counts")]
+        folders = [one for kind in _KINDS for one in (run / kind, *_folders(run / kind))]
         files = [file for folder in folders for file in files_in(folder)]
         pieces = [file for folder in folders for some in _folders(folder) for file in files_in(some)]
         pieces = [file for file in pieces if steps_named(file.stem) and file.parent.suffix == ".pieces"]
@@ -40,9 +53,16 @@ def merge_runs(runs: Sequence[str | Path], out: str | Path, replace: bool = Fals
             value = file.parent.relative_to(run).as_posix().removesuffix(".pieces") + ".safetensors"
             parts.setdefault(value, []).append(file)
     made = {path: _whole(path, wholes.get(path, []), parts.get(path, [])) for path in sorted({*wholes, *parts})}
+    for key, found in list(made.values()):
+        if isinstance(found, Moments):
+            path = key.path.replace("moments/", "counts/", 1)
+            facts = {name: value for name, value in key.facts.items() if name != OWN}
+            there, _ = made.setdefault(path, (Key(path, facts), counts_from(found)))
+            if differing := differences(there.facts, facts):
+                raise StoreConflict(f"cannot merge {path} and {key.path}: {'; '.join(differing)}. Count both alike.")
     store = Store(out, replace=replace)
-    for key, counts in made.values():
-        store.get_or_make(key, lambda _, counts=counts: counts, Counts)
+    for key, found in made.values():
+        store.get_or_make(key, lambda _, found=found: found, type(found))
     return [store.path(key) for key, _ in made.values()]
 
 
@@ -50,12 +70,14 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(one for one in folder.glob("*") if one.is_dir() and not one.name.startswith("."))
 
 
-def _whole(path: str, files: list[Path], parts: list[Path]) -> tuple[Key, Counts]:
+def _whole(path: str, files: list[Path], parts: list[Path]) -> tuple[Key, Counts | Moments]:
     """What the files and pieces of one domain come to."""
-    counts = {file: Counts.load_with_key(file) for file in files}
+    kind = path.partition("/")[0]
+    codec, come_to = _KINDS[kind]
+    counts = {file: codec.load_with_key(file) for file in files}
     pieces = {file: KeptPiece.load_with_key(file) for file in parts}
     for file, (one, _) in counts.items():
-        refuse_misplaced(file.parents[2], file, "counts", one.model, one.domain)
+        refuse_misplaced(file.parents[2], file, kind, one.model, one.domain)
     for file, (one, _) in pieces.items():
         if file.stem != one.name or "steps" not in one.held.piece.facts:
             raise ArtifactError(f"{file}: holds steps {one.name}, not those of its name, or of no count; delete it.")
@@ -73,7 +95,7 @@ def _whole(path: str, files: list[Path], parts: list[Path]) -> tuple[Key, Counts
         one, other, *_ = forms.values()
         raise StoreConflict(f"cannot merge {one} and {other}: their tensors have other names, types or sizes.")
     _refuse_missing(path, kept)
-    return Key(path, facts), counts_of(disjoint([one.held for one in kept]), facts)
+    return Key(path, facts), come_to(disjoint([one.held for one in kept]), facts)
 
 
 def _refuse_missing(path: str, kept: Sequence[KeptPiece]) -> None:

@@ -19,8 +19,10 @@ from mmneuron_lens.artifacts.artifact import Artifact
 from mmneuron_lens.artifacts.counts import BUCKETS
 from mmneuron_lens.artifacts.fitting import refuse_tensor, refuse_types, refuse_unless
 from mmneuron_lens.artifacts.format import ArtifactError
+from mmneuron_lens.artifacts.moments import check_moments
 from mmneuron_lens.batching.batches import Step
 from mmneuron_lens.batching.gather import Held, Piece, refuse_unfit
+from mmneuron_lens.experiments.count_checks import moments_at
 from mmneuron_lens.runs.keys import StoreConflict, differences, refusal
 
 _OURS = re.compile(r"[0-9]{6,}-[0-9]{6,}[.]safetensors|[0-9a-f]{24}[.]jsonl|.+[.]damaged|[.].+[.]partial", re.DOTALL)
@@ -38,6 +40,7 @@ class KeptPiece(Artifact):
     """A piece as a file, with the shard ("2/4") that made it."""
 
     kind: ClassVar[str] = "piece"
+    undefined: ClassVar[tuple[str, ...]] = ("maximum/",)
 
     held: Held
     shard: str
@@ -60,6 +63,8 @@ class KeptPiece(Artifact):
             refuse_tensor(name, active, torch.int64, "layer", len(tokens), "neuron")
             fits = bool(((active >= 0) & (active <= tokens[None, :, None])).all())
             refuse_unless(fits, name, "has a count below 0 or above the number of tokens")
+            if f"sums/{site}" in piece.tensors:
+                check_moments(site, moments_at(piece.tensors, site))
 
     @property
     def name(self) -> str:

@@ -1,0 +1,101 @@
+"""Moments in a run: every domain's, and the counts that they hold; here, in parts, or on a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.moments import Moments
+from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Shard, missing
+from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.batching.remote import Jobs
+from mmneuron_lens.corpora.folder import Problems
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.experiments.count import CountPlan, count_steps, name_again, plan_count
+from mmneuron_lens.experiments.moments import MOMENTS, counts_from, moments_of, plan_moments
+from mmneuron_lens.lens import Lens
+from mmneuron_lens.runs.count import counts_key
+from mmneuron_lens.runs.folder import RunError, file_of, key_of, refuse_misplaced
+from mmneuron_lens.runs.keys import Key
+from mmneuron_lens.runs.pieces import Pieces
+from mmneuron_lens.runs.store import Store
+from mmneuron_lens.runtime.jobs.records import Records
+
+
+def moments_stage(
+    lens: Lens,
+    samples_by_domain: Mapping[str, Sequence[Sample]],
+    store: Store,
+    *,
+    shard: Shard = WHOLE,
+    workers: int = 0,
+    again: Sequence[str] = (),
+    jobs: Mapping[str, Any] | None = None,
+    problems: Problems | None = None,
+    progress: Progress = quietly,
+    **planned: Any,
+) -> dict[str, Moments | None]:
+    """The moments of every domain, each made unless it is there, and its counts from the same forwards.
+
+    Counts that are there already stay as they are. Settings as of `count_stage`; a domain's moments are None, and its
+    counts are not written, until a last process has made the last shard.
+    """
+    made: dict[str, Moments | None] = {}
+    for domain, samples in samples_by_domain.items():
+        counting = plan_count(lens, samples, problems=problems, **planned)
+        plan = plan_moments(counting, lens)
+        key = moments_key(plan)
+
+        def steps(keeper: Keeper, shard: Shard = WHOLE, plan: CountPlan = plan) -> list[Held]:
+            records = Records(keeper.jobs if isinstance(keeper, Pieces) else None)
+            sent = Jobs(lens.remote, records, tuple(again), **(jobs or {})) if lens.remote else None
+            shared: dict[str, Any] = {"problems": problems, "progress": progress, "jobs": sent, "read": MOMENTS}
+            return count_steps(lens, plan, keeper=keeper, shard=shard, workers=workers, **shared)
+
+        made[domain] = None
+        if shard != WHOLE and store.get(key, Moments) is None:
+            with store.writing(key, shard):
+                held = steps(store.pieces(key, shard), shard)
+            # The shard that ends last makes the whole.
+            if missing(range(len(plan.steps)), held) and store.get(key, Moments) is None:
+                continue
+        title = f"{lens.name}: how often and how strongly neurons are active, {domain}"
+        found = made[domain] = store.get_or_make(
+            key,
+            lambda keeper, plan=plan, steps=steps: moments_of(steps(keeper), plan.facts),
+            Moments,
+            what=title,
+            wait=shard != WHOLE,
+        )
+        counts = store.get_or_make(
+            counts_key(counting), lambda _, found=found: counts_from(found), Counts, wait=shard != WHOLE
+        )
+        name_again(plan, counts, problems)
+    return made
+
+
+def moments_key(plan: CountPlan) -> Key:
+    """The key of a domain's moments."""
+    return key_of("moments", plan.facts["model id"], plan.domain, facts=plan.facts)
+
+
+def moments_in(run: str | Path, counts: Sequence[Counts]) -> tuple[Moments, ...]:
+    """A run's moments of one model in the domains of its counts and their order; empty where it has none at all.
+
+    Raises `RunError` where only some of the domains have any.
+    """
+    files = {one.domain: file_of(run, "moments", one.model, one.domain) for one in counts}
+    absent = [domain for domain, file in files.items() if not file.is_file()]
+    if len(absent) == len(files):
+        return ()
+    if absent:
+        raise RunError(
+            f"{run} holds moments of some domains of {counts[0].model}, and none of {', '.join(absent)}; write them "
+            "with `mmneuron count --moments`."
+        )
+    found = {file: Moments.load(file) for file in files.values()}
+    for file, one in found.items():
+        refuse_misplaced(run, file, "moments", one.model, one.domain)
+    return tuple(found.values())
