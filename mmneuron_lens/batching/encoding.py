@@ -42,6 +42,7 @@ def encode(
     frames: Frames = "fit",
     prompt_form: PromptForm = "auto",
     new_tokens: int = 0,
+    answered: bool = False,
 ) -> tuple[Batch | None, list[Sample]]:
     """A batch of the samples that can be decoded and encoded (None if there is none), and these samples.
 
@@ -53,6 +54,7 @@ def encode(
       `frames.with_frames_that_fit`.
     - prompt_form: the frame of the evaluation prompt, see `chat.form_of`.
     - new_tokens: positions that an answer takes.
+    - answered: put the first answer of each sample behind its prompt.
     """
     ready, left = [], LeftOut.of(problems)
     for sample in samples:
@@ -62,7 +64,8 @@ def encode(
 
     def made(some: Sequence[Ready]) -> Batch:
         texts = [prompt_of(lens, one.sample, prompt, len(one.seen), prompt_form) for one in some]
-        batch = lens.encode([one.seen for one in some], texts)
+        answers = [one.sample.answers[0] for one in some] if answered else None
+        batch = lens.encode([one.seen for one in some], texts, answers)
         if new_tokens:
             refuse_beyond(lens.model, batch.inputs, [""] * len(some), new_tokens)
         return replace(batch, given=(tuple(one.given for one in some), batch.given[1]))
