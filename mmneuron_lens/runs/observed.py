@@ -1,0 +1,74 @@
+"""What a run's folder has for a method: counts, and beside them the moments and attributions that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mmneuron_lens.neurons.selection  # noqa: F401  (registers the methods)
+from interventions.errors import InvalidValue
+from mmneuron_lens.artifacts.attributions import Attributions
+from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.artifacts.moments import Moments
+from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.lens import Lens
+from mmneuron_lens.neurons.observed import Observed, observed
+from mmneuron_lens.neurons.selectors.registry import HOW, selector_named
+from mmneuron_lens.runs.attributions import attributions_stage
+from mmneuron_lens.runs.folder import RunError, file_of
+from mmneuron_lens.runs.store import Store
+
+BESIDE: dict[str, type[Any]] = {"moments": Moments, "attributions": Attributions}
+"""What methods may need beside counts, and where a run keeps it: KIND/MODEL/DOMAIN.safetensors."""
+
+COMMANDS = {
+    "moments": "mmneuron count --moments --model {model} --corpus ... --out {run}",
+    "attributions": "mmneuron select {run} --method {method} --model {model} --corpus ...",
+}
+
+
+def observed_on(
+    lens: Lens,
+    samples_by_domain: Mapping[str, Sequence[Sample]],
+    counts: Sequence[Counts],
+    store: Store,
+    method: str,
+    **asked: Any,
+) -> tuple[Observed, dict[str, dict[str, str]]]:
+    """As `observed_in`, with attributions made on these samples where a method needs them and the store has none.
+
+    - asked: settings of `attributions_stage`.
+
+    Raises `InvalidValue` where a method needs moments and the store's folder has none.
+    """
+    needs = selector_named(method).needs
+    if "moments" in needs and store.folder is None:
+        raise InvalidValue(f"{method} needs moments, which a run's folder keeps; {HOW['moments']}, and give out=RUN.")
+    made = attributions_stage(lens, samples_by_domain, store, **asked) if "attributions" in needs else {}
+    if store.folder is None:
+        return observed(counts, attributions=list(made.values())), {}
+    return observed_in(store.folder, counts, method)
+
+
+def observed_in(run: str | Path, counts: Sequence[Counts], method: str) -> tuple[Observed, dict[str, dict[str, str]]]:
+    """One model's counts with what else a method needs, and the sha256 of each file of that, by what it is and domain.
+
+    Raises `RunError` naming the first that is not there, and the command that makes it.
+    """
+    found: dict[str, list[Any]] = {}
+    cited: dict[str, dict[str, str]] = {}
+    for kind in selector_named(method).needs:
+        if kind not in BESIDE:
+            continue
+        for one in counts:
+            file = file_of(run, kind, one.model, one.domain)
+            if not file.is_file():
+                command = COMMANDS[kind].format(model=one.model, run=run, method=method)
+                raise RunError(
+                    f"{method} needs {kind}, and {run} has none of {one.model} in {one.domain}; make them: `{command}`"
+                )
+            found.setdefault(kind, []).append(BESIDE[kind].load(file))
+            cited.setdefault(kind, {})[one.domain] = content_hash(file)
+    return observed(counts, **found), cited
