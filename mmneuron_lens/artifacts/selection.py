@@ -38,7 +38,8 @@ class Selection(Artifact):
     - `threshold[site]`, `requested[site]`: what the rule came to.
     - `scores[site]`: float64 [layer, neuron, domain], by what the method ranked, NaN where it never takes a neuron; {}
       for the published method, whose entropy and probability say it all, and in files of versions before.
-    - `parameters`: method, fraction, percentile, kinds by site; the method's own under "parameters". `provenance`: what the domains share, and "domains".
+    - `parameters`: method, fraction, percentile, kinds by site; the method's own under "parameters".
+    - `provenance`: what the domains share, and "domains".
     - `reachability`: which layers can reach the logits; neurons of the others are selected too, as in the paper.
     """
 

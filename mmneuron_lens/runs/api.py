@@ -62,7 +62,8 @@ def identify(
 
     - fraction, percentile, kinds: the rule (section 3.2): the share of each module's neurons, the threshold on
       probabilities, and per site the kinds of token that count.
-    - method, parameters: how neurons are ranked, docs/selectors.md; what it needs beside counts is made, or read in out.
+    - method, parameters: how neurons are ranked, docs/selectors.md; attributions are made where it needs them, and
+      moments read in `out`.
     - permutations, seed: of the false discovery rate.
     - batch_size, prompt, frames, prompt_form, exact: how questions are asked; see `experiments.count.plan_count`.
     - workers: processes that decode images ahead.

@@ -25,7 +25,7 @@ from mmneuron_lens.neurons.observed import Observed
 from mmneuron_lens.neurons.selection import PUBLISHED, select
 from mmneuron_lens.neurons.selectors.registry import selector_named
 from mmneuron_lens.neurons.silent import silent_neurons
-from mmneuron_lens.runs.folder import counted, key_of
+from mmneuron_lens.runs.folder import RunError, counted, key_of
 from mmneuron_lens.runs.keys import StoreConflict
 from mmneuron_lens.runs.observed import observed_in
 from mmneuron_lens.runs.store import Store, StoreBusy
@@ -223,6 +223,9 @@ def select_stage(
                     cited={one.domain: content_hash(file) for file, one in files.items()},
                 )
             )
+    if not found:
+        there = ", ".join(next(iter(files.values())).model for files in counted(run))
+        raise RunError(f"{run} has no counts of {model}; choose from {there}.")
     return found
 
 

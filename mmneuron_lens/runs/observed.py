@@ -12,12 +12,13 @@ from mmneuron_lens.artifacts.attributions import Attributions
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.moments import Moments
+from mmneuron_lens.corpora.corpus import Corpus
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.observed import Observed, observed
 from mmneuron_lens.neurons.selectors.registry import HOW, selector_named
 from mmneuron_lens.runs.attributions import attributions_stage
-from mmneuron_lens.runs.folder import RunError, file_of
+from mmneuron_lens.runs.folder import RunError, counted, file_of
 from mmneuron_lens.runs.store import Store
 
 BESIDE: dict[str, type[Any]] = {"moments": Moments, "attributions": Attributions}
@@ -72,3 +73,34 @@ def observed_in(run: str | Path, counts: Sequence[Counts], method: str) -> tuple
             found.setdefault(kind, []).append(BESIDE[kind].load(file))
             cited.setdefault(kind, {})[one.domain] = content_hash(file)
     return observed(counts, **found), cited
+
+
+def attributed_run(
+    run: str | Path,
+    model: str | None,
+    corpus: Corpus,
+    store: Store,
+    *,
+    method: str,
+    how: Mapping[str, Any],
+    **asked: Any,
+) -> None:
+    """Takes the attributions of a run's model on a corpus, in the domains that it was counted in.
+
+    - how: what `Lens` takes besides the model. asked: settings of `attributions_stage`.
+
+    Raises `InvalidValue` without a model, or for a method that needs no attributions, `RunError` for a model without
+    counts or a domain without questions.
+    """
+    if "attributions" not in selector_named(method).needs:
+        raise InvalidValue(f"{method} needs no attributions, so no corpus; leave --corpus out.")
+    if model is None:
+        raise InvalidValue("--corpus is asked of a model; name it with --model.")
+    domains = [one.domain for files in counted(run) for one in files.values() if one.model == model]
+    if not domains:
+        raise RunError(f"{run} has no counts of {model}; write them with `mmneuron count --model {model}`.")
+    samples = corpus.by_domain()
+    if without := [domain for domain in domains if domain not in samples]:
+        raise RunError(f"{corpus.name} has no questions of {', '.join(without)}, which {run} has counts of; add some.")
+    some = {domain: samples[domain] for domain in domains}
+    attributions_stage(Lens(model, **how), some, store, corpus=corpus.name, problems=corpus.problems, **asked)

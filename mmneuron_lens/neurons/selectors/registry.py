@@ -80,7 +80,7 @@ SELECTORS: dict[str, Selector] = {}
 
 
 def selector(
-    name: str, *, needs: tuple[str, ...] = ("counts",), source: str = "", **defaults: Any
+    name: str, *, needs: tuple[str, ...] | str = ("counts",), source: str = "", **defaults: Any
 ) -> Callable[[Callable[..., Scores]], Callable[..., Scores]]:
     """Registers a function from `Observed` to `Scores` as a method; the function itself comes back.
 
@@ -98,8 +98,8 @@ def selector(
     """
     if not isinstance(cast(object, name), str) or not name.strip():
         raise InvalidType(f"a method has a name, text such as 'mine', not {name!r:.60}.")
-    needs = (needs,) if isinstance(cast(object, needs), str) else tuple(needs)
-    for need in needs:
+    asked = (needs,) if isinstance(needs, str) else tuple(needs)
+    for need in asked:
         if need not in NEEDS:
             raise UnknownName(unknown(f"need of {name}", need, NEEDS))
 
@@ -109,7 +109,7 @@ def selector(
             whose = "this package" if known.function.__module__.startswith(OURS) else known.function.__module__
             raise InvalidValue(f"{name!r} is a method of {whose} already; give yours another name.")
         _refuse_other_parameters(name, function, defaults)
-        SELECTORS[name] = Selector(name, function, needs, defaults, source)
+        SELECTORS[name] = Selector(name, function, asked, defaults, source)
         return function
 
     return register
