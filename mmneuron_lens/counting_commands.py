@@ -171,6 +171,7 @@ def select(
         for file in masks_stage(run, masks, store_of(target, replace), written=write_masks, **rule):
             echo(file)
         return
+    parameters = parameters_of(method, settings or [])
     if corpus is not None:
         quiet_loading()
         how = {**model_settings(remote, dtype, device, device_map, quantize), "discover": discover}
@@ -180,7 +181,6 @@ def select(
             frames=frames, prompt_form=prompt_form, progress=bar,
         )  # fmt: skip
         print_problems(asked.problems, run)
-    parameters = parameters_of(method, settings or [])
     found = select_stage(run, store_of(target, replace), method=method, parameters=parameters, progress=bar, **rule)
     if write_masks is not None:
         write_masks_of([one.selection for one in found], write_masks)

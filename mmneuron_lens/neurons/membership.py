@@ -14,7 +14,8 @@ def members(scores: Float64[Tensor, "layer neuron domain"], fraction: float) -> 
        rank.
     2. Neurons are taken by their best rank in any domain, ties by lowest (layer, neuron), until there are
        `round(fraction * all)`, or no more that have one.
-    3. A neuron that was taken belongs to every domain where its rank is no worse than that of the last one taken.
+    3. A neuron that was taken belongs to every domain where its rank is no worse than that of the last one taken; where
+       there were no more to take, to every domain where it has one.
 
     So a module gives as many neurons as by the published rule, every domain is asked for as many, and scores need not
     have the same scale in two domains.
@@ -26,9 +27,10 @@ def members(scores: Float64[Tensor, "layer neuron domain"], fraction: float) -> 
     rank = torch.empty_like(order).scatter_(0, order, places)
     rank[flat == -torch.inf] = neurons
     best = rank.min(dim=-1).values
-    taken = best.sort(stable=True).indices[: round(fraction * neurons)]
+    wanted = round(fraction * neurons)
+    taken = best.sort(stable=True).indices[:wanted]
     taken = taken[best[taken] < neurons]
+    last = int(best[taken[-1]]) if len(taken) == wanted > 0 else neurons - 1
     mask = torch.zeros_like(rank, dtype=torch.bool)
-    if len(taken):
-        mask[taken] = rank[taken] <= best[taken[-1]]
+    mask[taken] = rank[taken] <= last
     return mask.view_as(scores)
