@@ -16,6 +16,7 @@ from mmneuron_lens.options import (
     Discover,
     Domains,
     Dtype,
+    Frame,
     FramesShown,
     Images,
     ModelName,
@@ -33,9 +34,12 @@ from mmneuron_lens.printing import (
     console,
     corpus_of,
     model_settings,
+    parameters_of,
     print_problems,
+    print_selections,
     print_tables,
     quiet_loading,
+    refuse_useless,
     say,
     store_of,
 )
@@ -115,17 +119,83 @@ def select(
     stability: Annotated[
         bool, typer.Option("--stability", help="Also show how the selection changes with the number of tokens.")
     ] = False,
+    method: Annotated[str, typer.Option(help="How neurons are ranked: docs/selectors.md lists the methods.")] = "dape",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeat it for several."),
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Take the neurons of this file of LAPE's masks, [domain][layer] indices.")
+    ] = None,
+    write_masks: Annotated[
+        Path | None, typer.Option(help="Also write the language model's neurons to this file, as LAPE's masks.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model of the run; needed with --corpus.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="A folder with a questions.jsonl, for attributions that are not there yet.")
+    ] = None,
+    images: Images = None,
+    questions_per_image: QuestionsPerImage = None,
+    batch_size: BatchSize = 16,
+    alpha: Annotated[
+        float | None, typer.Option(min=0, help="Of attributions: exponent of the gradient in can; 1 if left out.")
+    ] = None,
+    gradient_steps: Annotated[
+        int | None, typer.Option(min=0, help="Of attributions: points of integrated gradients; plain ones if left out.")
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
+    discover: Discover = False,
+    frames: FramesShown = "fit",
+    prompt_form: Frame = "auto",
+    remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
 ) -> None:
-    """Select each model's domain-specific neurons from its counts; write tables, figures and a page."""
-    from mmneuron_lens.paper.summary import publish
-    from mmneuron_lens.runs.identify import select_stage
+    """Select each model's domain-specific neurons from its counts; write tables, figures and a page.
 
+    With --method the neurons of another method, into selections/METHOD/MODEL.safetensors; with --masks those of a file.
+    """
+    from mmneuron_lens.paper.summary import publish
+    from mmneuron_lens.runs.foreign_masks import masks_stage, write_masks_of
+    from mmneuron_lens.runs.identify import select_stage
+    from mmneuron_lens.runs.observed import attributed_run
+
+    attributed = {name: value for name, value in (("alpha", alpha), ("steps", gradient_steps)) if value is not None}
+    refuse_useless(
+        {"--method": method != "dape", "--set": settings, "--corpus": corpus, "--stability": stability},
+        "--masks" if masks is not None else "",
+    )
+    refuse_useless(
+        {"--alpha or --gradient-steps": attributed}, "" if corpus is not None else "attributions that are there"
+    )
+    refuse_useless({"--stability": stability}, "" if method == "dape" else f"--method {method}")
     target = out or run
     names = [name.strip() for name in kinds.split(",") if name.strip()]
-    rule: dict[str, Any] = {"fraction": fraction, "percentile": percentile, "kinds": names}
-    found = select_stage(run, store_of(target, replace), progress=bar, **rule)
+    rule: dict[str, Any] = {"fraction": fraction, "percentile": percentile, "kinds": names, "model": model}
+    if masks is not None:
+        for file in masks_stage(run, masks, store_of(target, replace), written=write_masks, **rule):
+            echo(file)
+        return
+    parameters = parameters_of(method, settings or [])
+    if corpus is not None:
+        quiet_loading()
+        how = {**model_settings(remote, dtype, device, device_map, quantize), "discover": discover}
+        asked = corpus_of(corpus, None, images, questions_per_image)
+        attributed_run(
+            run, model, asked, store_of(run, replace), method=method, how=how, batch_size=batch_size, **attributed,
+            frames=frames, prompt_form=prompt_form, progress=bar,
+        )  # fmt: skip
+        print_problems(asked.problems, run)
+    found = select_stage(run, store_of(target, replace), method=method, parameters=parameters, progress=bar, **rule)
+    if write_masks is not None:
+        write_masks_of([one.selection for one in found], write_masks)
+        echo(write_masks)
+    if method != "dape":
+        print_selections([(one.selection, one.controls.missing) for one in found], target)
+        return
     missing = {one.selection.model: one.controls.missing for one in found}
     print_tables(publish(target, counts_in=run, uncontrolled=missing))
     if stability:

@@ -6,7 +6,7 @@ torch and the rest are imported when a function is called, so that `--help` is q
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from mmneuron_lens.echo import echo
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mmneuron_lens.artifacts.selection import Selection
     from mmneuron_lens.corpora.corpus import Corpus
     from mmneuron_lens.corpora.folder import Problems
     from mmneuron_lens.runs.store import Store
@@ -105,6 +106,42 @@ def console() -> Console:
 
     found = Console()
     return found if found.is_terminal else Console(width=WIDTH)
+
+
+def parameters_of(method: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Parameters of a method of selection, as NAME=VALUE."""
+    import mmneuron_lens.neurons.selection  # noqa: F401  (registers the methods)
+    from mmneuron_lens.neurons.selectors.registry import selector_named
+    from mmneuron_lens.neurons.selectors.settings import settings_of
+
+    return settings_of(selector_named(method), settings)
+
+
+def refuse_useless(options: Mapping[str, object], beside: str) -> None:
+    """Raises `InvalidValue` for an option that was given and means nothing beside another one (none if "")."""
+    from interventions.errors import InvalidValue
+
+    for name, value in options.items():
+        if beside and value:
+            raise InvalidValue(f"{name} means nothing with {beside}; leave one of them out.")
+
+
+def print_selections(found: Sequence[tuple[Selection, str]], out: Path) -> None:
+    """Neurons by module and domain of selections by another method than the published one, and where each lies.
+
+    found: each selection with why it has no controls, if that is so.
+    """
+    from mmneuron_lens.report.tables import neurons_per_domain, wide
+    from mmneuron_lens.report.terminal import terminal_table
+    from mmneuron_lens.runs.folder import selection_file
+
+    for selection, missing in found:
+        method = selection.parameters["method"]
+        table = wide(neurons_per_domain(selection), "neurons", selection.domains)
+        console().print(terminal_table(table, f"Domain-specific neurons by {method}"))
+        if missing:
+            say(missing)
+        echo(selection_file(out, selection.model, method))
 
 
 def print_tables(page: Path) -> None:

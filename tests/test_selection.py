@@ -242,8 +242,8 @@ def test_refusals_name_the_difference() -> None:
     for wrong in (counts[:1], [], [counts[0], counts[0]]):
         with pytest.raises(ValueError, match="do not make a selection; give the counts of two or more"):
             select(wrong)
-    with pytest.raises(ValueError, match="no selection method 'lape'; choose from dape"):
-        select(counts, method="lape")  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match=r"Unknown selection method 'lape'\. Did you mean 'dape'\? Choices: .*random"):
+        select(counts, method="lape")
     with pytest.raises(ValueError, match=r"kinds name no counted site \['projector.act'\]"):
         select(counts, kinds={"projector.act": ("image",)})
     empty = {site: torch.zeros_like(tensor) for site, tensor in counts[2].tokens.items()}

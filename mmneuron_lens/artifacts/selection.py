@@ -36,12 +36,15 @@ class Selection(Artifact):
     - `masks[site]`: bool [layer, neuron, domain]; `entropy[site]`: float64 [layer, neuron], nats, NaN if never active;
       `probability[site]`: float64 [layer, neuron, domain]; `tokens[site]`: int64 [domain].
     - `threshold[site]`, `requested[site]`: what the rule came to.
-    - `parameters`: method, fraction, percentile, kinds by site. `provenance`: what the domains share, and "domains".
+    - `scores[site]`: float64 [layer, neuron, domain], by what the method ranked, NaN where it never takes a neuron; {}
+      for the published method, whose entropy and probability say it all, and in files of versions before.
+    - `parameters`: method, fraction, percentile, kinds by site; the method's own under "parameters".
+    - `provenance`: what the domains share, and "domains".
     - `reachability`: which layers can reach the logits; neurons of the others are selected too, as in the paper.
     """
 
     kind: ClassVar[str] = "selection"
-    undefined: ClassVar[tuple[str, ...]] = ("entropy/",)
+    undefined: ClassVar[tuple[str, ...]] = ("entropy/", "scores/")
 
     model: str
     domains: tuple[str, ...]
@@ -53,6 +56,7 @@ class Selection(Artifact):
     requested: dict[str, int]
     parameters: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
+    scores: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def selected(self, site: str) -> int:
         """How many neurons of the site were selected, each once however many domains it belongs to."""
@@ -123,9 +127,13 @@ class Selection(Artifact):
             refuse_range(f"entropy/{site}", self.entropy[site], -ROUNDING, math.log(max(domains, 1)) + ROUNDING)
             refuse_range(f"tokens/{site}", self.tokens[site], 0)
             refuse_unless(self.requested[site] >= 0, f"requested {site}", f"is {self.requested[site]}")
+        for site, scores in self.scores.items():
+            refuse_unless(site in self.masks, f"scores/{site}", "is of a site without neurons")
+            refuse_tensor(f"scores/{site}", scores, torch.float64, *self.masks[site].shape)
+            refuse_unless(not bool(scores.isinf().any()), f"scores/{site}", "has infinite values")
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        names = ("masks", "entropy", "probability", "tokens")
+        names = ("masks", "entropy", "probability", "tokens", "scores")
         tensors = {f"{name}/{site}": value for name in names for site, value in getattr(self, name).items()}
         names = ("model", "domains", "threshold", "requested", "parameters", "provenance")
         return tensors, {name: getattr(self, name) for name in names}
@@ -136,7 +144,8 @@ class Selection(Artifact):
         for site in in_order(metadata["requested"]):
             for name, values in by_site.items():
                 values[site] = tensors[f"{name}/{site}"]
-        own: dict[str, Any] = {**metadata, "domains": tuple(metadata["domains"]), **by_site}
+        scores = {site: tensors[f"scores/{site}"] for site in by_site["masks"] if f"scores/{site}" in tensors}
+        own: dict[str, Any] = {**metadata, "domains": tuple(metadata["domains"]), **by_site, "scores": scores}
         return cls(**own)
 
     def to_frame(self) -> pl.DataFrame:

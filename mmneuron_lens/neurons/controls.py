@@ -18,7 +18,8 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.selection import Selection
-from mmneuron_lens.neurons.selection import TIE, select, select_module
+from mmneuron_lens.neurons.module_selection import TIE, select_module
+from mmneuron_lens.neurons.selection import PUBLISHED, select
 
 
 def false_discovery_rate(
@@ -34,8 +35,12 @@ def false_discovery_rate(
     and redoes threshold and filter; of the survivors it counts those whose entropy is at most the highest entropy
     selected in the real data. `progress` wraps the list of permutations of a site (`tqdm`, for one).
 
-    Raises `ValueError` when `selection` was not made from these counts.
+    Raises `ValueError` when `selection` was not made from these counts, or not by the published method.
     """
+    if selection.parameters.get("method", PUBLISHED) != PUBLISHED:
+        raise InvalidValue(
+            f"a false discovery rate is one of entropies, and this is by {selection.parameters['method']}."
+        )
     ordered = in_order_of(counts, selection)
     null = {}
     for site, mask in selection.masks.items():

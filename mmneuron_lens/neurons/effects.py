@@ -19,7 +19,8 @@ from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.effect_sizes import Effect, EffectSizes, Interval
 from mmneuron_lens.artifacts.selection import Selection, groups_of
 from mmneuron_lens.neurons.controls import filled_cells, half_of, in_order_of, probability_of_cells
-from mmneuron_lens.neurons.selection import select_module
+from mmneuron_lens.neurons.module_selection import select_module
+from mmneuron_lens.neurons.selection import PUBLISHED
 
 RESAMPLES = 500
 MINIMUM = math.log(2)
@@ -72,7 +73,7 @@ def effect_sizes(
 
     The tokens of the other domains are pooled. A selection finds what is extreme in its own data, so the same is also
     measured held out: neurons are selected in one half of the buckets and measured in the other, both ways; where
-    domains mean nothing, that is 0.
+    domains mean nothing, that is 0. Of a selection by another method than the published one nothing is held out.
 
     Raises `InvalidValue` when the selection was not made from these counts, or a domain has tokens in fewer than two
     buckets.
@@ -87,9 +88,10 @@ def effect_sizes(
         members[site] = mask.nonzero()
         own[site] = _measured(cells, mask, resamples, generator)
         half = half_of(cells.labels, selection.domains, site, generator)
+        again = (half, ~half) if selection.parameters.get("method", PUBLISHED) == PUBLISHED else ()
         held_out[site] = [
             _measured(cells.some(~chosen), _selected(cells.some(chosen), selection, mask), resamples, generator)
-            for chosen in (half, ~half)
+            for chosen in again
         ]
     effects = {
         name: _effect([own[site] for site in sites], [one for site in sites for one in held_out[site]])
@@ -177,6 +179,8 @@ def _effect(own: Sequence[Redrawn], held_out: Sequence[Redrawn]) -> Effect:
 
 
 def _median(drawn: Sequence[Tensor], resampled: bool) -> Interval:
+    if not drawn:
+        return {"value": None, "low": None, "high": None}
     values = torch.cat(list(drawn), dim=1).numpy()
     if not values.shape[1]:
         return {"value": None, "low": None, "high": None}

@@ -39,8 +39,14 @@ class Observed:
 def observed(
     counts: Sequence[Counts], moments: Sequence[Moments] = (), attributions: Sequence[Attributions] = ()
 ) -> Observed:
-    """What was measured, each in the order of the counts' domains, whatever the order given."""
+    """What was measured, each in the order of the counts' domains, whatever the order given.
+
+    Raises `InvalidValue` as `Observed`.
+    """
     domains = [one.domain for one in counts]
+    for one in (*moments, *attributions):
+        if one.domain not in domains:
+            raise InvalidValue(f"{one.kind} of {one.domain} have no counts beside them; count it, or leave it out.")
     return Observed(
         tuple(counts),
         tuple(sorted(moments, key=lambda one: domains.index(one.domain))),

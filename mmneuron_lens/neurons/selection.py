@@ -1,142 +1,152 @@
-"""The domain-specific neurons of each module: the published procedure, and its result as an artifact.
+"""The domain-specific neurons of each module by any registered method, as an artifact, and as many random ones.
 
-The paper names the bottom 1 % of the entropy and "a predefined threshold"; both rules, as published in code, are
-written out at `select_module`. Selection is per site: the two Q-Former branches are selected separately and belong to
-one module of the paper, "Q-Former".
+Selection is per site: the two Q-Former branches are selected separately and belong to one module of the paper,
+"Q-Former".
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool
 from torch import Tensor
 
-from interventions.errors import InvalidValue
+import mmneuron_lens.neurons.selectors  # noqa: F401  (registers the methods)
+from interventions.errors import InvalidValue, UnknownName
+from interventions.sites import unknown
 from mmneuron_lens.artifacts.counts import CORPUS_FIELDS, Counts, refuse_differences
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.selection import Selection, in_order
 from mmneuron_lens.corpora.sample import DOMAINS
-from mmneuron_lens.neurons.dape import activation_probability, dape
+from mmneuron_lens.neurons.membership import members
+from mmneuron_lens.neurons.module_selection import ModuleSelection, domain_probability, select_module
+from mmneuron_lens.neurons.observed import Observed, observed
+from mmneuron_lens.neurons.selectors.registry import Selector, selector_named
 
-TIE = 1e-12
-"""Entropies that agree to this many nats are a tie: less is rounding of the logarithm, which differs by machine."""
+PUBLISHED = "dape"
+"""The method of the paper, whose rule is `select_module`; what `members` says is the rule of all others."""
 
-
-@dataclass(frozen=True, eq=False)
-class ModuleSelection:
-    """What `select_module` finds: `mask` bool [layer, neuron, domain], `entropy` float64 [layer, neuron] in nats."""
-
-    mask: Tensor
-    entropy: Tensor
-    threshold: float
-    requested: int
-    selected: int
-
-    @property
-    def shortfall(self) -> int:
-        """How many neurons fewer than requested had a domain above the threshold."""
-        return self.requested - self.selected
-
-
-def select_module(
-    probability: Float64[Tensor, "layer neuron domain"], fraction: float = 0.01, percentile: float = 0.95
-) -> ModuleSelection:
-    """The published selection in one module, from activation probabilities.
-
-    1. threshold = the `round(percentile * layer * neuron * domain)`-th smallest of all probabilities, not interpolated;
-    2. only neurons with a domain strictly above it survive (so a neuron that is never active does not);
-    3. of these, the `round(fraction * layer * neuron)` lowest entropies are selected, ties by lowest (layer, neuron);
-       if fewer survive, only those are selected and the rest is the shortfall;
-    4. a selected neuron belongs to every domain where its probability is strictly above the threshold.
-
-    Raises `ValueError` when a probability is outside [0, 1], or a parameter outside (0, 1].
-    """
-    for name, value in (("fraction", fraction), ("percentile", percentile)):
-        if not 0 < value <= 1:
-            raise InvalidValue(f"{name} is {value}; it must be above 0 and at most 1 (the paper: 0.01 and 0.95).")
-    if probability.numel() == 0 or not bool(((probability >= 0) & (probability <= 1)).all()):
-        raise InvalidValue(
-            f"probabilities {tuple(probability.shape)} are empty or outside [0, 1]; give M / N per domain."
-        )
-    entropy = dape(probability)
-    rank = max(1, round(percentile * probability.numel()))
-    threshold = float(probability.flatten().kthvalue(rank).values)
-    above = probability > threshold
-    survivors = above.any(dim=-1).flatten().nonzero().squeeze(1)
-    requested = round(fraction * entropy.numel())
-    chosen = survivors[lowest_first(entropy.flatten()[survivors])[:requested]]
-    mask = torch.zeros(entropy.numel(), dtype=torch.bool, device=entropy.device)
-    mask[chosen] = True
-    return ModuleSelection(above & mask.view_as(entropy)[..., None], entropy, threshold, requested, len(chosen))
-
-
-def lowest_first(entropy: Float64[Tensor, " neuron"]) -> Int64[Tensor, " neuron"]:
-    """The neurons in order of entropy; of values that are each within `TIE` of the next, the first comes first."""
-    values, order = entropy.sort(stable=True)
-    group = torch.zeros_like(order)
-    group[1:] = (values.diff() > TIE).cumsum(0)
-    return torch.empty_like(order).scatter_(0, order, group).sort(stable=True).indices
+Kinds = Mapping[str, tuple[str, ...]]
 
 
 def select(
-    counts: list[Counts],
+    given: Observed | Sequence[Counts],
     fraction: float = 0.01,
     percentile: float = 0.95,
-    kinds: dict[str, tuple[str, ...]] | None = None,
-    method: Literal["dape"] = "dape",
+    kinds: Kinds | None = None,
+    method: str = PUBLISHED,
+    **parameters: Any,
 ) -> Selection:
-    """Selects the domain-specific neurons of every site from the counts of two or more domains, one `Counts` each.
+    """Selects the domain-specific neurons of every site from what was measured in two or more domains.
 
-    `kinds` narrows a site to some kinds of token, {"llm.mlp.act": ("image",)}; without it all count, as in the paper.
-    Domains come in the order of `DOMAINS`. Raises `ValueError` when the counts differ in model, sites, kinds or any
-    provenance outside `CORPUS_FIELDS`, when a domain comes twice or has no tokens, or when the method is unknown.
+    - given: the counts of each domain, or with moments and attributions as `observed` takes them.
+    - fraction: the share of a module's neurons that is selected; see `select_module`, or `members` for what it means to
+      every other method.
+    - percentile: the threshold on probabilities that the published method asks for.
+    - kinds: narrows a site to some kinds of token, {"llm.mlp.act": ("image",)}; without it all count, as in the paper.
+      Only for methods that need nothing but counts.
+    - method: a registered one: docs/selectors.md.
+    - parameters: of the method, over its published ones.
+
+    Domains come in the order of `DOMAINS`. Probabilities, entropies and thresholds are those of the counts, whatever
+    the method. A site that a method has no scores for has no neurons. Raises `InvalidValue` when the counts differ in
+    model, sites, kinds or any provenance outside `CORPUS_FIELDS`, when a domain comes twice or has no tokens, or when
+    what the method needs is not there, and `UnknownName` for a method or parameter that is not there.
     """
-    if method != "dape":
-        raise InvalidValue(f"no selection method {method!r}; choose from dape.")
-    counts = sorted(counts, key=lambda one: DOMAINS.index(one.domain) if one.domain in DOMAINS else len(DOMAINS))
-    domains = tuple(one.domain for one in counts)
-    if len(domains) < 2 or len(set(domains)) < len(domains):
-        raise InvalidValue(f"domains {domains} do not make a selection; give the counts of two or more, each once.")
+    chosen, seen = selector_named(method), ordered(given)
+    if method == PUBLISHED and parameters:
+        raise UnknownName(unknown(f"parameter of {method}", next(iter(parameters)), ["fraction", "percentile"]))
+    counts = list(seen.counts)
+    if len(seen.domains) < 2 or len(set(seen.domains)) < len(seen.domains):
+        raise InvalidValue(
+            f"domains {seen.domains} do not make a selection; give the counts of two or more, each once."
+        )
     refuse_differences(counts, action="select from")
-    unknown = (kinds or {}).keys() - counts[0].active.keys()
-    if unknown:
-        raise InvalidValue(f"kinds name no counted site {sorted(unknown)}; choose from {', '.join(counts[0].active)}.")
-    kinds = {site: (kinds or {}).get(site, counts[0].kinds[site]) for site in in_order(counts[0].active)}
-    tokens = {site: torch.tensor([one.total(site, kinds[site])[1] for one in counts], device="cpu") for site in kinds}
-    probability = {site: domain_probability(counts, site, kinds[site]) for site in kinds}
-    found = {site: select_module(probability[site], fraction, percentile) for site in kinds}
+    every = _all_kinds(counts[0], kinds)
+    tokens = {site: torch.tensor([one.total(site, every[site])[1] for one in counts], device="cpu") for site in every}
+    probability = {site: domain_probability(counts, site, every[site]) for site in every}
+    published = {site: select_module(probability[site], fraction, percentile) for site in every}
     shared = {name: value for name, value in counts[0].provenance.items() if name not in CORPUS_FIELDS}
     own = {one.domain: {"samples": one.samples, "corpus": one.provenance.get("corpus")} for one in counts}
+    rule: dict[str, Any] = {"method": method, "fraction": fraction, "percentile": percentile, "kinds": every}
+    if method == PUBLISHED:
+        masks, requested, scores = _by_rule(published)
+    else:
+        scores = chosen.scores(_narrowed(seen, chosen, kinds, every), **parameters)
+        masks, requested = _by_scores(scores, published, fraction)
+        scores = {site: values.masked_fill(values == -torch.inf, torch.nan) for site, values in scores.items()}
+        rule |= {"parameters": {**chosen.defaults, **parameters}, **chosen.described}
     return Selection(
         model=counts[0].model,
-        domains=domains,
-        masks={site: module.mask for site, module in found.items()},
-        entropy={site: module.entropy for site, module in found.items()},
+        domains=seen.domains,
+        masks=masks,
+        entropy={site: module.entropy for site, module in published.items()},
         probability=probability,
         tokens=tokens,
-        threshold={site: module.threshold for site, module in found.items()},
-        requested={site: module.requested for site, module in found.items()},
-        parameters={"method": method, "fraction": fraction, "percentile": percentile, "kinds": kinds},
+        threshold={site: module.threshold for site, module in published.items()},
+        requested=requested,
+        parameters=rule,
         provenance={**provenance(**shared), "domains": own},
+        scores=scores,
     )
 
 
-def domain_probability(
-    counts: list[Counts], site: str, kinds: tuple[str, ...] | None = None
-) -> Float64[Tensor, "layer neuron domain"]:
-    """Activation probabilities of a site, one domain after the other; `ValueError` names a domain without tokens."""
-    columns = []
-    for one in counts:
-        active, tokens = one.total(site, kinds)
-        if tokens == 0:
-            raise InvalidValue(
-                f"{one.domain} has no {'/'.join(kinds or ())} tokens at {site}; count it, or leave it out."
-            )
-        columns.append(activation_probability(active, tokens))
-    return torch.stack(columns, dim=-1)
+def ordered(given: Observed | Sequence[Counts]) -> Observed:
+    """What was measured with domains in the order of `DOMAINS`, others behind them as they came."""
+    seen = given if isinstance(given, Observed) else Observed(tuple(given))
+    counts = sorted(seen.counts, key=lambda one: DOMAINS.index(one.domain) if one.domain in DOMAINS else len(DOMAINS))
+    return observed(counts, seen.moments, seen.attributions)
+
+
+def _all_kinds(counts: Counts, kinds: Kinds | None) -> dict[str, tuple[str, ...]]:
+    unknown_sites = (kinds or {}).keys() - counts.active.keys()
+    if unknown_sites:
+        raise InvalidValue(
+            f"kinds name no counted site {sorted(unknown_sites)}; choose from {', '.join(counts.active)}."
+        )
+    return {site: (kinds or {}).get(site, counts.kinds[site]) for site in in_order(counts.active)}
+
+
+def _narrowed(seen: Observed, chosen: Selector, kinds: Kinds | None, every: Kinds) -> Observed:
+    """What a method is given, with these kinds of token only."""
+    if not kinds:
+        return seen
+    if beyond := [name for name in chosen.needs if name != "counts"]:
+        raise InvalidValue(
+            f"kinds narrow counts, and {chosen.name} is made of {' and '.join(beyond)}; leave kinds out, or choose a "
+            f"method of counts."
+        )
+    return replace(seen, counts=tuple(_of_kinds(one, every) for one in seen.counts))
+
+
+def _of_kinds(counts: Counts, kinds: Kinds) -> Counts:
+    places = {site: [counts.kinds[site].index(kind) for kind in some] for site, some in kinds.items()}
+    return replace(
+        counts,
+        active={site: counts.active[site][:, :, some] for site, some in places.items()},
+        tokens={site: counts.tokens[site][:, some] for site, some in places.items()},
+        kinds=dict(kinds),
+    )
+
+
+def _by_rule(
+    published: Mapping[str, ModuleSelection],
+) -> tuple[dict[str, Tensor], dict[str, int], dict[str, Tensor]]:
+    masks = {site: module.mask for site, module in published.items()}
+    return masks, {site: module.requested for site, module in published.items()}, {}
+
+
+def _by_scores(
+    scores: Mapping[str, Tensor], published: Mapping[str, ModuleSelection], fraction: float
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    masks = {
+        site: members(scores[site], fraction) if site in scores else torch.zeros_like(module.mask)
+        for site, module in published.items()
+    }
+    return masks, {site: module.requested if site in scores else 0 for site, module in published.items()}
 
 
 def random_like(

@@ -17,7 +17,8 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.selection import in_order, module_of
 from mmneuron_lens.neurons.controls import filled_cells, probability_of_cells
-from mmneuron_lens.neurons.selection import select, select_module
+from mmneuron_lens.neurons.module_selection import select_module
+from mmneuron_lens.neurons.selection import select
 
 
 @dataclass(frozen=True)

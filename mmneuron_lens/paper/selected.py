@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import polars as pl
 
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.neurons.selection import PUBLISHED
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, known_of, notes_on, sources_of, stacked
 from mmneuron_lens.report import tables
@@ -27,6 +29,8 @@ def table_1(runs: Sequence[ModelRun]) -> Section:
     summary = marked(summary, known_of(runs))
     grids.append(Grid("selection", "What the rule came to at each site", summary, folded=True, notes=notes))
     rule = runs[0].selection.parameters
+    if rule.get("method", PUBLISHED) != PUBLISHED:
+        return Section("Neurons of each domain", _by(rule), tuple(grids), sources=sources_of(runs, "selection"))
     text = (
         "A neuron’s activation probability in a domain is the share of tokens on which its activation is above zero. "
         "Domain-specific neurons are those whose probabilities differ most between domains: the "
@@ -38,6 +42,16 @@ def table_1(runs: Sequence[ModelRun]) -> Section:
     )
     sources = sources_of(runs, "selection")
     return Section("Neurons of each domain", text, tuple(grids), sources=sources, name="Table 1")
+
+
+def _by(rule: Mapping[str, Any]) -> tuple[str, ...]:
+    """How neurons were ranked where it is not the paper's way."""
+    return (
+        f"Selected by {rule['method']}, which is not the method of the paper: as many of each domain’s highest scores "
+        f"as name {100 * rule['fraction']:.3g} % of a module’s neurons together. docs/selectors.md has its formula.",
+        "A neuron belongs to every domain among whose highest scores it is, so the numbers of a row may add up to more "
+        "than were selected.",
+    )
 
 
 def table_6(runs: Sequence[ModelRun]) -> Section:

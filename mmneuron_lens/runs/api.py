@@ -28,13 +28,16 @@ from mmneuron_lens.experiments.entropy import read_entropy as read_domain
 from mmneuron_lens.experiments.moments import counts_from
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.neurons.selection import PUBLISHED
+from mmneuron_lens.neurons.selectors.registry import selector_named
 from mmneuron_lens.runs.answer import answer_stage, score_stage
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.deviate import deviate_stage
-from mmneuron_lens.runs.folder import file_of, selection_facts
+from mmneuron_lens.runs.folder import file_of, selection_facts, selection_file
 from mmneuron_lens.runs.identify import Identified, find
 from mmneuron_lens.runs.moments import moments_stage
 from mmneuron_lens.runs.neuron_tables import write_neurons
+from mmneuron_lens.runs.observed import observed_on
 from mmneuron_lens.runs.store import Store
 
 
@@ -45,6 +48,8 @@ def identify(
     fraction: float = 0.01,
     percentile: float = 0.95,
     kinds: Mapping[str, tuple[str, ...]] | None = None,
+    method: str = PUBLISHED,
+    parameters: Mapping[str, Any] | None = None,
     permutations: int = 20,
     seed: int = 0,
     batch_size: int = 32,
@@ -63,6 +68,8 @@ def identify(
 
     - fraction, percentile, kinds: the rule (section 3.2): the share of each module's neurons, the threshold on
       probabilities, and per site the kinds of token that count.
+    - method, parameters: how neurons are ranked, docs/selectors.md; moments and attributions are taken where it needs
+      them.
     - permutations, seed: of the false discovery rate.
     - batch_size, prompt, frames, prompt_form, exact: how questions are asked; see `experiments.count.plan_count`.
     - workers: processes that decode images ahead.
@@ -83,18 +90,23 @@ def identify(
     asked: dict[str, Any] = {"batch_size": batch_size, "prompt": prompt, "frames": frames, "prompt_form": prompt_form}
     asked |= {"corpus": corpus.name, "exact": exact, "workers": workers, "jobs": jobs}
     asked |= {"problems": corpus.problems, "progress": progress}
+    moments = moments or "moments" in selector_named(method).needs
     taken = moments_stage(lens, domains, store, **asked) if moments else {}
     counts = {domain: counts_from(one) for domain, one in taken.items() if one is not None}
     counts = counts or count_stage(lens, domains, store, **asked)
     made = {domain: one for domain, one in counts.items() if one is not None}
     cited = {} if out is None else {name: content_hash(file_of(out, "counts", lens.name, name)) for name in made}
+    put: dict[str, Any] = {"batch_size": batch_size, "frames": frames, "prompt_form": prompt_form, "workers": workers}
+    put |= {"corpus": corpus.name, "problems": corpus.problems, "progress": progress}
+    own = [one for one in taken.values() if one is not None]
+    seen, measured = observed_on(lens, domains, list(made.values()), store, method, moments=own, **put)
     found = find(
-        list(made.values()), fraction=fraction, percentile=percentile, kinds=dict(kinds or {}),
-        permutations=permutations, seed=seed, store=store, cited=cited, progress=progress,
+        seen, fraction=fraction, percentile=percentile, kinds=dict(kinds or {}), method=method, parameters=parameters,
+        permutations=permutations, seed=seed, store=store, cited=cited, measured=measured, progress=progress,
     )  # fmt: skip
     if out is not None:
         write_neurons(out)
-    return replace_fields(found, moments=tuple(one for one in taken.values() if one is not None))
+    return replace_fields(found, moments=tuple(own))
 
 
 def ablate(
@@ -230,7 +242,7 @@ def _by_domain(corpus: Corpus) -> dict[str, list[Sample]]:
 
 def _saved(out: str | Path | None, selection: Selection) -> str:
     """The sha256 of the run's own file of this very selection; "" where there is none."""
-    file = None if out is None else file_of(out, "selection", selection.model)
+    file = None if out is None else selection_file(out, selection.model, selection.parameters.get("method", PUBLISHED))
     if file is None or not file.is_file():
         return ""
     saved = Selection.load(file)

@@ -1,7 +1,8 @@
 """A run's folder: where each value lies, and which models and domains are there.
 
 counts/MODEL/DOMAIN.safetensors     selection/MODEL.safetensors     selection_wider/MODEL.safetensors
-moments/MODEL/DOMAIN.safetensors    (of `mmneuron count --moments`)
+selections/METHOD/MODEL.safetensors, selections_wider/ alike: of other methods than the published one
+moments/MODEL/DOMAIN.safetensors    attributions/MODEL/DOMAIN.safetensors
 controls/MODEL/*.safetensors        answers/MODEL.jsonl             official_scores/MODEL.jsonl
 deviations/MODEL/DOMAIN.safetensors, entropies/ and traces/NUMBER/ alike; embeddings/MODEL.safetensors; means/
 neurons.parquet    neurons.csv    tables/*.csv    figures/*.png    index.html
@@ -18,6 +19,7 @@ from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.experiments.conditions import tensors_digest
+from mmneuron_lens.neurons.selection import PUBLISHED
 from mmneuron_lens.runs.keys import Key
 
 
@@ -39,6 +41,11 @@ def selection_facts(selection: Selection, selection_id: str) -> dict[str, Any]:
     """What identifies a selection in a key: its neurons, and the sha256 of its file where that is cited."""
     neurons = {"domains": list(selection.domains), "sha256": tensors_digest(selection.masks)}
     return {"selection": selection_id, "neurons": neurons}
+
+
+def selection_file(run: str | Path, model: str, method: str = PUBLISHED) -> Path:
+    """Where a run keeps the selection of a model by a method, or would."""
+    return file_of(run, "selection", model) if method == PUBLISHED else file_of(run, "selections", method, model)
 
 
 def files_in(folder: Path, ending: str = ".safetensors") -> list[Path]:

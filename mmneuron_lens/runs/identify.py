@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -19,10 +21,14 @@ from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.neurons.controls import false_discovery_rate, halves_overlap
 from mmneuron_lens.neurons.effects import effect_sizes
-from mmneuron_lens.neurons.selection import select
+from mmneuron_lens.neurons.halves import method_overlap
+from mmneuron_lens.neurons.observed import Observed
+from mmneuron_lens.neurons.selection import PUBLISHED, select
+from mmneuron_lens.neurons.selectors.registry import selector_named
 from mmneuron_lens.neurons.silent import silent_neurons
-from mmneuron_lens.runs.folder import counted, key_of
+from mmneuron_lens.runs.folder import RunError, counted, key_of
 from mmneuron_lens.runs.keys import StoreConflict
+from mmneuron_lens.runs.observed import observed_in
 from mmneuron_lens.runs.store import Store, StoreBusy
 
 WIDER = 0.05
@@ -33,7 +39,8 @@ WIDER = 0.05
 class Controls:
     """What the selection proves; all are None, and `missing` says why, for too small a corpus.
 
-    - discovery: whether chance explains the number of neurons. overlap: whether other data give the same ones.
+    - discovery: whether chance explains the number of neurons; of the published method alone, a cut-off of entropies.
+    - overlap: whether other data give the same ones; None for a method that looks at no data.
     - effects: how much more often they are active in their domain.
     """
 
@@ -62,27 +69,38 @@ class Identified:
 
 
 def find(
-    counts: Sequence[Counts],
+    given: Sequence[Counts] | Observed,
     *,
     fraction: float = 0.01,
     percentile: float = 0.95,
     kinds: dict[str, tuple[str, ...]] | None = None,
+    method: str = PUBLISHED,
+    parameters: Mapping[str, Any] | None = None,
     wider: float = WIDER,
     permutations: int = 20,
     seed: int = 0,
     store: Store | None = None,
     cited: Mapping[str, str] | None = None,
+    measured: Mapping[str, Mapping[str, str]] | None = None,
     progress: Progress = quietly,
 ) -> Identified:
     """The selection from counts of two or more domains, again at `wider`, and its controls.
 
-    - fraction, percentile, kinds: of `select`.
+    - given: the counts, or what was measured beside them.
+    - fraction, percentile, kinds, method, parameters: of `select`.
     - permutations: of the false discovery rate, with `seed`.
-    - store: where each is kept; nowhere unless given. cited: the sha256 of each file of counts, then.
+    - store: where each is kept; nowhere unless given. cited: the sha256 of each file of counts, then; measured: those
+      of what else a method needs, by what it is.
 
     Raises as `select` does, and `StoreConflict` for a store that holds another selection.
     """
-    store, counts = store or Store(None), list(counts)
+    store = store or Store(None)
+    if method != PUBLISHED:
+        seen = given if isinstance(given, Observed) else Observed(tuple(given))
+        rule = {"fraction": fraction, "percentile": percentile, "kinds": kinds}
+        facts = {"counts": dict(cited or {}), **(measured or {}), **rule, "kinds": kinds or {}, "seed": seed}
+        return _by_method(seen, method, dict(parameters or {}), rule, wider, facts, store)
+    counts = list(given.counts if isinstance(given, Observed) else given)
     model = counts[0].model if counts else ""
     rule = {"counts": dict(cited or {}), "percentile": percentile, "kinds": kinds or {}}
     chance = {**rule, "fraction": fraction, "seed": seed}
@@ -90,7 +108,8 @@ def find(
     def selected(kind: str, share: float) -> Selection:
         key = key_of(kind, model, facts={**rule, "fraction": share})
         what = f"{model}: selecting {100 * share:g} % of the neurons"
-        return store.get_or_make(key, lambda _: select(counts, share, percentile, kinds), Selection, what=what)
+        make = partial(select, counts, share, percentile, kinds, method, **(parameters or {}))
+        return store.get_or_make(key, lambda _: make(), Selection, what=what)
 
     selection = selected("selection", fraction)
     keys = {
@@ -127,6 +146,47 @@ def find(
     return Identified(tuple(counts), selection, selected("selection_wider", wider), controls)
 
 
+def _by_method(
+    seen: Observed,
+    method: str,
+    parameters: dict[str, Any],
+    rule: dict[str, Any],
+    wider: float,
+    facts: Mapping[str, Any],
+    store: Store,
+) -> Identified:
+    """What another method than the published one selects, and the controls that mean something for it."""
+    model, known = seen.counts[0].model if seen.counts else "", selector_named(method)
+    facts = {**facts, "method": method, "parameters": {**known.defaults, **parameters}, **known.described}
+
+    def selected(kind: str, share: float) -> Selection:
+        key = key_of(kind, method, model, facts={**facts, "fraction": share})
+        what = f"{model}: selecting {100 * share:g} % of the neurons by {method}"
+        make = partial(select, seen, method=method, **{**rule, "fraction": share}, **parameters)
+        return store.get_or_make(key, lambda _: make(), Selection, what=what)
+
+    selection = selected("selections", rule["fraction"])
+    missing, overlap, effects = "", None, None
+    try:
+        if known.needs:
+            overlap = store.get_or_make(
+                key_of("controls", model, method, "halves_overlap", facts=facts),
+                lambda _: method_overlap(seen, method, seed=facts["seed"], **rule, **parameters),
+                HalvesOverlap,
+            )
+        effects = store.get_or_make(
+            key_of("controls", model, method, "effect_sizes", facts=facts),
+            lambda _: effect_sizes(seen.counts, selection, seed=facts["seed"]),
+            EffectSizes,
+        )
+    except InvalidValue as error:
+        if isinstance(error, StoreConflict | StoreBusy | ArtifactError):
+            raise
+        missing = f"The controls were not run: {error}"
+    controls = Controls(None, overlap, effects, missing)
+    return Identified(seen.counts, selection, selected("selections_wider", wider), controls)
+
+
 def select_stage(
     run: str | Path,
     store: Store,
@@ -135,6 +195,8 @@ def select_stage(
     fraction: float = 0.01,
     percentile: float = 0.95,
     kinds: Sequence[str] = (),
+    method: str = PUBLISHED,
+    parameters: Mapping[str, Any] | None = None,
     permutations: int = 20,
     seed: int = 0,
     progress: Progress = quietly,
@@ -143,14 +205,19 @@ def select_stage(
 
     - store: where it is written: the run's own folder, or another.
     - kinds: only these kinds of token, at each site that has any of them.
+    - method, parameters: of `select`; what it needs beside counts must be in the run, see `observed_in`.
     """
     found: list[Identified] = []
     for files in counted(run):
         counts = list(files.values())
         if model is None or counts[0].model == model:
+            seen, measured = observed_in(run, counts, method)
             found.append(
                 find(
-                    counts,
+                    seen,
+                    method=method,
+                    parameters=parameters,
+                    measured=measured,
                     fraction=fraction,
                     percentile=percentile,
                     kinds=kinds_by_site(counts[0], kinds),
@@ -161,6 +228,9 @@ def select_stage(
                     cited={one.domain: content_hash(file) for file, one in files.items()},
                 )
             )
+    if not found:
+        there = ", ".join(next(iter(files.values())).model for files in counted(run))
+        raise RunError(f"{run} has no counts of {model}; choose from {there}.")
     return found
 
 
