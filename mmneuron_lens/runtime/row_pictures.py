@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -59,8 +59,8 @@ def image_of(image: object, images: int) -> int:
 
 def group_of(group: object) -> Before:
     """A group of sites before the language model. Raises `UnknownName` for another."""
-    if group == "vision" or group == "projector":
-        return group
+    if group in ("vision", "projector"):
+        return cast(Before, group)
     raise UnknownName(
         f"tower_boxes knows no group {group!r}. Choices: vision, projector; of the language model, see `boxes`."
     )
