@@ -44,16 +44,19 @@ FIRST = {
 
 WITH_QUERIES = ("instructblip", "blip2", "embedded/instructblip")
 ONE_IMAGE = (*WITH_QUERIES, "llava")
-LANDSCAPE, PORTRAIT, SQUARE = (96, 208), (230, 88), (120, 120)
+LANDSCAPE, PORTRAIT, SQUARE = (150, 210), (230, 88), (120, 120)
 PICTURES = {
     name: [drawn(*size, seed) for seed, size in enumerate(sizes)]
     for name, sizes in {
         "landscape": [LANDSCAPE],
         "portrait": [PORTRAIT],
-        "three": [SQUARE, LANDSCAPE, PORTRAIT],
+        "three": [SQUARE, PORTRAIT, LANDSCAPE],
     }.items()
 }
 CASES = [(name, sizes) for name in FIRST for sizes in PICTURES if sizes != "three" or name not in ONE_IMAGE]
+
+TRACE = 0.005
+"""Of what changing all of the picture does: Idefics3 resizes two and three times, and a trace of it reaches further."""
 
 
 class Stopped(Exception):
@@ -174,14 +177,13 @@ def test_positions_change_with_what_their_boxes_hold(name, sizes):
     # All of the picture: every position that has a place in it, and no other.
     assert torch.equal(moved[0] > 0, mine)
     for part, change in zip(parts, moved[1 : 1 + len(parts)], strict=True):
-        assert not change[~(mine & meets(found, part, margin))].any(), part
+        assert (change <= TRACE * moved[0])[~(mine & meets(found, part, margin))].all(), part
         holding = (mine & inside(found, part)).nonzero().flatten().tolist()
         assert holding, part
         for place in holding:
             assert int(change.where(tiles == tiles[place], 0).argmax()) == place, part
     for place, change in zip(chosen, moved[1 + len(parts) :], strict=True):
-        # Where a processor resizes several times, a trace of it reaches further.
-        assert change[place] <= 0.005 * moved[0, place], place
+        assert change[place] <= TRACE * moved[0, place], place
 
 
 @reads("vision.mlp.act", over="list", sample=batch_field("sample"), position=batch_field("position"))
