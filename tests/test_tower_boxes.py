@@ -200,48 +200,47 @@ def by_position(out: dict[str, Tensor], sample: int) -> Tensor:
     return values[positions.argsort()].float()
 
 
+def some_of(boxes: Tensor, number: int) -> list[int]:
+    """Places of three boxes of a picture, none of which is cut or of the overview."""
+    mine = ((boxes[:, 0] == number) & ~boxes[:, 1:].isnan().any(-1)).nonzero().flatten()
+    area = (boxes[mine, 3:] - boxes[mine, 1:3]).prod(-1)
+    usual = mine[(area - area.median()).abs() < 0.01]
+    return [int(usual[len(usual) * share // 6]) for share in (2, 3, 4)]
+
+
 @pytest.mark.parametrize("name", FIRST)
 def test_the_field_position_counts_boxes(name):
-    """Read through a graph, the tower's attention silenced, so that a position depends on its own patch alone."""
+    """Read through a graph, the tower's attention silenced, so that a position depends on its own patches alone."""
     lens = lens_of(name)
     images = PICTURES["landscape" if name in ONE_IMAGE else "three"]
-    rows = [PICTURES["portrait"], images]
-    sites = {"vision": "vision.mlp.act"} | ({} if name in WITH_QUERIES else {"projector": "projector.output"})
+    number, groups = len(images) - 1, ["vision"] if name in WITH_QUERIES else ["vision", "projector"]
     reading: Graph = silent | numbered.at("vision.mlp.act", layers=0).named("vision")
-    if "projector" in sites:
+    if "projector" in groups:
         reading = reading | numbered.at("projector.output").named("projector")
-    first = lens.encode(rows, ["why", "which?"])
-    chosen, parts = {}, []
-    for group in sites:
-        boxes = first.tower_boxes(1, group)
-        mine = ((boxes[:, 0] == len(images) - 1) & ~boxes[:, 1:].isnan().any(-1)).nonzero().flatten()
-        area = (boxes[mine, 3:] - boxes[mine, 1:3]).prod(-1)
-        # Of the smallest boxes that are whole, one.
-        usual = mine[(area - area.median()).abs() < 0.01]
-        chosen[group] = int(usual[len(usual) * 2 // 3])
-        left, top, right, bottom = boxes[chosen[group], 1:].tolist()
-        parts.append(
-            [
-                left + (right - left) / 3,
-                top + (bottom - top) / 3,
-                right - (right - left) / 3,
-                bottom - (bottom - top) / 3,
-            ]
-        )
-    after = [[*images[:-1], inverted(images[-1], tuple(map(round, part)))] for part in parts]
-    batch = lens.encode([*rows, *after], ["why", "which?", *["which?"] * len(after)])
+    rows = [PICTURES["portrait"], images]
+    boxes = {group: lens.encode(rows, ["why", "which?"]).tower_boxes(1, group) for group in groups}
+    chosen = [(group, place) for group in groups for place in some_of(boxes[group], number)]
+    parts = [middle_of(boxes[group][place, 1:]) for group, place in chosen]
+    batch = lens.encode(
+        [*rows, *([*images[:-1], inverted(images[-1], part)] for part in parts)],
+        ["why", *["which?"] * (1 + len(parts))],
+    )
     out = lens.run(reading, batch)
-    for number, group in enumerate(sites):
-        read = out[group][0] if group == "projector" else {key: value[0] for key, value in out[group][0].items()}
-        before, behind = by_position(read, 1), by_position(read, 2 + number)
-        boxes = batch.tower_boxes(1, group)
-        assert len(before) == len(boxes)
+    for sample, ((group, place), part) in enumerate(zip(chosen, parts, strict=True), 2):
+        read = {key: value[0] if group == "vision" else value for key, value in out[group][0].items()}
+        before, after = by_position(read, 1), by_position(read, sample)
+        assert len(before) == len(boxes[group])
         assert len(by_position(read, 0)) == len(batch.tower_boxes(0, group))
-        moved = (behind - before).norm(dim=-1)
-        holding = inside(boxes[:, 1:], tuple(map(round, parts[number]))) & (boxes[:, 0] == len(images) - 1)
-        assert holding[chosen[group]]
-        tiles = tiles_in(lens, boxes, group)
-        assert int(moved.where(tiles == tiles[chosen[group]], 0).argmax()) == chosen[group]
+        assert inside(boxes[group][:, 1:], part)[place]
+        tiles = tiles_in(lens, boxes[group], group)
+        moved = (after - before).norm(dim=-1)
+        assert int(moved.where(tiles == tiles[place], 0).argmax()) == place, (group, place)
+
+
+def middle_of(box: Tensor) -> tuple[int, ...]:
+    """The middle ninth of a box."""
+    third = (box[2:] - box[:2]) / 3
+    return tuple(map(round, torch.cat([box[:2] + third, box[2:] - third]).tolist()))
 
 
 def corners(boxes: Tensor) -> Tensor:
