@@ -1,0 +1,127 @@
+"""Pictured row: where the positions of one question lie on its pictures, and activations laid on a raster of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from interventions.sites import SITES
+from mmneuron_lens.artifacts.neuron_examples import SIDE
+from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.row_pictures import painted
+
+
+@dataclass(frozen=True, eq=False)
+class PicturedRow:
+    """The positions of one row of a batch at the sites of one group.
+
+    - picture: int64 [position], which of the row's pictures each lies on, -1 for none.
+    - box: float32 [position, 4], left, top, right and bottom in shares of that picture; NaN for none.
+    - cells: int64 [picture, `SIDE`, `SIDE`], the position that each cell of a raster shows, -1 for none: of the boxes
+      that cover its middle the smallest.
+    """
+
+    picture: Tensor
+    box: Tensor
+    cells: Tensor
+
+
+def pictured_row(batch: Batch, row: int, site: str) -> PicturedRow:
+    """Where the positions of a row lie, counted as the field `position` counts them at a site."""
+    group = SITES[site].group
+    width = positions_of(batch, row, site)
+    picture = torch.full((width,), -1, dtype=torch.int64, device="cpu")
+    box = torch.full((width, 4), torch.nan, dtype=torch.float32, device="cpu")
+    sizes = torch.tensor(batch.picture_sizes(row), dtype=torch.float32, device="cpu").view(-1, 2)
+    if group in ("llm", "vision", "projector"):
+        if group == "llm":
+            weight = batch.fields["llm"]["weight"][row].cpu()
+            counted = weight.cumsum(0) - 1
+            places, boxes = counted[batch.positions("image", row)], batch.boxes(row)
+        else:
+            boxes = batch.tower_boxes(row, "vision" if group == "vision" else "projector")
+            places = torch.arange(len(boxes), device="cpu")
+        there = ~boxes[:, 1:].isnan().any(1)
+        number = boxes[there, 0].long()
+        picture[places[there]] = number
+        shape = sizes[number].flip(1).repeat(1, 2)
+        box[places[there]] = (boxes[there, 1:] / shape).clamp(0, 1)
+    cells = [_cells(picture, box, number) for number in range(len(sizes))]
+    return PicturedRow(picture, box, torch.stack(cells) if cells else torch.zeros(0, SIDE, SIDE, dtype=torch.int64))
+
+
+def positions_of(batch: Batch, row: int, site: str) -> int:
+    """How many positions a row has at a site, as the field `position` counts them."""
+    group = SITES[site].group or ""
+    if group == "llm":
+        return int((batch.fields["llm"]["weight"][row] > 0).sum())
+    if group in ("vision", "projector") and not (group == "projector" and batch.facts["queries"]):
+        return len(batch.tower_boxes(row, "vision" if group == "vision" else "projector"))
+    return batch.fields[group]["weight"].shape[1]
+
+
+def _cells(
+    picture: Int[Tensor, " position"], box: Float[Tensor, "position 4"], number: int
+) -> Int[Tensor, "side side"]:
+    own = (picture == number).nonzero()[:, 0]
+    shown = painted(own.float(), box[own] * SIDE, (SIDE, SIDE))
+    return shown.nan_to_num(nan=-1).long()
+
+
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """Examples of one row laid on its pictures; the first axis of each is the example.
+
+    `picture` int64, `box` float32 [4], `maps` uint8 [`SIDE`, `SIDE`], `map_maximum` float32: as of `NeuronExamples`.
+    """
+
+    picture: Int[Tensor, " example"]
+    box: Float[Tensor, "example 4"]
+    maps: UInt8[Tensor, "example side side"]
+    map_maximum: Float[Tensor, " example"]
+
+
+def laid(values: Float[Tensor, "example position"], at: Int[Tensor, " example"], row: PicturedRow) -> Laid:
+    """Activations of several neurons laid on the pictures of one row.
+
+    - values: at every position of the row; at: where each neuron was most active.
+
+    The map lies on the picture of that position; for a position without a place, a word, on the picture that has the
+    largest activation. A cell shows the smallest box that covers its middle; the cells of the position's own box, and
+    that in which the middle of the box lies, show what it has itself, so that what was largest is seen.
+    """
+    pictures = len(row.cells)
+    positive = values.nan_to_num(nan=0.0).clamp(min=0)
+    above = torch.stack([(positive * (row.picture == one)).amax(1) for one in range(pictures)], 1)
+    there = torch.tensor([bool((row.picture == one).any()) for one in range(pictures)], device="cpu")
+    picture = row.picture[at]
+    if bool(there.any()):
+        best = above.masked_fill(~there, -1).argmax(1)
+        picture = torch.where(picture < 0, best, picture)
+    chosen = picture.clamp(min=0)
+    largest = torch.where(picture < 0, 0.0, above.gather(1, chosen[:, None])[:, 0])
+    cells = row.cells[chosen].flatten(1)
+    shown = positive.gather(1, cells.clamp(min=0)).masked_fill((cells < 0) | (picture < 0)[:, None], 0)
+    box = row.box[at]
+    shown = torch.where(_own(box), positive.gather(1, at[:, None]), shown)
+    maps = shares(shown, largest).view(-1, SIDE, SIDE)
+    return Laid(picture, box, maps, largest)
+
+
+def shares(values: Float[Tensor, "example cell"], largest: Float[Tensor, " example"]) -> UInt8[Tensor, "example cell"]:
+    """Values at or above zero as shares of the largest, from 0 to 255; 0 where the largest is."""
+    scaled = values / largest.where(largest > 0, torch.inf)[:, None]
+    return (255 * scaled.clamp(0, 1)).round().to(torch.uint8)
+
+
+def _own(box: Float[Tensor, "example 4"]) -> Tensor:
+    """Bool [example, cell]: which cells have their middle in the box, or the middle of the box in them."""
+    middle = (torch.arange(SIDE, device="cpu") + 0.5) / SIDE
+    inside = [(middle >= box[:, [low]]) & (middle < box[:, [high]]) for low, high in ((0, 2), (1, 3))]
+    centres = [((box[:, low] + box[:, high]) / 2 * SIDE).floor().clamp(0, SIDE - 1) for low, high in ((0, 2), (1, 3))]
+    at = [torch.arange(SIDE, device="cpu") == centre[:, None] for centre in centres]
+    own = (inside[1][:, :, None] & inside[0][:, None]) | (at[1][:, :, None] & at[0][:, None])
+    return own.flatten(1)
