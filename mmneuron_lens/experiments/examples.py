@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interventions.errors import InvalidValue
@@ -33,9 +33,6 @@ from mmneuron_lens.lens import Lens
 MOST = 2**32
 """Bytes of maps of one artifact, at most: about 370,000 neurons with 20 examples each take as much."""
 
-Tops = Callable[[CountPlan, Mapping[str, Tensor]], TopActivations]
-"""The top activations of one domain, of these neurons or more."""
-
 
 def read_examples(
     lens: Lens,
@@ -43,7 +40,6 @@ def read_examples(
     neurons: Mapping[str, Bool[Tensor, "layer neuron"]],
     k: int = 20,
     *,
-    tops: Tops | None = None,
     keeper: Keeper | None = None,
     workers: int = 0,
     problems: Problems | None = None,
@@ -55,38 +51,58 @@ def read_examples(
 
     - samples: the questions by domain.
     - neurons: by site bool [layer, neuron], one row where a site has no layers; such as `selection.neurons(domain)`.
-    - tops: where top activations of a domain come from; they are read here unless given.
     - keeper: for the pieces of the second pass. workers, problems, progress, jobs: as of `count_steps`.
     - planned: settings of `plan_count`: how questions are asked and batched.
 
     No more is held than the examples and the activations of one batch, of which the second pass reads no more than
-    `CELLS` at a time. A lens that is remote reads there.
+    `example_values.CELLS` at a time. A lens that is remote reads there.
 
     Raises `InvalidValue` for no neuron, a mask of another size, more maps than `MOST` bytes, and as `read_tops` and
     `read_maps` do; `UnknownName` for a site without neurons.
     """
     chosen = listed(lens, neurons)
+    plans = [plan_count(lens, some, problems=problems, **planned) for some in samples.values()]
+    shared: dict[str, Any] = {"problems": problems, "progress": progress}
+
+    def tops(plan: CountPlan) -> TopActivations:
+        return read_tops(lens, plan, chosen, k, workers=workers, jobs=jobs, **shared)
+
+    return read_planned(lens, plans, chosen, k, tops, keeper=keeper, **shared)
+
+
+def read_planned(
+    lens: Lens,
+    plans: Sequence[CountPlan],
+    chosen: Mapping[str, Int[Tensor, "neuron 2"]],
+    k: int,
+    tops: Callable[[CountPlan], TopActivations],
+    *,
+    keeper: Keeper | None = None,
+    problems: Problems | None = None,
+    progress: Progress = quietly,
+) -> NeuronExamples:
+    """The examples of `listed` neurons in planned questions, one plan a domain. Raises as `read_examples`.
+
+    - tops: the top activations of a domain, of these neurons or more, k or more of each.
+    """
     count = sum(map(len, chosen.values()))
     if count * k * SIDE * SIDE > MOST:
         raise InvalidValue(
             f"{k} examples of {count} neurons have {count * k * SIDE * SIDE / 2**30:.1f} GiB of maps, and "
             f"{MOST / 2**30:g} are written at most; choose fewer neurons, or fewer examples of each."
         )
-    plans = {domain: plan_count(lens, some, problems=problems, **planned) for domain, some in samples.items()}
-    if tops is None:
-        shared: dict[str, Any] = {"workers": workers, "problems": problems, "progress": progress, "jobs": jobs}
+    found = [tops(plan) for plan in plans]
+    best = best_examples(found, asked_in(plans), chosen, k)
+    first = plans[0]
+    put: dict[str, Any] = {"prompt": first.prompt, "frames": first.frames, "prompt_form": first.prompt_form}
+    size = first.facts["batch size"]
+    maps = read_maps(lens, best, batch_size=size, keeper=keeper, problems=problems, progress=progress, **put)
+    return examples_of(lens, best, maps, k, first.facts)
 
-        def tops(plan: CountPlan, wanted: Mapping[str, Tensor]) -> TopActivations:
-            return read_tops(lens, plan, wanted, k, **shared)
 
-    found = [tops(plan, chosen) for plan in plans.values()]
-    asked = {domain: [one for step in plan.steps for one in step.samples] for domain, plan in plans.items()}
-    best = best_examples(found, asked, chosen, k)
-    plan = next(iter(plans.values()))
-    put: dict[str, Any] = {"prompt": plan.prompt, "frames": plan.frames, "prompt_form": plan.prompt_form}
-    size = {"batch_size": planned["batch_size"]} if "batch_size" in planned else {}
-    maps = read_maps(lens, best, keeper=keeper, problems=problems, progress=progress, **size, **put)
-    return examples_of(lens, best, maps, k, plan.facts)
+def asked_in(plans: Sequence[CountPlan]) -> dict[str, list[Sample]]:
+    """The questions of some plans by domain, with the images that they are asked with."""
+    return {plan.domain: [one for step in plan.steps for one in step.samples] for plan in plans}
 
 
 def examples_of(

@@ -29,38 +29,53 @@ class PicturedRow:
     cells: Tensor
 
 
-def pictured_row(batch: Batch, row: int, site: str) -> PicturedRow:
-    """Where the positions of a row lie, counted as the field `position` counts them at a site."""
-    group = SITES[site].group
-    width = positions_of(batch, row, site)
+class PicturedRows:
+    """The rows of one batch, each of which is laid out once for all sites of a group."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._known: dict[tuple[int, str], PicturedRow] = {}
+        self._sizes: dict[int, Float[Tensor, "picture 2"]] = {}
+
+    def of(self, row: int, site: str) -> PicturedRow:
+        """Where the positions of a row lie, counted as the field `position` counts them at a site."""
+        group = SITES[site].group or ""
+        if (row, group) not in self._known:
+            self._known[row, group] = _pictured(self.batch, row, group, self.sizes(row))
+        return self._known[row, group]
+
+    def sizes(self, row: int) -> Float[Tensor, "picture 2"]:
+        """Height and width of the pictures of a row."""
+        if row not in self._sizes:
+            sizes = self.batch.picture_sizes(row)
+            self._sizes[row] = torch.tensor(sizes, dtype=torch.float32, device="cpu").view(-1, 2)
+        return self._sizes[row]
+
+    def positions(self, row: int, site: str) -> int:
+        """How many positions a row has at a site."""
+        return len(self.of(row, site).picture)
+
+
+def _pictured(batch: Batch, row: int, group: str, sizes: Float[Tensor, "picture 2"]) -> PicturedRow:
+    if group == "llm":
+        counted = batch.fields["llm"]["weight"][row].cpu().cumsum(0)
+        width, places = int(counted[-1]), (counted - 1)[batch.positions("image", row)]
+        boxes = batch.boxes(row)
+    elif group == "vision" or (group == "projector" and not batch.facts["queries"]):
+        boxes = batch.tower_boxes(row, "vision" if group == "vision" else "projector")
+        width, places = len(boxes), torch.arange(len(boxes), device="cpu")
+    else:
+        width, places = batch.fields[group]["weight"].shape[1], torch.zeros(0, dtype=torch.int64, device="cpu")
+        boxes = torch.zeros(0, 5, dtype=torch.float32, device="cpu")
     picture = torch.full((width,), -1, dtype=torch.int64, device="cpu")
     box = torch.full((width, 4), torch.nan, dtype=torch.float32, device="cpu")
-    sizes = torch.tensor(batch.picture_sizes(row), dtype=torch.float32, device="cpu").view(-1, 2)
-    if group in ("llm", "vision", "projector"):
-        if group == "llm":
-            weight = batch.fields["llm"]["weight"][row].cpu()
-            counted = weight.cumsum(0) - 1
-            places, boxes = counted[batch.positions("image", row)], batch.boxes(row)
-        else:
-            boxes = batch.tower_boxes(row, "vision" if group == "vision" else "projector")
-            places = torch.arange(len(boxes), device="cpu")
-        there = ~boxes[:, 1:].isnan().any(1)
-        number = boxes[there, 0].long()
-        picture[places[there]] = number
-        shape = sizes[number].flip(1).repeat(1, 2)
-        box[places[there]] = (boxes[there, 1:] / shape).clamp(0, 1)
-    cells = [_cells(picture, box, number) for number in range(len(sizes))]
-    return PicturedRow(picture, box, torch.stack(cells) if cells else torch.zeros(0, SIDE, SIDE, dtype=torch.int64))
-
-
-def positions_of(batch: Batch, row: int, site: str) -> int:
-    """How many positions a row has at a site, as the field `position` counts them."""
-    group = SITES[site].group or ""
-    if group == "llm":
-        return int((batch.fields["llm"]["weight"][row] > 0).sum())
-    if group in ("vision", "projector") and not (group == "projector" and batch.facts["queries"]):
-        return len(batch.tower_boxes(row, "vision" if group == "vision" else "projector"))
-    return batch.fields[group]["weight"].shape[1]
+    there = ~boxes[:, 1:].isnan().any(1)
+    number = boxes[there, 0].long()
+    picture[places[there]] = number
+    box[places[there]] = (boxes[there, 1:] / sizes[number].flip(1).repeat(1, 2)).clamp(0, 1)
+    cells = [_cells(picture, box, one) for one in range(len(sizes))]
+    none = torch.zeros(0, SIDE, SIDE, dtype=torch.int64, device="cpu")
+    return PicturedRow(picture, box, torch.stack(cells) if cells else none)
 
 
 def _cells(

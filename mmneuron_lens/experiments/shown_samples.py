@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor
 from mmneuron_lens.artifacts.neuron_examples import ShownSample
 from mmneuron_lens.corpora.content import image_digest
 from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.experiments.pictured_row import PicturedRows
 from mmneuron_lens.experiments.readable_tokens import readable
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.wire.images import file_bytes
 
 
-def shown_tensors(batch: Batch, numbers: Sequence[int]) -> dict[str, Tensor]:
+def shown_tensors(batch: Batch, numbers: Sequence[int], rows: PicturedRows) -> dict[str, Tensor]:
     """What a batch says of its questions, by column: `words` int64 [3, word], the question's number, position and
     token; `pictures` int64 [4, picture], its number, the picture's, height and width; `digests` uint8 [32, picture].
     """
@@ -30,8 +31,8 @@ def shown_tensors(batch: Batch, numbers: Sequence[int]) -> dict[str, Tensor]:
         ids: list[int] = batch.inputs["input_ids"][row].tolist()
         real = [column for column, kind in enumerate(kinds) if kind != "padding"]
         words += [(number, place, ids[column]) for place, column in enumerate(real) if kinds[column] == "text"]
-        sizes = batch.picture_sizes(row)
-        pictures += [(number, place, *size) for place, size in enumerate(sizes)]
+        sizes: list[list[float]] = rows.sizes(row).tolist()
+        pictures += [(number, place, int(size[0]), int(size[1])) for place, size in enumerate(sizes)]
         digests += [list(bytes.fromhex(digest_of(given))) for given in batch.given[0][row]]
     return {
         "words": torch.tensor(words, dtype=torch.int64, device="cpu").view(-1, 3).T.contiguous(),
@@ -42,14 +43,12 @@ def shown_tensors(batch: Batch, numbers: Sequence[int]) -> dict[str, Tensor]:
 
 def digest_of(given: Any) -> str:
     """The sha256 of a picture's file; of a picture without one, of the lossless file that it travels as."""
-    if isinstance(given, str | os.PathLike):
+    if isinstance(given, str | Path):
         return image_digest(given)
     return hashlib.sha256(file_bytes(given)).hexdigest()
 
 
-def shown_samples(
-    lens: Lens, samples: Sequence[Sample], found: Mapping[str, Tensor]
-) -> tuple[ShownSample, ...]:
+def shown_samples(lens: Lens, samples: Sequence[Sample], found: Mapping[str, Tensor]) -> tuple[ShownSample, ...]:
     """The questions as they are shown. found: of `shown_tensors`, all batches together."""
     words: dict[int, list[tuple[int, int]]] = {}
     for number, position, token in found["words"].T.tolist():

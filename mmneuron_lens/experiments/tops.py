@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from interventions.errors import InvalidValue, UnknownName
 from interventions.sites import unknown
 from mmneuron_lens.artifacts.top_activations import TopActivations
 from mmneuron_lens.batching.batches import Step
-from mmneuron_lens.batching.gather import Held, by_group
+from mmneuron_lens.batching.gather import Fold, Held, Piece, by_group
 from mmneuron_lens.corpora.content import image_digest
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
@@ -104,6 +104,18 @@ class TopRead:
             made |= {f"top {part}/{site}": found[part] for part in PARTS}
         return made
 
+    def added(self, lens: Lens, piece: Piece, out: Mapping[tuple[str, str], Any]) -> Piece:
+        """A piece of the same run with what it found."""
+        return replace(piece, tensors={**piece.tensors, **self.tensors(lens, out)})
+
+    def beside(self, fold: Fold) -> Fold:
+        """The fold of pieces that hold something else too, which is folded by `fold`."""
+
+        def both(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {**fold(without_tops(first), without_tops(second)), **self.fold(first, second)}
+
+        return both
+
     def _entries(self, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """By site what the fold takes."""
         images, found = self.image_numbers, dict[str, dict[str, Tensor]]()
@@ -146,6 +158,11 @@ class TopRead:
         )
 
 
+def without_tops(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What else a piece holds."""
+    return {name: value for name, value in tensors.items() if not name.startswith("top ")}
+
+
 def top_read(steps: Iterable[Step], k: int, neurons: Mapping[str, Tensor] | None = None) -> TopRead:
     """The read of the samples of some steps, all of one domain.
 
@@ -160,7 +177,7 @@ def top_read(steps: Iterable[Step], k: int, neurons: Mapping[str, Tensor] | None
 
 
 def image_of(sample: Sample) -> str:
-    """What tells a sample's image from others: the sha256 of its file; of several, of their digests; of none, its own."""
+    """What tells a sample's image from others: the sha256 of its file; of several images, of their digests."""
     digests = [image_digest(path) for path in sample.images]
     if len(digests) == 1:
         return digests[0]
