@@ -49,8 +49,8 @@ class NeuronExamples(Artifact):
     - `activation[site]`: float32 [neuron, k], NaN where there are fewer than k.
     - `sample[site]`: int64 [neuron, k], a place in `samples`, -1 where there is none.
     - `position[site]`: int64 [neuron, k], within the sample, as the field `position` counts at this site; -1.
-    - `picture[site]`: int64 [neuron, k], which of the sample's pictures the map lies on: that of the position, and of
-      a word that with the largest activation; -1 where no position has a place (a Q-Former's, and behind it).
+    - `picture[site]`: int64 [neuron, k], which of the sample's pictures the map lies on: that of the position; of a
+      word, that with the largest activation; the first where no position has a place. -1 where there is none.
     - `box[site]`: float32 [neuron, k, 4], left, top, right and bottom of the position in shares of that picture; NaN
       for positions without a place in it (words, queries of a Q-Former).
     - `maps[site]`: uint8 [neuron, k, `SIDE`, `SIDE`]: the activation over the picture, from 0 (at most zero, or nothing
@@ -77,6 +77,11 @@ class NeuronExamples(Artifact):
     around: dict[str, Tensor]
     parameters: dict[str, Any] = field(default_factory=dict[str, Any])
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def __repr__(self) -> str:
+        held = ", ".join(f"{len(one)} neurons at {site}" for site, one in self.neurons.items())
+        k = max((one.shape[1] for one in self.sample.values()), default=0)
+        return f"NeuronExamples({self.model!r:.80}: {held}, {k} each, of {len(self.samples)} questions)"
 
     def check(self) -> None:
         refuse_unless(bool(self.neurons) or not self.samples, "neurons", "names no site")
@@ -120,8 +125,8 @@ class NeuronExamples(Artifact):
 
     def to_frame(self) -> pl.DataFrame:
         """A row per example, best first: model, site, layer, neuron, rank from 1, activation, domain, sample (its id),
-        question, answers, position, picture (the sha256 of its file; null where the position's sites have no place in
-        one), left, top, right, bottom (of the position, in shares of the picture; null for words), map_maximum.
+        question, answers, position, picture (the sha256 of its file; null without one), left, top, right, bottom (of
+        the position, in shares of the picture; null for words), map_maximum.
         """
         frames = [self._frame(site) for site in self.neurons]
         return pl.concat(frames) if frames else pl.DataFrame()

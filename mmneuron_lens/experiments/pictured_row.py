@@ -104,26 +104,36 @@ def laid(values: Float[Tensor, "example position"], at: Int[Tensor, " example"],
 
     - values: at every position of the row; at: where each neuron was most active.
 
-    The map lies on the picture of that position; for a position without a place, a word, on the picture that has the
-    largest activation. A cell shows the smallest box that covers its middle; the cells of the position's own box, and
-    that in which the middle of the box lies, show what it has itself, so that what was largest is seen.
+    The map lies on the picture of that position; for a position without a place, such as a word, on the picture that
+    has the largest activation, and on the first where no position has a place. A cell shows the smallest box that
+    covers its middle; the cells of the position's own box, and that in which the middle of the box lies, show what it
+    has itself, so that what was largest is seen.
     """
     pictures = len(row.cells)
+    if not pictures:
+        return Laid(*_nothing(len(values)))
     positive = values.nan_to_num(nan=0.0).clamp(min=0)
     above = torch.stack([(positive * (row.picture == one)).amax(1) for one in range(pictures)], 1)
     there = torch.tensor([bool((row.picture == one).any()) for one in range(pictures)], device="cpu")
-    picture = row.picture[at]
-    if bool(there.any()):
-        best = above.masked_fill(~there, -1).argmax(1)
-        picture = torch.where(picture < 0, best, picture)
-    chosen = picture.clamp(min=0)
-    largest = torch.where(picture < 0, 0.0, above.gather(1, chosen[:, None])[:, 0])
-    cells = row.cells[chosen].flatten(1)
-    shown = positive.gather(1, cells.clamp(min=0)).masked_fill((cells < 0) | (picture < 0)[:, None], 0)
+    best = above.masked_fill(~there, -1).argmax(1)
+    picture = torch.where(row.picture[at] < 0, best, row.picture[at])
+    largest = above.gather(1, picture[:, None])[:, 0]
+    cells = row.cells[picture].flatten(1)
+    shown = positive.gather(1, cells.clamp(min=0)).masked_fill(cells < 0, 0)
     box = row.box[at]
     shown = torch.where(_own(box), positive.gather(1, at[:, None]), shown)
     maps = shares(shown, largest).view(-1, SIDE, SIDE)
     return Laid(picture, box, maps, largest)
+
+
+def _nothing(examples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of a question without pictures."""
+    return (
+        torch.full((examples,), -1, dtype=torch.int64, device="cpu"),
+        torch.full((examples, 4), torch.nan, dtype=torch.float32, device="cpu"),
+        torch.zeros(examples, SIDE, SIDE, dtype=torch.uint8, device="cpu"),
+        torch.zeros(examples, dtype=torch.float32, device="cpu"),
+    )
 
 
 def shares(values: Float[Tensor, "example cell"], largest: Float[Tensor, " example"]) -> UInt8[Tensor, "example cell"]:
