@@ -99,7 +99,8 @@ class WrittenWords:
             tuples: list[dict[str, Any]] = [
                 {**row, **{name: _tupled(row[name]) for name in ("top", "bottom")}} for row in rows
             ]
-            made = cls(**{**metadata, "neurons": tuple(NeuronTokens(**one) for one in tuples)})
+            own = {name: metadata[name] for name in ("model", "missing", "parameters", "provenance")}
+            made = cls(neurons=tuple(NeuronTokens(**one) for one in tuples), **own)
             refuse_types(made)
             for number, one in enumerate(made.neurons, 1):
                 _refuse_row(number, one)
