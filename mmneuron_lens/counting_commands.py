@@ -72,6 +72,10 @@ def count(
     moments: Annotated[
         bool, typer.Option("--moments", help="Also keep how strongly each neuron is active, from the same forwards.")
     ] = False,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also keep so many top activations of every neuron, for mmneuron neurons."),
+    ] = None,
     remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
@@ -97,7 +101,7 @@ def count(
         counts = stage(
             lens, asked.by_domain(), store, shard=mine, workers=workers, again=command_line(remote),
             batch_size=batch_size, corpus=asked.name, exact=exact, frames=frames, problems=asked.problems,
-            progress=bar,
+            progress=bar, top=top,
         )  # fmt: skip
     finally:
         print_problems(asked.problems, out)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.moments import Moments
 from mmneuron_lens.batching.gather import WHOLE, Held, Keeper, Shard, missing
@@ -33,6 +34,7 @@ def moments_stage(
     workers: int = 0,
     again: Sequence[str] = (),
     jobs: Mapping[str, Any] | None = None,
+    top: int | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
     **planned: Any,
@@ -41,7 +43,14 @@ def moments_stage(
 
     Counts that are there already stay as they are. Settings as of `count_stage`; a domain's moments are None, and its
     counts are not written, until a last process has made the last shard.
+
+    Raises `InvalidValue` for `top`: top activations come with counts alone.
     """
+    if top is not None:
+        raise InvalidValue(
+            f"moments and the top {top} activations are not taken in one pass; count with --moments, and run "
+            "`mmneuron neurons` for what neurons answer to."
+        )
     made: dict[str, Moments | None] = {}
     for domain, samples in samples_by_domain.items():
         counting = plan_count(lens, samples, problems=problems, **planned)

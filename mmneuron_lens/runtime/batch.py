@@ -245,7 +245,8 @@ class Batch:
         """The batch whose samples have these numbers in the field `sample`, in place of those counted over a run.
 
         - numbers: one per row of `lens.encode`, or per row of images of `lens.pack`, 0 or more; rows with the same
-          number are one sample
+          number are one sample. Or one per prompt of `lens.pack`: a position is then counted within its own prompt, and
+          what prompts share, the tower's patches too, is of the first of them.
 
         Raises `InvalidValue` for another count or a number below 0, `InvalidType` for what is no whole number.
         """
@@ -259,7 +260,8 @@ class Batch:
                 raise InvalidType(f"The number of a sample is a whole number, not {number!r:.80}.")
             if not 0 <= number < 2**63:
                 raise InvalidValue(f"The number of a sample is {number}; numbers are from 0 to {2**63 - 1}.")
-        if len(given) != self.sample_count:
+        prompts = sum(len(text) if isinstance(text, tuple) else 1 for text in self.given[1])
+        if len(given) not in (self.sample_count, prompts):
             raise InvalidValue(f"{len(given)} numbers for {self.sample_count} samples; give one each.")
         return replace(self, samples=cast("tuple[int, ...]", given))
 
