@@ -1,0 +1,96 @@
+// Where the neurons lie: for each site a picture of layers by neurons, a cell or a dot a neuron.
+const ROW = { least: 4, most: 16, height: 300 };
+const NEAR = 5;
+
+const mapOf = (parent, table, place, open, say) => {
+  const site = table.sites[place];
+  const figure = make("figure", "site", parent);
+  make("figcaption", "", figure, site.called);
+  const canvas = make("canvas", "map", figure);
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", `${site.called}: ${site.layers} layers by ${site.neurons} neurons`);
+  const rows = [];
+  table.columns.site.forEach((one, row) => { if (one === place) rows.push(row); });
+  const faint = site.others ? decoded(site.others) : null;
+  const high = Math.max(ROW.least, Math.min(ROW.most, Math.floor(ROW.height / site.layers)));
+  let width = 1;
+
+  const draw = (passes) => {
+    const style = getComputedStyle(document.documentElement);
+    const [quiet, line] = ["--quiet", "--line"].map((name) => style.getPropertyValue(name));
+    const scale = devicePixelRatio;
+    width = Math.max(1, canvas.clientWidth);
+    canvas.width = Math.round(width * scale);
+    canvas.height = Math.round(high * site.layers * scale);
+    canvas.style.height = `${high * site.layers}px`;
+    const context = canvas.getContext("2d");
+    context.scale(scale, scale);
+    context.fillStyle = line;
+    for (let layer = 0; layer < site.layers; layer += 1) context.fillRect(0, (layer + 1) * high - 0.5, width, 0.5);
+    context.strokeStyle = quiet;
+    for (const layer of site.unreachable) {
+      context.save();
+      context.beginPath();
+      context.rect(0, layer * high, width, high);
+      context.clip();
+      context.globalAlpha = 0.35;
+      context.beginPath();
+      for (let x = -high; x < width; x += 7) { context.moveTo(x, (layer + 1) * high); context.lineTo(x + high, layer * high); }
+      context.stroke();
+      context.restore();
+    }
+    const cell = width / site.neurons;
+    const dot = (neuron, layer, least) => {
+      const wide = Math.max(least, cell > 3 ? cell - 0.6 : cell);
+      context.fillRect(neuron * cell, layer * high + 0.5, wide, high - 1);
+    };
+    const painted = (alpha, least, each) => {
+      context.globalAlpha = alpha;
+      table.colours.forEach((colour, domain) => { context.fillStyle = colour; each(domain, (neuron, layer) => dot(neuron, layer, least)); });
+    };
+    if (faint) {
+      painted(0.12, 0.5, (domain, put) => {
+        for (let at = 0; at < faint.length; at += 1) {
+          if (faint[at] === domain + 1) put(at % site.neurons, Math.floor(at / site.neurons));
+        }
+      });
+    }
+    const some = (chosen, selected) => (domain, put) => {
+      for (const row of rows) {
+        if (table.columns.domain[row] !== domain || passes[row] !== chosen) continue;
+        if (table.columns.selected[row] === selected) put(table.columns.neuron[row], table.columns.layer[row]);
+      }
+    };
+    painted(0.08, 1, some(0, 0));
+    painted(0.16, 1.5, some(0, 1));
+    painted(0.4, 1.5, some(1, 0));
+    painted(1, 2, some(1, 1));
+    context.globalAlpha = 1;
+  };
+
+  // The card whose dot is nearest, or what lies below the pointer without a card.
+  const under = (event, passes) => {
+    const box = canvas.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    const layer = Math.min(site.layers - 1, Math.max(0, Math.floor(y / high)));
+    let best = null;
+    for (const row of rows) {
+      if (table.columns.layer[row] !== layer || !passes[row]) continue;
+      const away = Math.abs(((table.columns.neuron[row] + 0.5) * width) / site.neurons - x);
+      if (away < Math.max(NEAR, width / site.neurons / 2) && (best === null || away < best.away)) best = { row, away };
+    }
+    return { layer, row: best?.row, neuron: Math.min(site.neurons - 1, Math.max(0, Math.floor((x / width) * site.neurons))) };
+  };
+  let passing = [];
+  canvas.addEventListener("pointermove", (event) => {
+    const found = under(event, passing);
+    canvas.style.cursor = found.row === undefined ? "" : "pointer";
+    say(event, found.row === undefined ? `layer ${found.layer}, near neuron ${found.neuron}` : table.label(found.row), found.row);
+  });
+  canvas.addEventListener("pointerleave", () => say(null));
+  canvas.addEventListener("click", (event) => {
+    const found = under(event, passing);
+    if (found.row !== undefined) open(found.row);
+  });
+  return (passes) => { passing = passes; draw(passes); };
+};
