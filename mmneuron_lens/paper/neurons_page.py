@@ -13,6 +13,12 @@ from mmneuron_lens.report.page import INDEX
 from mmneuron_lens.runs.neuron_sources import FOLDER, neuron_sources
 
 
+def pages_beside(out: str | Path) -> tuple[tuple[str, str], ...]:
+    """What the page of a run says lies beside it: the page of neurons, where there is one."""
+    there = (Path(out) / FOLDER / f"{INDEX}.html").is_file()
+    return (("Single neurons: what each answers to", f"{FOLDER}/{INDEX}.html"),) if there else ()
+
+
 def publish_neurons(run: str | Path, *, most: int = 5000) -> Path:
     """Writes `neurons/index.html` and its files of data (`neurons/*.js`) from what the run holds; returns the page.
 

@@ -13,11 +13,12 @@ from mmneuron_lens.report.neuron_sources import KINDS, Neuron, NeuronSources
 from mmneuron_lens.report.tables import domain_name
 
 TEXTS = {
-    "examples": "Largest activations, one an image. Colour: where on the picture it is active; white line: above the map’s "
-    "95th percentile; yellow box: the largest activation. Words are tinted by their activation.",
+    "examples": "Largest activations, one an image. Colour: where on the picture it is active; white line: above the "
+    "map’s 95th percentile; yellow box: the largest activation. Words are tinted by their activation.",
+    "bars": "Share of tokens on which its activation is above zero.",
     "odds": "against the other domains, log-odds",
-    "attribution": "Activation times gradient of the right answer’s log-probability, the mean over questions of its domain",
-    "effect": "Measured, against as many random neurons",
+    "attribution": "Attribution (activation × gradient of the right answer’s log-probability)",
+    "effect": "Measured effect against random neurons",
     "contribution": "Adds to the right answer",
     "top": "raises",
     "bottom": "lowers",
@@ -25,10 +26,12 @@ TEXTS = {
 """What stands beside the numbers."""
 
 UNSEEN = "It was active on none of the pictures that it was shown."
-EXAMPLES_MISSING = "Which pictures and words it answers to was not run: `mmneuron neurons RUN --model ... --corpus ...`."
+EXAMPLES_MISSING = "What it answers to was not run: `mmneuron neurons RUN --model ... --corpus ...`."
 WRITES_MISSING = "Which words it writes was not run: `mmneuron neurons RUN --model ... --corpus ...`."
-ATTRIBUTION_MISSING = "Its attribution was not run: `mmneuron count ... --attributions`, then `mmneuron select RUN`."
-EFFECT_MISSING = "Its effect was not measured: `mmneuron compare RUN`."
+ATTRIBUTION_MISSING = (
+    "Its attribution was not run: `mmneuron select RUN --method attribution --model ... --corpus ...`."
+)
+EFFECT_MISSING = "Its own effect was not measured; `mmneuron compare RUN` measures that of sets of neurons."
 
 
 def neuron_name(neuron: Neuron) -> str:
@@ -44,11 +47,11 @@ def neuron_document(sources: NeuronSources, place: int) -> dict[str, Any]:
 
     - title, site, layer, neuron, module, selected; domains: their numbers, the neuron's own first; unreachable: why it
       cannot reach the logits, or "".
-    - numbers: label and text. bars: by kind of token, "" for all, a row a domain: [number, probability, low, high, text].
+    - numbers: label and text. bars: by kind of token, "" for all, a row a domain: number, probability, low, high, text.
     - scale: the largest probability of all, where a bar ends.
-    - odds, effect: value, low, high, text, and `ends`: where zero, low, high and value lie on a line, in per cent; or None.
+    - odds, effect: value, low, high, text, and `ends`: zero, low, high and value on a line, in per cent; or None.
     - attribution: value, rank and their text, or None. writes: what it adds to the logits, or None.
-    - examples: the best first; unseen: what is said where there are none. missing: a sentence for each thing that was not run.
+    - examples: the best first; unseen: what is said where there are none. missing: what was not run, a sentence each.
     """
     neuron, row = sources.neurons[place], sources.row(place)
     examples = _examples(sources, neuron)
@@ -90,8 +93,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return "–"
     if value == 0:
         return "0"
-    small = abs(value) < 0.001
-    text = f"{value:.{digits - 1}e}" if small else f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{digits - 1}e}" if abs(value) < 0.001 else f"{value:,.{places}f}"
     return text.replace("-", "−")
 
 
@@ -172,8 +175,9 @@ def _examples(sources: NeuronSources, neuron: Neuron) -> list[dict[str, Any]] | 
     place, found = sources.place_of_example.get(neuron), sources.examples
     if place is None or found is None:
         return None
-    site, count = neuron[0], found.sample[neuron[0]].shape[1]
-    return [_example(sources, found, site, place, rank) for rank in range(count) if found.sample[site][place, rank] >= 0]
+    site = neuron[0]
+    there = (found.sample[site][place] >= 0).nonzero()[:, 0].tolist()
+    return [_example(sources, found, site, place, rank) for rank in there]
 
 
 def _example(sources: NeuronSources, found: NeuronExamples, site: str, place: int, rank: int) -> dict[str, Any]:
@@ -204,23 +208,24 @@ def _example(sources: NeuronSources, found: NeuronExamples, site: str, place: in
 
 
 def _words(sample: ShownSample, position: int, shares: list[int]) -> list[list[Any]]:
-    """The tokens around the position, each with its share of the largest there (0 to 255) and whether it is the one;
-    image positions in a row are one entry without text: their number, and the largest share among them.
+    """The tokens around a position of text, each with its share of the largest there (0 to 255) and whether it is the
+    one; image positions in a row are one entry without text: their number, and the largest share among them.
     """
     text = {first + number: word for first, words in sample.tokens for number, word in enumerate(words)}
-    last = max(text, default=-1)
+    if position not in text:
+        return []
     found: list[list[Any]] = []
     for offset, share in enumerate(shares):
         here = position - AROUND + offset
-        if here < 0 or here > max(last, position):
+        if not 0 <= here <= max(text):
             continue
         if here in text:
             found.append([_token(text[here]), share, int(here == position)])
         elif found and isinstance(found[-1][0], int):
-            found[-1] = [found[-1][0] + 1, max(found[-1][1], share), found[-1][2] or int(here == position)]
+            found[-1] = [found[-1][0] + 1, max(found[-1][1], share), 0]
         else:
-            found.append([1, share, int(here == position)])
-    return found if any(isinstance(one[0], str) for one in found) else []
+            found.append([1, share, 0])
+    return found
 
 
 def _path(lines: list[list[tuple[float, float]]]) -> str:

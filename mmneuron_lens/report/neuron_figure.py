@@ -103,5 +103,3 @@ def _bars(panel: Axes, groups: Sequence[Any], names: list[str], colours: list[st
     panel.grid(axis="x", linewidth=0.8)
     if len(groups) > 1:
         panel.legend(loc="lower right", fontsize=8)
-
-

@@ -21,6 +21,7 @@ Neuron = tuple[str, int, int]
 FURTHER_COLOURS = ("#56B4E9", "#882255", "#999933")
 """Of domains of one's own, once the paper's five are taken."""
 
+UNKNOWN = Reachability(None)
 KINDS = tuple(dict.fromkeys(kind for kinds in GROUP_KINDS.values() for kind in kinds))
 
 
@@ -53,7 +54,7 @@ class NeuronSources:
     shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     examples: NeuronExamples | None = None
     written: Mapping[Neuron, Written] | None = None
-    reachability: Reachability = Reachability(None)
+    reachability: Reachability = UNKNOWN
     pictures: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @cached_property
@@ -65,9 +66,8 @@ class NeuronSources:
     def place_of_example(self) -> dict[Neuron, int]:
         """Where each neuron that has examples stands along its site's first axis."""
         found = {} if self.examples is None else self.examples.neurons
-        return {
-            (site, *pair): place for site, pairs in found.items() for place, pair in enumerate(map(tuple, pairs.tolist()))
-        }
+        pairs = {site: own.tolist() for site, own in found.items()}
+        return {(site, layer, one): place for site in pairs for place, (layer, one) in enumerate(pairs[site])}
 
     @cached_property
     def names(self) -> dict[str, str]:

@@ -25,8 +25,8 @@ const arranged = (found, model) => {
   found.label = (row) => `${found.full(row)}, ${found.domains[columns.domain[row]] ?? ""}`
     + `${columns.selected[row] ? "" : ", not selected"}${found.dead(row) ? ", cannot reach the logits" : ""}`;
   found.facts = (row) => [["log-odds", columns.log_odds[row]], ["entropy", columns.entropy[row]],
-    ["attribution", columns.attribution[row]], ["effect", columns.effect[row]]]
-    .filter(([, one]) => one !== null).slice(0, 3).map(([name, one]) => [name, shortly(one)]);
+    columns.effect[row] === null ? ["attribution", columns.attribution[row]] : ["effect", columns.effect[row]]]
+    .filter(([, one]) => one !== null).map(([name, one]) => [name, shortly(one)]);
   found.card = async (row) => (await load(about.chunks[Math.floor(row / run.size)]))[row % run.size];
   found.rows = new Map(columns.site.map((_, row) => [found.full(row), row]));
   found.words = columns.site.map((place, row) =>
@@ -155,7 +155,7 @@ const showCard = async (row, wanted) => {
     const code = make("p", "code", opened);
     make("code", "", code, `mm.neuron(run, ${JSON.stringify(card.site)}, ${card.layer}, ${card.neuron})`);
   } catch (error) { make("p", "quiet", opened, `${error.message}; keep the folder together, or publish the page again.`); }
-  dialog.scrollTop = 0;
+  opened.scrollTop = 0;
 };
 
 const route = async () => {

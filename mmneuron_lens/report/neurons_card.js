@@ -12,7 +12,7 @@ const wordsOf = (parent, words) => {
   const line = make("span", "words", parent);
   for (const [word, share, top] of words) {
     const text = typeof word === "string";
-    const one = make("span", text ? "" : "pictured", line, text ? word : `${word} of the image`);
+    const one = make("span", text ? "" : "pictured", line, text ? word : `${word} image tokens`);
     if (top) one.classList.add("top");
     one.style.setProperty("--share", share / 255);
   }
@@ -56,6 +56,7 @@ const examplesOf = (parent, card, table) => {
 
 const barsOf = (parent, card, table) => {
   make("h3", "", parent, "How often it is active");
+  make("p", "quiet", parent, run.texts.bars);
   const grid = make("div", "bars", parent);
   for (const [kind, rows] of card.bars) {
     make("span", "kind", grid, kind ? `${kind} tokens` : "all tokens");

@@ -1,14 +1,18 @@
 // Where the neurons lie: for each site a picture of layers by neurons, a cell or a dot a neuron.
-const ROW = { least: 4, most: 16, height: 300 };
+const ROW = { least: 4, most: 14, height: 190 };
+const GUTTER = 26;
+const TOP = 4;
 const NEAR = 5;
 
 const mapOf = (parent, table, place, open, say) => {
   const site = table.sites[place];
-  const figure = make("figure", "site", parent);
-  make("figcaption", "", figure, site.called);
+  const figure = make("figure", site.layers > 1 ? "site" : "site single", parent);
+  const size = `${site.layers} layer${site.layers > 1 ? "s" : ""} × ${site.neurons.toLocaleString("en")} neurons`;
+  const dead = site.unreachable.length ? `; † layer ${site.unreachable.join(", ")} cannot reach the logits` : "";
+  make("figcaption", "", figure, `${site.called}, ${size}${dead}`);
   const canvas = make("canvas", "map", figure);
   canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `${site.called}: ${site.layers} layers by ${site.neurons} neurons`);
+  canvas.setAttribute("aria-label", `${site.called}, ${size}: where the neurons with a card lie`);
   const rows = [];
   table.columns.site.forEach((one, row) => { if (one === place) rows.push(row); });
   const faint = site.others ? decoded(site.others) : null;
@@ -19,12 +23,23 @@ const mapOf = (parent, table, place, open, say) => {
     const style = getComputedStyle(document.documentElement);
     const [quiet, line] = ["--quiet", "--line"].map((name) => style.getPropertyValue(name));
     const scale = devicePixelRatio;
-    width = Math.max(1, canvas.clientWidth);
-    canvas.width = Math.round(width * scale);
-    canvas.height = Math.round(high * site.layers * scale);
-    canvas.style.height = `${high * site.layers}px`;
+    width = Math.max(1, canvas.clientWidth - GUTTER);
+    canvas.width = Math.round((width + GUTTER) * scale);
+    canvas.height = Math.round((high * site.layers + TOP) * scale);
+    canvas.style.height = `${high * site.layers + TOP}px`;
     const context = canvas.getContext("2d");
     context.scale(scale, scale);
+    context.fillStyle = quiet;
+    context.font = "10px system-ui, sans-serif";
+    context.textAlign = "right";
+    context.textBaseline = "middle";
+    const every = Math.ceil(13 / high);
+    for (let layer = 0; layer < site.layers; layer += every) {
+      context.fillText(layer, GUTTER - 6, TOP + (layer + 0.5) * high + 0.5);
+    }
+    context.translate(GUTTER, TOP);
+    context.fillStyle = style.getPropertyValue("--stage");
+    context.fillRect(0, 0, width, high * site.layers);
     context.fillStyle = line;
     for (let layer = 0; layer < site.layers; layer += 1) context.fillRect(0, (layer + 1) * high - 0.5, width, 0.5);
     context.strokeStyle = quiet;
@@ -71,7 +86,7 @@ const mapOf = (parent, table, place, open, say) => {
   // The card whose dot is nearest, or what lies below the pointer without a card.
   const under = (event, passes) => {
     const box = canvas.getBoundingClientRect();
-    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    const [x, y] = [event.clientX - box.left - GUTTER, event.clientY - box.top - TOP];
     const layer = Math.min(site.layers - 1, Math.max(0, Math.floor(y / high)));
     let best = null;
     for (const row of rows) {

@@ -33,10 +33,10 @@ NUMBERS = (
 
 SCRIPTS = ("files", "pictures", "card", "map", "grid")
 HOW = (
-    "Each card is one neuron, named by site, layer and its index there. It shows what the neuron is most active on, one "
-    "example an image, with its activation laid over the picture; how often it is active (above zero) in each domain; how "
-    "specific that makes it, as the log-odds of its domain against all others with a 95 % interval over images; and, where "
-    "they were run, what it does to the answers and which words it writes.",
+    "Each card is one neuron, named by site, layer and its index there. It shows what the neuron is most active on, "
+    "one example an image, with its activation laid over the picture; how often it is active (above zero) in each "
+    "domain; how specific that makes it, as the log-odds of its domain against all others with a 95 % interval over "
+    "images; and, where they were run, what it does to the answers and which words it writes.",
     "A neuron that is specific to a domain need not matter to it: most do not. Rank by effect to see those that do.",
     "Neurons marked † cannot reach the logits: whatever they do, no answer depends on them.",
 )

@@ -55,9 +55,9 @@ class NeuronCard:
             if which < 0:
                 continue
             sample, box = found.samples[which], found.box[self.site][place, rank].tolist()
-            activation, position = float(found.activation[self.site][place, rank]), found.position[self.site][place, rank]
+            activation = float(found.activation[self.site][place, rank])
             asked = sample.domain, sample.id, sample.question, list(sample.answers)
-            rows.append((activation, *asked, int(position), *box))
+            rows.append((activation, *asked, int(found.position[self.site][place, rank]), *box))
         frame = pl.DataFrame(rows, schema=schema, orient="row")
         return frame.with_columns(pl.col(*kinds).fill_nan(None))
 

@@ -43,7 +43,7 @@ def _table(run: Path) -> pl.DataFrame:
     try:
         frame = pl.read_parquet(file)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise InvalidValue(f"{file}: is no parquet table ({error}); write it again: `mmneuron select {run}`.") from error
+        raise InvalidValue(f"{file}: is no table ({error}); write it again with `mmneuron select {run}`.") from error
     missing = [name for name in NEEDED if name not in frame.columns]
     if missing:
         raise InvalidValue(f"{file}: lacks {', '.join(missing)}; write it again with `mmneuron select {run}`.")
