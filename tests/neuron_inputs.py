@@ -54,6 +54,18 @@ class Made:
         return SHAPES if self.shapes is None else self.shapes
 
 
+IMAGE = "<img src=x onerror=alert(1)>"
+HOSTILE = Made(
+    model=f'x">{IMAGE}</script><script>alert(1)</script>',
+    domains=(f"{IMAGE} $x_$", "=cmd|' /C calc'!A0", "neurons \u202e\x1b[31m", "</script><!--", "__proto__"),
+    question=f"{IMAGE} \u202e</script><!-- $x_$ \x1b[31m \u2028",
+    answer=f"</style>{IMAGE}",
+    words=("</script>", f"{IMAGE}", "\u202e", "\n", "'", '"', "\\", "`", "$x_$", "&lt;", "\x1b", "日本", "😀"),
+    shapes={"llm.mlp.act": (2, 40)},
+    share=0.3,
+)
+
+
 def write_run(folder: Path, *models: Made, pictures: bool = True) -> Path:
     """Writes the run's table, selections, examples, and thumbnails."""
     frames = [_frame(made) for made in models]
@@ -67,7 +79,8 @@ def write_run(folder: Path, *models: Made, pictures: bool = True) -> Path:
     for file in sorted(IMAGES.glob("*.??g")) if pictures else ():
         picture = folder / "neurons" / "pictures" / f"{_digest(file)[:16]}.jpg"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(file).convert("RGB").save(picture, quality=80)
+        with Image.open(file) as own:
+            own.convert("RGB").save(picture, quality=80)
     return folder
 
 
@@ -139,7 +152,8 @@ def _samples(made: Made) -> tuple[ShownSample, ...]:
     for file in sorted(IMAGES.glob("*.??g")):
         domain = shown[file.name]["domain"]
         own = domain if domain in made.domains else made.domains[len(found) % len(made.domains)]
-        width, height = Image.open(file).size
+        with Image.open(file) as picture:
+            width, height = picture.size
         tokens = ((0, made.words[:2]), (2 + IMAGE_TOKENS, made.words[2:]))
         about = ((_digest(file), height, width),)
         found.append(ShownSample(f"q-{file.stem}", own, made.question, (made.answer,), about, tokens))
@@ -193,3 +207,9 @@ def _around(on_word: bool) -> np.ndarray:
     values = np.zeros(2 * AROUND + 1)
     values[AROUND - 2 : AROUND + 3] = [40, 0, 255, 120, 60] if on_word else [200, 210, 255, 190, 180]
     return values
+
+
+def rows_of(run: Path, model: str) -> list[dict]:
+    """The table's rows in the order of the page: selected first, then by the magnitude of the log-odds."""
+    rows = pl.read_parquet(run / "neurons.parquet").filter(pl.col("model") == model).to_dicts()
+    return sorted(rows, key=lambda row: (not row["selected"], -abs(row["log_odds"])))

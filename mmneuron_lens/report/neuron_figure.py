@@ -67,7 +67,7 @@ def _picture(panel: Axes, one: dict[str, Any], folder: Path, ink: Ink) -> None:
     place: Any = {"extent": (0, 1, 1, 0), "aspect": height / width, "interpolation": "bilinear"}
     file = folder / one["picture"]
     there = bool(one["picture"]) and file.is_file()
-    panel.imshow(np.asarray(Image.open(file).convert("RGB")) if there else np.full((2, 2, 3), 131, np.uint8), **place)
+    panel.imshow(_pixels(file) if there else np.full((2, 2, 3), 131, np.uint8), **place)
     if one["map"]:
         values = map_of(one)
         panel.imshow(coloured(enlarged(values, height, width)).numpy(), **place)
@@ -81,6 +81,11 @@ def _picture(panel: Axes, one: dict[str, Any], folder: Path, ink: Ink) -> None:
     panel.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
     panel.spines[:].set_visible(False)
     panel.set_title(one["activation"], fontsize=9, fontweight="normal", color=ink.quiet)
+
+
+def _pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def _bars(panel: Axes, groups: Sequence[Any], names: list[str], colours: list[str], ink: Ink) -> None:

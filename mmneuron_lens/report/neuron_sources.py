@@ -108,10 +108,13 @@ OPTIONAL = (
 
 
 def domains_in(frame: pl.DataFrame) -> tuple[str, ...]:
-    """The domains that a table names, in the order of their columns; for a folder without a selection."""
+    """The domains of a table, in the order of their columns, for a folder without a selection: those that it names, and
+    every column of a probability that is not one of a domain by kind of token.
+    """
     named = {*frame["domain"].drop_nulls()} | {*frame["domains"].explode().drop_nulls()}
     order = [name[2:] for name in frame.columns if name.startswith("p_")]
-    return (*(one for one in order if one in named), *sorted(named - {*order}))
+    by_kind = {f"{one}_{kind}" for one in order for kind in KINDS}
+    return (*(one for one in order if one in named or one not in by_kind), *sorted(named - {*order}))
 
 
 def shapes_in(frame: pl.DataFrame) -> dict[str, tuple[int, int]]:
