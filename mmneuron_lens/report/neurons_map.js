@@ -2,7 +2,35 @@
 const ROW = { least: 4, most: 14, height: 190 };
 const GUTTER = 26;
 const TOP = 4;
+const ACROSS = 1200;
+const FAINT = 0.22;
 const NEAR = 5;
+
+// All neurons without a card, however many: a pixel has the mean colour of those that lie in it.
+const faintly = (site, colours) => {
+  const codes = decoded(site.others);
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.min(site.neurons, ACROSS);
+  canvas.height = site.layers;
+  const parts = colours.map((colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)));
+  const sums = new Float32Array(4 * canvas.width * canvas.height);
+  codes.forEach((code, at) => {
+    if (!code) return;
+    const across = Math.floor(((at % site.neurons) * canvas.width) / site.neurons);
+    const place = 4 * (Math.floor(at / site.neurons) * canvas.width + across);
+    for (let part = 0; part < 3; part += 1) sums[place + part] += parts[code - 1][part];
+    sums[place + 3] += 1;
+  });
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(canvas.width, canvas.height);
+  for (let place = 0; place < sums.length; place += 4) {
+    const count = sums[place + 3];
+    for (let part = 0; part < 3; part += 1) image.data[place + part] = count ? sums[place + part] / count : 0;
+    image.data[place + 3] = 255 * FAINT * Math.min(1, (count * canvas.width) / site.neurons);
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
+};
 
 const mapOf = (parent, table, place, open, say) => {
   const site = table.sites[place];
@@ -15,7 +43,7 @@ const mapOf = (parent, table, place, open, say) => {
   canvas.setAttribute("aria-label", `${site.called}, ${size}: where the neurons with a card lie`);
   const rows = [];
   table.columns.site.forEach((one, row) => { if (one === place) rows.push(row); });
-  const faint = site.others ? decoded(site.others) : null;
+  const faint = site.others ? faintly(site, table.colours) : null;
   const high = Math.max(ROW.least, Math.min(ROW.most, Math.floor(ROW.height / site.layers)));
   let width = 1;
 
@@ -40,6 +68,10 @@ const mapOf = (parent, table, place, open, say) => {
     context.translate(GUTTER, TOP);
     context.fillStyle = style.getPropertyValue("--stage");
     context.fillRect(0, 0, width, high * site.layers);
+    if (faint) {
+      context.imageSmoothingEnabled = false;
+      context.drawImage(faint, 0, 0, width, high * site.layers);
+    }
     context.fillStyle = line;
     for (let layer = 0; layer < site.layers; layer += 1) context.fillRect(0, (layer + 1) * high - 0.5, width, 0.5);
     context.strokeStyle = quiet;
@@ -63,13 +95,6 @@ const mapOf = (parent, table, place, open, say) => {
       context.globalAlpha = alpha;
       table.colours.forEach((colour, domain) => { context.fillStyle = colour; each(domain, (neuron, layer) => dot(neuron, layer, least)); });
     };
-    if (faint) {
-      painted(0.12, 0.5, (domain, put) => {
-        for (let at = 0; at < faint.length; at += 1) {
-          if (faint[at] === domain + 1) put(at % site.neurons, Math.floor(at / site.neurons));
-        }
-      });
-    }
     const some = (chosen, selected) => (domain, put) => {
       for (const row of rows) {
         if (table.columns.domain[row] !== domain || passes[row] !== chosen) continue;
