@@ -28,6 +28,7 @@ from interventions.graph import Graph, Intervention
 from interventions.hidden import keep, last_hidden_state, root_mean_square
 from interventions.patching import patch_activations
 from interventions.path_patching import add_difference, patch_heads, put_heads, put_values
+from interventions.sample_activations import sample_activations
 from interventions.saving import load_graph, save_graph
 from interventions.sites import GROUP_KINDS, NEURON_SITES, SITES, Site
 from interventions.sparse_autoencoder import count_features, sae_features, scale_features, splice_autoencoder
@@ -35,6 +36,7 @@ from interventions.steering import add_vector
 from interventions.sweeping import Sweep, sweep
 from interventions.targets import answer_log_probability, logit_difference
 from interventions.top_activations import top_activations
+from interventions.top_images import top_images
 from interventions.unembedding import jacobian_lens, lens_entropy, logit_lens, tuned_lens
 from interventions.values import gradient, value_of
 from interventions.write_in import neuron_write_in
@@ -89,6 +91,7 @@ __all__ = [
     "rewires",
     "root_mean_square",
     "sae_features",
+    "sample_activations",
     "save_graph",
     "scale_features",
     "scale_neurons",
@@ -97,6 +100,7 @@ __all__ = [
     "summed_attribution",
     "sweep",
     "top_activations",
+    "top_images",
     "tuned_lens",
     "value_of",
     "writes",

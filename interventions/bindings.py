@@ -343,10 +343,12 @@ def batch_field(name: str) -> BatchField:
       `batch.with_fields(name=tensor)`.
 
     A sample is a row of `lens.encode`, or a row of images of `lens.pack`, counted from 0 over the batches of a run; or
-    what `batch.with_samples([17, 18])` calls it. `position` is:
+    what `batch.with_samples([17, 18])` calls it. With a number for each prompt of `lens.pack`, a sample is a prompt,
+    and what a row's prompts share is of the first. `position` is:
 
     - at sites of the language model, how many real tokens the row has before it, generated ones and questions packed
-      behind one another included; where `lens.pack` makes a row per prompt, of that row.
+      behind one another included; where `lens.pack` makes a row per prompt, of that row. Where a sample is a prompt,
+      how many that prompt has before it.
     - in the vision tower, `tile * positions of a tile + place in the tile`, CLS included, with the tiles of a sample's
       images counted through; where a tower has no tiles, the patch, with those of the sample's images counted through.
     - at a projector of patches, likewise with the positions of a tile that it has; where it runs once a prompt, of that

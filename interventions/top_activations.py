@@ -42,7 +42,20 @@ def top_activations(
     samples were seen, -inf, -1 and -1. These are the top activating
     examples of MM_Neurons and Neuronpedia.
     """
-    values, numbers, places = act.detach().flatten(0, weight.ndim - 1), sample.flatten(), position.flatten()
+    return best_of_samples(act.detach(), weight, sample, position)
+
+
+def best_of_samples(
+    act: Float[Tensor, "*where neuron"],
+    weight: Int[Tensor, "*where"],
+    sample: Int[Tensor, "*where"],
+    position: Int[Tensor, "*where"],
+) -> dict[str, Tensor]:
+    """Of each neuron the largest activation in every sample: `activation`, `sample` and `position` `[neuron, sample]`.
+
+    One column that is absent where nothing counts.
+    """
+    values, numbers, places = act.flatten(0, weight.ndim - 1), sample.flatten(), position.flatten()
     spans = _spans(numbers, weight.flatten())
     if not spans:
         nothing = torch.full((*values.shape[1:], 1), -1, dtype=torch.int64, device=act.device)

@@ -65,6 +65,10 @@ def count(
         ),
     ] = "1/1",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images ahead of the model.")] = 0,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also keep so many top activations of every neuron, for mmneuron neurons."),
+    ] = None,
     remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
@@ -87,7 +91,7 @@ def count(
         counts = count_stage(
             lens, asked.by_domain(), store, shard=mine, workers=workers, again=command_line(remote),
             batch_size=batch_size, corpus=asked.name, exact=exact, frames=frames, problems=asked.problems,
-            progress=bar,
+            progress=bar, top=top,
         )  # fmt: skip
     finally:
         print_problems(asked.problems, out)

@@ -30,8 +30,11 @@ from mmneuron_lens.artifacts.format import ArtifactError, read_lines
 from mmneuron_lens.artifacts.jacobian_lens import JacobianLens
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.means import Means
+from mmneuron_lens.artifacts.neuron_examples import AROUND, SIDE, NeuronExamples, ShownSample
+from mmneuron_lens.artifacts.neuron_words import NeuronTokens, WrittenWords
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.selection import Selection, groups_of
+from mmneuron_lens.artifacts.top_activations import TopActivations
 from mmneuron_lens.artifacts.tuned_lens import TunedLens
 from mmneuron_lens.batching.gather import Held, Piece
 from mmneuron_lens.corpora.sample_list import SampleList
@@ -116,6 +119,40 @@ def effect(memberships: int) -> Effect:
     return {"memberships": memberships, "log_odds": some, "difference": some, "held_out": nothing, "above": None}
 
 
+def top_activations() -> TopActivations:
+    best = torch.tensor([[0.5, float("nan")], [2.0, 1.0]])
+    sample = torch.tensor([[1, -1], [0, 1]], dtype=torch.int32)
+    neurons = torch.tensor([[0, 3], [1, 2]])
+    images = ("0" * 64, "a" * 64)
+    of_site = [{SITE: one} for one in (neurons, best, sample, sample)]
+    return TopActivations("m", "medical", ("7", "é"), images, *of_site, {"k": 2}, {"seed": 1})
+
+
+def neuron_examples() -> NeuronExamples:
+    top, nan = top_activations(), float("nan")
+    box = torch.tensor([[[0.25, 0.0, 0.5, 1.0], [nan] * 4], [[nan] * 4, [0.0, 0.0, 0.5, 0.5]]])
+    picture = torch.tensor([[0, -1], [1, 0]])
+    maps = torch.zeros(2, 2, SIDE, SIDE, dtype=torch.uint8)
+    maps[0, 0, 3, 4] = 255
+    shown = [
+        ShownSample(
+            "7", "common", "What?", ("a", "é"), (("b" * 64, 3, 4), ("c" * 64, 5, 6)), ((0, ("<s>",)), (5, ("a",)))
+        ),
+        ShownSample("7", "medical", "Why?", (), (("d" * 64, 3, 4),), ()),
+    ]
+    values = (
+        top.neurons[SITE], top.activation[SITE], top.sample[SITE].long(), top.position[SITE].long(), picture, box, maps,
+        torch.tensor([[0.5, 0.0], [0.0, 0.0]]), torch.zeros(2, 2, 2 * AROUND + 1, dtype=torch.uint8),
+    )  # fmt: skip
+    return NeuronExamples("m", tuple(shown), *({SITE: value} for value in values), {"k": 2}, {"seed": 1})
+
+
+def words() -> WrittenWords:
+    some = (("a\u2028", 0.5), ("é", -0.25)), (("b", -1.5),)
+    both = NeuronTokens(SITE, 0, 3, *some, 0.25, 2), NeuronTokens(SITE, 1, 2, (), ())
+    return WrittenWords("m", both, "", {"words": 8})
+
+
 MADE: dict[str, Any] = {
     "counts": counts(),
     "more counts": counts(200),
@@ -144,6 +181,9 @@ MADE: dict[str, Any] = {
     "sample list": sample_list(),
     "jacobian lens": jacobian(),
     "tuned lens": tuned(),
+    "top activations": top_activations(),
+    "examples of neurons": neuron_examples(),
+    "words of neurons": words(),
 }
 
 
@@ -244,7 +284,7 @@ def test_bytes_that_changed_places_are_refused(made: Any, tmp_path: Path) -> Non
 def test_another_kind_is_refused_and_named(made: Any, tmp_path: Path) -> None:
     path = tmp_path / "a"
     made.save(path)
-    lines = (Answers, OfficialScores, SampleList)
+    lines = (Answers, OfficialScores, SampleList, WrittenWords)
     for other in {type(one) for one in MADE.values()} - {type(made)}:
         text = refusal(other.load, path)
         alike = isinstance(made, lines) == issubclass(other, lines)
@@ -256,7 +296,7 @@ def test_one_of_the_first_version_is_refused_in_a_line(made: Any, tmp_path: Path
     """The same content as the first version wrote it: without a checksum."""
     path = tmp_path / "a"
     made.save(path)
-    if isinstance(made, Answers | OfficialScores | SampleList):
+    if isinstance(made, Answers | OfficialScores | SampleList | WrittenWords):
         rows, metadata = read_lines(path, getattr(made, "kind", "sample list"))
         document = {"kind": getattr(made, "kind", "sample list"), "version": 1, **metadata}
         path.write_text("".join(json.dumps(line) + "\n" for line in [document, *rows]))

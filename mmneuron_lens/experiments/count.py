@@ -43,6 +43,7 @@ from mmneuron_lens.corpora.folder import Problems, open_images
 from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.count_checks import positions_in, refuse_impossible
+from mmneuron_lens.experiments.tops import TopRead
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.finite import refuse_tally
@@ -128,6 +129,7 @@ def count_steps(
     problems: Problems | None = None,
     progress: Progress = quietly,
     jobs: Jobs | None = None,
+    top: TopRead | None = None,
 ) -> list[Held]:
     """The pieces of a shard of the plan, each made unless it is kept: one forward a step, at every `.act` site.
 
@@ -135,19 +137,24 @@ def count_steps(
     - workers: processes that decode images ahead of the model, which changes no count; a server has no use for them.
     - problems: where samples are named that can be neither decoded, encoded nor run.
     - jobs: count on a server.
+    - top: of `top_read(plan.steps, k)`: also read each neuron's top activations, in the same forwards.
     """
     keeper, left, graph = Memory() if keeper is None else keeper, LeftOut(problems), counting_graph(lens)
+    graph, fold = (graph, add) if top is None else (graph | top.graph(lens), top.beside(add))
 
     def encoded(samples: Sequence[Sample], opened: Opener = open_images) -> tuple[Batch | None, list[Sample]]:
         if plan.packs:
-            return encode_packed(lens, samples, plan.prompt, PACKED, left, opened, plan.frames, plan.prompt_form)
-        return encode(lens, samples, plan.prompt, left, opened, plan.frames, plan.prompt_form)
+            found = encode_packed(lens, samples, plan.prompt, PACKED, left, opened, plan.frames, plan.prompt_form)
+        else:
+            found = encode(lens, samples, plan.prompt, left, opened, plan.frames, plan.prompt_form)
+        return found if top is None else (top.numbered(*found), found[1])
 
     def run(step: Step, opened: Opener) -> Piece:
         batch, kept = encoded(step.samples, opened)
         out = {} if batch is None else lens.run(graph, batch)
         tokens = 0 if batch is None else int(batch.fields["llm"]["weight"].sum())
-        return piece_of(lens, plan, step.group, out, ids_of(kept), tokens)
+        made = piece_of(lens, plan, step.group, out, ids_of(kept), tokens)
+        return made if top is None else top.added(lens, made, out)
 
     shared: dict[str, Any] = {
         "keeper": keeper,
@@ -157,10 +164,11 @@ def count_steps(
         "progress": progress,
     }
     if jobs is None:
-        return gather(plan.steps, run, add, workers=workers, **shared)
+        return gather(plan.steps, run, fold, workers=workers, **shared)
 
     def returned(group: int, out: Values, facts: Mapping[str, Any]) -> Piece:
         made = piece_of(lens, plan, group, out, tuple(facts["seen"]))
+        made = made if top is None else top.added(lens, made, out)
         return refuse_impossible(made, facts.get("positions", {}), jobs.remote)
 
     return gather_remotely(

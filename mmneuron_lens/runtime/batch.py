@@ -11,16 +11,24 @@ from torch import Tensor
 
 from interventions.errors import InvalidType, InvalidValue
 from interventions.sites import GROUP_KINDS
+from mmneuron_lens.architectures.picture_areas import Pictured
+from mmneuron_lens.architectures.tower_boxes import Before
 from mmneuron_lens.runtime.image_spans import image_spans
 from mmneuron_lens.runtime.row_pictures import (
     boxes_of_row,
     columns_of,
     grid_of,
+    group_of,
+    image_of,
     images_of_row,
     of_positions,
+    of_tower,
     painted,
+    pictured_in,
     row_of,
     sizes_of,
+    tiles_of,
+    tower_boxes_of_row,
 )
 from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.images import file_bytes
@@ -132,13 +140,50 @@ class Batch:
 
         Raises `OutOfRange` for a row that is not there, `ValueError` for a picture that can no longer be read.
         """
+        return boxes_of_row(self._pictured(row_of(row, self.rows)), self.facts)
+
+    def tower_boxes(self, row: int = 0, group: Before = "vision") -> Float[Tensor, "position 5"]:
+        """Where in its picture every position of the vision tower, or of the projector, lies.
+
+        - row: whose pictures. Of a packed batch all prompts of a row see the same ones.
+        - group: of the sites: "vision" (`vision.mlp.act` ...), or "projector" (`projector.act` ...), whose positions
+          are patches or what patches were merged to
+
+        Returns float32, a row a position, in the order in which the field `position` counts them within a sample: the
+        number of the image in the row, then left, top, right and bottom in pixels of the picture as a viewer shows it.
+        NaN where a position has no place: CLS tokens, patches of padding alone, the queries of a Q-Former. What covers
+        the picture in part is cut where it ends. Where a tower sees a picture twice, as a whole and in tiles, so do
+        the boxes. Pixels near a box may have a weight in it too, where the picture was resized.
+
+        Raises `OutOfRange` for a row that is not there, `UnknownName` for another group, `ValueError` for a picture
+        that can no longer be read.
+        """
         row = row_of(row, self.rows)
-        before = sum(self.images[:row])
-        grids = [grid_of(self.inputs, self.facts, before + number) for number in range(self.images[row])]
-        words = self.tokenizer.convert_ids_to_tokens(_lists(self.inputs["input_ids"])[row])
-        return boxes_of_row(
-            self.image_spans(row), self.picture_sizes(row), grids, words, self.facts, self.image_processor
-        )
+        tiles = tiles_of(self.inputs, self.facts, self.images, row)
+        return tower_boxes_of_row(self._pictured(row), tiles, self.facts, group_of(group))
+
+    def tower_map(
+        self, values: Tensor, row: int = 0, image: int = 0, group: Before = "vision"
+    ) -> Float[Tensor, "height width"]:
+        """A value of every position of the vision tower, or of the projector, laid on the picture: a heat map.
+
+        - values: `[position]`, one for every one of `tower_boxes(row, group)`, or `[tile, patch]`, the same as a site
+          shows them
+        - row, image: which picture, both counted from 0
+        - group: as in `tower_boxes`
+
+        Returns float32 on the CPU. A pixel shows the smallest box that covers it (a tile's, not the overview's), NaN
+        where none does.
+
+        Raises as `patch_map` and `tower_boxes` do.
+        """
+        boxes, sizes = self.tower_boxes(row, group), self.picture_sizes(row)
+        number = image_of(image, len(sizes))
+        mine = boxes[:, 0] == number
+        given = of_tower(values, len(boxes))
+        if bool(boxes[mine, 1:].isnan().all()):
+            raise InvalidValue(f"This architecture's {group} positions have no place in the picture; there is no map.")
+        return painted(given[mine], boxes[mine, 1:], sizes[number])
 
     def patch_map(self, values: Tensor, row: int = 0, image: int = 0) -> Float[Tensor, "height width"]:
         """A value of every position laid on the picture, at the size a viewer shows it: a heat map over patches.
@@ -164,7 +209,14 @@ class Batch:
 
     def picture_sizes(self, row: int = 0) -> list[tuple[int, int]]:
         """Height and width of every picture of a row, as a viewer shows it."""
-        return sizes_of(images_of_row(self.given[0], self.sharing, row_of(row, self.rows)))
+        return sizes_of(images_of_row(self.given[0], self.sharing, self.images, row_of(row, self.rows)))
+
+    def _pictured(self, row: int) -> list[Pictured]:
+        """What boxes follow from, of every picture of a row."""
+        before = sum(self.images[:row])
+        grids = [grid_of(self.inputs, self.facts, before + number) for number in range(self.images[row])]
+        words = self.tokenizer.convert_ids_to_tokens(_lists(self.inputs["input_ids"])[row])
+        return pictured_in(self.image_spans(row), self.picture_sizes(row), grids, words, self.image_processor)
 
     def with_fields(self, **fields: Tensor) -> Batch:
         """Add your own fields along the language model's axes `[rows, tokens, ...]`, for `batch_field(name)`.
@@ -193,7 +245,8 @@ class Batch:
         """The batch whose samples have these numbers in the field `sample`, in place of those counted over a run.
 
         - numbers: one per row of `lens.encode`, or per row of images of `lens.pack`, 0 or more; rows with the same
-          number are one sample
+          number are one sample. Or one per prompt of `lens.pack`: a position is then counted within its own prompt, and
+          what prompts share, the tower's patches too, is of the first of them.
 
         Raises `InvalidValue` for another count or a number below 0, `InvalidType` for what is no whole number.
         """
@@ -207,7 +260,8 @@ class Batch:
                 raise InvalidType(f"The number of a sample is a whole number, not {number!r:.80}.")
             if not 0 <= number < 2**63:
                 raise InvalidValue(f"The number of a sample is {number}; numbers are from 0 to {2**63 - 1}.")
-        if len(given) != self.sample_count:
+        prompts = sum(len(text) if isinstance(text, tuple) else 1 for text in self.given[1])
+        if len(given) not in (self.sample_count, prompts):
             raise InvalidValue(f"{len(given)} numbers for {self.sample_count} samples; give one each.")
         return replace(self, samples=cast("tuple[int, ...]", given))
 

@@ -11,9 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interventions.errors import InvalidType, InvalidValue, OutOfRange, UnknownName
-from mmneuron_lens.architectures.image_boxes import Pictured, boxes_in
+from mmneuron_lens.architectures.image_boxes import boxes_in
+from mmneuron_lens.architectures.picture_areas import Box, Pictured
+from mmneuron_lens.architectures.tower_boxes import Before, tower_boxes_in
 from mmneuron_lens.wire.facts_types import Facts
 from mmneuron_lens.wire.images import decode
+from mmneuron_lens.wire.tiles import tiles_per_image
 from mmneuron_lens.wire.types import Sharing
 
 KINDS = ("image", "text", "generated", "padding")
@@ -45,11 +48,30 @@ def row_of(row: object, rows: int) -> int:
     return row % rows
 
 
-def images_of_row(given: Sequence[Sequence[Any]], sharing: Sharing, row: int) -> Sequence[Any]:
-    """The pictures of a row as they were given."""
+def image_of(image: object, images: int) -> int:
+    """The number of a picture from 0; negative ones count from the end. Raises `OutOfRange` for one not there."""
+    if not isinstance(image, int) or isinstance(image, bool):
+        raise InvalidType(f"image is the number of a picture, not {image!r}.")
+    if not -images <= image < images:
+        raise OutOfRange(f"There is no image {image}; this row has {images}, counted from 0.")
+    return image % images
+
+
+def group_of(group: object) -> Before:
+    """A group of sites before the language model. Raises `UnknownName` for another."""
+    if group == "vision" or group == "projector":
+        return group
+    raise UnknownName(
+        f"tower_boxes knows no group {group!r}. Choices: vision, projector; of the language model, see `boxes`."
+    )
+
+
+def images_of_row(given: Sequence[Sequence[Any]], sharing: Sharing, counts: Sequence[int], row: int) -> Sequence[Any]:
+    """The pictures of a row as they were given. counts: how many each row has."""
     if "spread" in sharing:
         flat = [image for some in given for image in some]
-        return [flat[sharing["spread"]["rows"][row]]]
+        before = sum(counts[:row])
+        return [flat[place] for place in sharing["spread"]["rows"][before : before + counts[row]]]
     return given[row]
 
 
@@ -69,32 +91,62 @@ def grid_of(inputs: Mapping[str, Tensor], facts: Facts, place: int) -> tuple[int
     return int(rows), int(columns)
 
 
-def boxes_of_row(
+def tiles_of(inputs: Mapping[str, Tensor], facts: Facts, counts: Sequence[int], row: int) -> list[int | None]:
+    """How many tiles each picture of a row has; None where its positions, or its grid, say that. counts: as above."""
+    if facts["tiling"] != "anyres" or not counts[row]:
+        return [1 if facts["tiling"] == "one" else None] * counts[row]
+    before = sum(counts[:row])
+    return list(tiles_per_image(inputs, facts)[before : before + counts[row]])
+
+
+def pictured_in(
     spans: Sequence[Sequence[int]],
     sizes: Sequence[tuple[int, int]],
     grids: Sequence[tuple[int, int] | None],
     words: Sequence[str],
-    facts: Facts,
     processor: Any,
-) -> Float[Tensor, "position 5"]:
-    """Image, left, top, right and bottom of every image position of a row.
+) -> list[Pictured]:
+    """What laying boxes needs to know of every picture of a row.
 
     - spans: the columns of each image
     - sizes: height and width of each picture
     - grids: as `grid_of`
     - words: the tokens of the row
     """
-    found: list[tuple[float, ...]] = []
+    found: list[Pictured] = []
+    for span, (height, width), grid in zip(spans, sizes, grids, strict=True):
+        starts = [column for column in span if column - 1 not in span]
+        marks = ["".join(words[max(column - LONGEST_MARK, 0) : column]) for column in starts]
+        found.append(Pictured(height, width, len(span), grid, marks, len(spans) == 1, processor))
+    return found
+
+
+def boxes_of_row(pictures: Sequence[Pictured], facts: Facts) -> Float[Tensor, "position 5"]:
+    """Image, left, top, right and bottom of every image position of a row."""
+    in_text = facts["images_in_text"]
+    return as_table([boxes_in(one, facts) if in_text else [None] * one.positions for one in pictures])
+
+
+def tower_boxes_of_row(
+    pictures: Sequence[Pictured], tiles: Sequence[int | None], facts: Facts, group: Before
+) -> Float[Tensor, "position 5"]:
+    """Image, left, top, right and bottom of every position of a row's pictures at the sites of a group.
+
+    tiles: as `tiles_of`.
+    """
+    each = max(facts["patches"] // facts["merged"], 1)
+    return as_table(
+        [
+            tower_boxes_in(one, facts, one.positions // each if count is None else count, group)
+            for one, count in zip(pictures, tiles, strict=True)
+        ]
+    )
+
+
+def as_table(boxes: Sequence[Sequence[Box | None]]) -> Float[Tensor, "position 5"]:
+    """Boxes of each picture, one below the other, its number before them; NaN where there is none."""
     nowhere = (math.nan,) * 4
-    for number, (span, (height, width), grid) in enumerate(zip(spans, sizes, grids, strict=True)):
-        if facts["images_in_text"]:
-            starts = [column for column in span if column - 1 not in span]
-            marks = ["".join(words[max(column - LONGEST_MARK, 0) : column]) for column in starts]
-            picture = Pictured(height, width, len(span), grid, marks, len(spans) == 1, processor)
-            boxes = boxes_in(picture, facts)
-        else:
-            boxes = [None] * len(span)
-        found += [(float(number), *(box or nowhere)) for box in boxes]
+    found = [(float(number), *(box or nowhere)) for number, some in enumerate(boxes) for box in some]
     return torch.tensor(found, dtype=torch.float32, device="cpu").view(-1, 5)
 
 
@@ -109,6 +161,18 @@ def of_positions(values: object, columns: Sequence[int], width: int) -> Float[Te
         )
     given = values.detach().float().cpu()
     return given if len(given) == len(columns) else given[list(columns)]
+
+
+def of_tower(values: object, count: int) -> Float[Tensor, " position"]:
+    """Of values that are one for each of `count` positions of a tower, also by tile and patch, the former."""
+    if not isinstance(values, Tensor):
+        raise InvalidType(f"values is a tensor, not {type(values).__name__}.")
+    if values.ndim not in (1, 2) or values.numel() != count:
+        raise InvalidValue(
+            f"values is {list(values.shape)}; give [{count}], one for every position of the row's pictures there, or "
+            f"[tile, patch], as a site shows {count} of them."
+        )
+    return values.detach().flatten().float().cpu()
 
 
 def painted(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Int
@@ -21,22 +21,29 @@ def asks_for_samples(plans: list[SitePlan]) -> bool:
 
 
 def numbered(batch: BatchData, facts: Facts) -> BatchData:
-    """The batch with the fields `sample` and `position` int64 `[*where]` in every group."""
+    """The batch with the fields `sample` and `position` int64 `[*where]` in every group.
+
+    Numbers are one per row of images, or one per prompt; what a row's prompts share is then of the first of them.
+    """
     samples = batch.get("samples")
     assert samples is not None, "a batch of a run says which samples it has"
     fields = {name: dict(group) for name, group in batch["fields"].items()}
-    rows = torch.arange(len(samples["numbers"]))
-    if "spread" in batch["sharing"]:
+    spread, prompts = batch["sharing"].get("spread"), torch.tensor(samples["prompts"])
+    by_prompt = len(samples["numbers"]) > len(prompts)
+    first = prompts.cumsum(0) - prompts if by_prompt else torch.arange(len(prompts))
+    rows = first
+    if spread:
         # A row per prompt.
-        rows = rows.repeat_interleave(torch.tensor(samples["prompts"]))
+        rows = torch.arange(int(prompts.sum())) if by_prompt else first.repeat_interleave(prompts)
     places = {}
     for name in ("llm", "qformer.text"):
         if name in fields:
             weight = fields[name]["weight"]
             places[name] = (rows[:, None].expand(weight.shape), columns(weight))
+    if by_prompt and not spread:
+        places["llm"] = prompt_places(fields["llm"]["weight"], batch["inputs"]["position_ids"], samples["prompts"])
     if "vision" in fields:
-        tiles = tile_samples(batch, facts, samples)
-        spread = batch["sharing"].get("spread")
+        tiles = first[tile_samples(batch, facts, samples)]
         for name in ("vision", "projector"):
             each = fields[name]["weight"].shape[1]
             if facts["patches"]:
@@ -49,7 +56,11 @@ def numbered(batch: BatchData, facts: Facts) -> BatchData:
                 weight = fields[name]["weight"]
                 places[name] = (rows[:, None].expand(weight.shape), torch.arange(weight.shape[1]).expand(weight.shape))
         elif spread and facts["images_in_text"]:
-            places["projector"] = tuple(one[spread["rows"]] for one in places["projector"])
+            owner, place = (one[spread["rows"]] for one in places["projector"])
+            if by_prompt:
+                own = torch.tensor(samples["images"]).repeat_interleave(prompts)
+                owner = rows.repeat_interleave(own)[:, None].expand(owner.shape)
+            places["projector"] = (owner, place)
     numbers = torch.tensor(samples["numbers"], dtype=torch.int64)
     for name, (sample, position) in places.items():
         device = fields[name]["weight"].device
@@ -71,11 +82,39 @@ def columns(weight: Int[Tensor, "row column"]) -> Int[Tensor, "row column"]:
     return (real.cumsum(1) - 1).masked_fill(~real, -1)
 
 
+def prompt_places(
+    weight: Int[Tensor, "row column"], positions: Int[Tensor, "*axis row column"], prompts: Sequence[int]
+) -> tuple[Int[Tensor, "row column"], Int[Tensor, "row column"]]:
+    """Of rows in which prompts are packed: which prompt each column belongs to, and its place in that prompt alone.
+
+    - weight: of a prefix the number of the row's prompts, 0 for padding
+    - positions: restart where a prompt goes on behind the prefix
+    - prompts: how many each row has; they are counted over all rows
+    """
+    owner, place = torch.zeros_like(weight), columns(weight)
+    restarting, before = positions if positions.ndim == 2 else positions[0], 0
+    for row, count in enumerate(prompts):
+        owner[row], real = before, weight[row] > 0
+        if count > 1:
+            own = restarting[row][real]
+            shared = int((weight[row] == count).sum())
+            starts = torch.zeros_like(own, dtype=torch.bool)
+            starts[1:] = own[1:] <= own[:-1]
+            starts[:shared], starts[shared] = False, True
+            edges = starts.nonzero()[:, 0]
+            number = starts.cumsum(0) - 1
+            there = torch.arange(len(own), device=own.device)
+            owner[row, real] = before + number.clamp(min=0)
+            place[row, real] = torch.where(number < 0, there, shared + there - edges[number.clamp(min=0)])
+        before += count
+    return owner, place
+
+
 def tile_samples(batch: BatchData, facts: Facts, samples: Samples) -> Int[Tensor, " tile"]:
     """The place, among a batch's samples, of the one that each tile belongs to; each patch in a tower without tiles."""
     image = batch["fields"]["llm"]["kind"][..., 0].sum(1).tolist()
     counts = torch.tensor(tower_positions(batch["inputs"], facts, image))
-    owners = torch.arange(len(samples["numbers"]))
+    owners = torch.arange(len(samples["prompts"]))
     if facts["tiling"] != "several":
         # Counted by image; of several, by row.
         owners = owners.repeat_interleave(torch.tensor(samples["images"]))
