@@ -168,7 +168,7 @@ def test_the_selected_come_first_then_the_largest_log_odds(tmp_path):
     rows = rows_of(out, "made/model")
     assert [(card["layer"], card["neuron"]) for card in cards] == [(row["layer"], row["neuron"]) for row in rows[:40]]
     assert [card["selected"] for card in cards] == [True] * 15 + [False] * 25
-    assert facts["models"][0]["kept"].startswith("40 of the 150 neurons of the table have a card: the selected ones")
+    assert facts["models"][0]["kept"].startswith("40 of 150 neurons have a card: the selected ones")
     others = [0] * 150
     for row in rows[40:]:
         others[50 * row["layer"] + row["neuron"]] = 1 + Made().domains.index(row["domain"])
@@ -282,7 +282,8 @@ def test_what_a_neuron_writes_is_on_its_card():
     sources = NeuronSources("m", frame, ("a", "b"), written=written, reachability=Reachability({}))
     card = neuron_document(sources, 0)
     assert card["writes"] == {
-        "top": [[" cat", "2.50"], ["\\n", "1.25"]], "bottom": [["</script>", "−3.00"]], "contribution": "−0.0125 nats",
+        "top": [[" cat", "2.50"], ["\\n", "1.25"]], "bottom": [["</script>", "−3.00"]],
+        "contribution": "−0.0125", "missing": "",
     }  # fmt: skip
     assert card["bars"] == [["", [[0, 0.5, 0.4, 0.6, "0.500 [0.400, 0.600]"], [1, 0.25, None, None, "0.250"]]]]
     assert card["scale"] == 0.6
@@ -339,7 +340,8 @@ def test_domains_of_ones_own_have_colours_apart():
 
 
 def test_domains_are_found_in_a_table_alone():
-    frame = pl.DataFrame({"domain": ["a_image", "b"], "domains": [["a"], []], "p_a": 0.1, "p_b": 0.2, "p_a_image": 0.3})
+    frame = pl.DataFrame({"domain": ["a_image", "b"], "domains": [["a"], []], "p_a": 0.1, "p_b": 0.2, "p_a_image": 0.3,
+                          "site": "s", "layer": 0, "neuron": [0, 1]})  # fmt: skip
     assert domains_in(frame) == ("a", "b", "a_image")
     frame = frame.with_columns(selected=pl.Series([False, True]), log_odds=pl.Series([3.0, None]))
     assert most_specific(frame, 1)["domain"].to_list() == ["b"]

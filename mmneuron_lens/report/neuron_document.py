@@ -19,15 +19,17 @@ TEXTS = {
     "odds": "against the other domains, log-odds",
     "attribution": "Attribution (activation × gradient of the right answer’s log-probability)",
     "effect": "Measured effect against random neurons",
-    "contribution": "Adds to the right answer",
+    "contribution": "Adds to the logit of the right answer’s first token",
     "top": "raises",
     "bottom": "lowers",
 }
 """What stands beside the numbers."""
 
+WRITING = ("llm.mlp.act", "llm.mlp.post")
 UNSEEN = "It was active on none of the pictures that it was shown."
 EXAMPLES_MISSING = "What it answers to was not run: `mmneuron neurons RUN --model ... --corpus ...`."
 WRITES_MISSING = "Which words it writes was not run: `mmneuron neurons RUN --model ... --corpus ...`."
+BARS_MISSING = "How often it is active is not in the run’s table: `mmneuron count ...`, then `mmneuron select RUN`."
 ATTRIBUTION_MISSING = (
     "Its attribution was not run: `mmneuron select RUN --method attribution --model ... --corpus ...`."
 )
@@ -60,7 +62,9 @@ def neuron_document(sources: NeuronSources, place: int) -> dict[str, Any]:
     bars = _bars(sources, row)
     missing = [
         *([EXAMPLES_MISSING] if examples is None else []),
-        *([WRITES_MISSING] if writes is None and neuron[0] == "llm.mlp.act" else []),
+        *([] if bars else [BARS_MISSING]),
+        *([WRITES_MISSING] if writes is None and neuron[0] in WRITING else []),
+        *([writes["missing"]] if writes and writes["missing"] else []),
         *([ATTRIBUTION_MISSING] if row["attribution"] is None else []),
         *([EFFECT_MISSING] if row["effect"] is None else []),
     ]
@@ -165,10 +169,10 @@ def _writes(sources: NeuronSources, neuron: Neuron) -> dict[str, Any] | None:
     found = (sources.written or {}).get(neuron)
     if found is None:
         return None
-    top, bottom, contribution = found
     sides = {name: [[_token(word), number(score)] for word, score in some] for name, some in
-             (("top", top), ("bottom", bottom))}  # fmt: skip
-    return {**sides, "contribution": "" if contribution is None else f"{number(contribution)} nats"}
+             (("top", found.top), ("bottom", found.bottom))}  # fmt: skip
+    return {**sides, "contribution": "" if found.contribution is None else number(found.contribution),
+            "missing": _text(found.missing)}  # fmt: skip
 
 
 def _examples(sources: NeuronSources, neuron: Neuron) -> list[dict[str, Any]] | None:

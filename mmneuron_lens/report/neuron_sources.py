@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -29,12 +29,15 @@ class Written(NamedTuple):
     """What a neuron of the language model adds to the logits by its output weights.
 
     - top, bottom: tokens with their scores, the largest and the smallest, the strongest first.
-    - contribution: to the right answer, the mean over questions; None where that was not measured.
+    - contribution: to the logit of the right answer's first token, the mean over its examples; None where that is not
+      known.
+    - missing: why words or contributions are not there; "" where they are.
     """
 
     top: Sequence[tuple[str, float]]
     bottom: Sequence[tuple[str, float]]
     contribution: float | None = None
+    missing: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +133,14 @@ def colours_of(domains: Iterable[str]) -> list[str]:
     return [DOMAIN_COLOURS.get(one) or (left.pop(0) if left else OTHER_COLOUR) for one in domains]
 
 
-def most_specific(frame: pl.DataFrame, most: int) -> pl.DataFrame:
-    """At most so many rows: selected neurons first, then by the magnitude of the log-odds, the largest first."""
-    order = frame.with_columns(pl.col("log_odds").abs().fill_null(-1).alias("_odds"))
-    order = order.sort(["selected", "_odds"], descending=True, maintain_order=True)
-    return order.head(most).drop("_odds")
+def most_specific(frame: pl.DataFrame, most: int, shown: Collection[Neuron] = ()) -> pl.DataFrame:
+    """At most so many rows: selected neurons first, then those with examples, then the others; each by the magnitude of
+    the log-odds, the largest first.
+
+    - shown: the neurons that have examples.
+    """
+    odds = frame["log_odds"].abs().fill_nan(-1).fill_null(-1) if "log_odds" in frame.columns else [-1.0] * len(frame)
+    seen = [one in shown for one in frame.select("site", "layer", "neuron").iter_rows()]
+    order = pl.DataFrame({"selected": frame["selected"], "shown": seen, "odds": odds}).with_row_index()
+    ordered = order.sort("selected", "shown", "odds", descending=True, nulls_last=True, maintain_order=True)
+    return frame[ordered["index"].head(most)]

@@ -55,6 +55,7 @@ const examplesOf = (parent, card, table) => {
 };
 
 const barsOf = (parent, card, table) => {
+  if (!card.bars.length) return;
   make("h3", "", parent, "How often it is active");
   make("p", "quiet", parent, run.texts.bars);
   const grid = make("div", "bars", parent);
@@ -80,6 +81,7 @@ const writesOf = (parent, writes) => {
   make("h3", "", parent, "What it writes");
   const both = make("div", "written", parent);
   for (const side of ["top", "bottom"]) {
+    if (!writes[side].length) continue;
     const half = make("div", "", both);
     make("p", "", half, run.texts[side]);
     const list = make("ol", "", half);
@@ -106,7 +108,7 @@ const numbersOf = (parent, card, table) => {
     sentence(parent, run.texts.effect, card.effect.text);
     rangeOf(parent, card.effect, table, own);
   }
-  if (card.writes) writesOf(parent, card.writes);
+  if (card.writes && (card.writes.top.length || card.writes.contribution)) writesOf(parent, card.writes);
   if (card.numbers.length) {
     make("h3", "", parent, "Numbers");
     const list = make("dl", "numbers-of", parent);

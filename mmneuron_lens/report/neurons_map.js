@@ -91,15 +91,18 @@ const mapOf = (parent, table, place, open, say) => {
       const wide = Math.max(least, cell > 3 ? cell - 0.6 : cell);
       context.fillRect(neuron * cell, layer * high + 0.5, wide, high - 1);
     };
-    const painted = (alpha, least, each) => {
-      context.globalAlpha = alpha;
-      table.colours.forEach((colour, domain) => { context.fillStyle = colour; each(domain, (neuron, layer) => dot(neuron, layer, least)); });
-    };
     const some = (chosen, selected) => (domain, put) => {
       for (const row of rows) {
         if (table.columns.domain[row] !== domain || passes[row] !== chosen) continue;
         if (table.columns.selected[row] === selected) put(table.columns.neuron[row], table.columns.layer[row]);
       }
+    };
+    const painted = (alpha, least, each) => {
+      context.globalAlpha = alpha;
+      [...table.colours, "#7f7f7f"].forEach((colour, place) => {
+        context.fillStyle = colour;
+        each(place < table.colours.length ? place : -1, (neuron, layer) => dot(neuron, layer, least));
+      });
     };
     painted(0.08, 1, some(0, 0));
     painted(0.16, 1.5, some(0, 1));

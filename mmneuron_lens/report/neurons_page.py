@@ -80,7 +80,7 @@ def page_files(page: NeuronsPage) -> Iterator[tuple[str, str]]:
     """
     models: list[dict[str, Any]] = []
     for whole in page.models:
-        kept = whole.keeping(most_specific(whole.frame, page.most))
+        kept = whole.keeping(most_specific(whole.frame, page.most, whole.place_of_example))
         table = _script("table", table_document(kept, whole.frame))
         yield table
         chunks: list[str] = []
@@ -156,8 +156,8 @@ def _kept(kept: NeuronSources, whole: NeuronSources) -> str:
     selected = int(whole.frame["selected"].fill_null(False).sum())
     if cards < rows:
         return (
-            f"{cards:,} of the {rows:,} neurons of the table have a card: the selected ones first, then those with the "
-            "largest log-odds. The table has them all."
+            f"{cards:,} of {rows:,} neurons have a card: the selected ones first, then those with examples, then those "
+            "with the largest log-odds. The table has them all."
         )
     if cards == selected:
         return f"The {cards:,} selected neurons of {total:,}, a card each."

@@ -40,26 +40,14 @@ class NeuronCard:
         return self._sources.frame[self._place]
 
     def examples(self) -> pl.DataFrame:
-        """A row per example, the largest activation first: activation, domain, id, question, answers, position (as the
-        field `position` counts at this site), left, top, right, bottom (of the position in shares of the picture; null
-        where it has none). No row where the examples were not run.
+        """A row per example, the largest activation first, as `NeuronExamples.to_frame` has them: rank, activation,
+        domain, sample, question, answers, position, the picture's sha256, left, top, right, bottom (of the position in
+        shares of the picture; null for words), map_maximum. No row where the examples were not run.
         """
-        kinds: dict[str, pl.DataType] = {name: pl.Float64() for name in ("left", "top", "right", "bottom")}
-        texts: dict[str, pl.DataType] = {name: pl.String() for name in ("domain", "id", "question")}
-        schema = {"activation": pl.Float64(), **texts, "answers": pl.List(pl.String), "position": pl.Int64(), **kinds}
-        found, place = self._sources.examples, self._sources.place_of_example.get((self.site, self.layer, self.neuron))
-        if found is None or place is None:
-            return pl.DataFrame(schema=schema)
-        rows: list[tuple[object, ...]] = []
-        for rank, which in enumerate(found.sample[self.site][place].tolist()):
-            if which < 0:
-                continue
-            sample, box = found.samples[which], found.box[self.site][place, rank].tolist()
-            activation = float(found.activation[self.site][place, rank])
-            asked = sample.domain, sample.id, sample.question, list(sample.answers)
-            rows.append((activation, *asked, int(found.position[self.site][place, rank]), *box))
-        frame = pl.DataFrame(rows, schema=schema, orient="row")
-        return frame.with_columns(pl.col(*kinds).fill_nan(None))
+        found = self._sources.examples
+        frame = pl.DataFrame() if found is None else found.to_frame()
+        own = {"site": self.site, "layer": self.layer, "neuron": self.neuron}
+        return frame.filter(**own) if len(frame) else frame
 
     def figure(self, theme: Literal["light", "dark"] = "light") -> Figure:
         """Up to four pictures with its map on them, its activation probability in each domain (with intervals where the
