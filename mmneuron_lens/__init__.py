@@ -9,10 +9,12 @@
     mm.ablate(lens, found.selection, corpus).to_frame()
     mm.deviate(lens, found.selection, corpus).to_frame()
     mm.read_layers(lens, corpus[0])
+    mm.neuron("run", "llm.mlp.act", 3, 17)
 
 A model and graphs on it: `Lens`, `Batch`, `Result`, `count_active`, `zero_neurons`; more in `interventions`.
 Questions: `load_corpus`, `Corpus`, `Sample`.
-The main job: `identify`, `ablate`, `deviate`, `read_layers`, `read_entropy`; `merge_runs` of several machines.
+The main job: `identify`, `ablate`, `deviate`, `read_layers`, `read_entropy`; `neuron`, one of a run with its pictures;
+`merge_runs` of several machines.
 What is found: `Identified`, `Controls`, `Counts`, `Selection`.
 What it comes to: `Ablation`, `Deviations`, `DeviationTable`, `Entropies`, `LensTrace`.
 What a user can mend: `MMNeuronError`.
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from mmneuron_lens.runs.api import ablate, deviate, identify, read_entropy, read_layers
     from mmneuron_lens.runs.identify import Controls, Identified
     from mmneuron_lens.runs.merging import merge_runs
+    from mmneuron_lens.runs.neuron import neuron
     from mmneuron_lens.runtime.batch import Batch
     from mmneuron_lens.runtime.result import Result
 
@@ -79,6 +82,7 @@ __all__ = [
     "identify",
     "load_corpus",
     "merge_runs",
+    "neuron",
     "read_entropy",
     "read_layers",
     "zero_neurons",
@@ -106,6 +110,7 @@ _HOMES = {
     "identify": "mmneuron_lens.runs.api",
     "load_corpus": "mmneuron_lens.corpora.load",
     "merge_runs": "mmneuron_lens.runs.merging",
+    "neuron": "mmneuron_lens.runs.neuron",
     "read_entropy": "mmneuron_lens.runs.api",
     "read_layers": "mmneuron_lens.runs.api",
     "zero_neurons": "interventions",

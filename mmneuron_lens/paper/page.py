@@ -16,6 +16,7 @@ from mmneuron_lens.paper.control_section import controls
 from mmneuron_lens.paper.corpora import figure_2, table_4
 from mmneuron_lens.paper.layers import Cases, figure_6, figure_7, figures_10_to_13, table_9
 from mmneuron_lens.paper.model_run import ModelRun
+from mmneuron_lens.paper.neurons_page import pages_beside
 from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6, tables_of_13b
 from mmneuron_lens.report.page import Page, write
 from mmneuron_lens.report.sections import Section
@@ -100,6 +101,7 @@ def paper_of(out: str | Path, cases: Cases | None = None) -> Page:
         claims=claims(evidence, seed=plan["seed"]),
         not_run=said_not_run(runs, described, sections),
         versions=tuple(provenance()["versions"].items()),
+        beside=pages_beside(out),
     )
 
 

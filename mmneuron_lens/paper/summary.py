@@ -11,6 +11,7 @@ from mmneuron_lens.paper.ablation import table_2
 from mmneuron_lens.paper.control_section import controls
 from mmneuron_lens.paper.corpora import table_4
 from mmneuron_lens.paper.model_run import ModelRun, domains_of
+from mmneuron_lens.paper.neurons_page import pages_beside
 from mmneuron_lens.paper.page import is_paper
 from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6
 from mmneuron_lens.report.page import INDEX, Page, figures_folder, tables_folder, write
@@ -75,4 +76,5 @@ def summary_of(runs: Sequence[ModelRun], not_run: Sequence[str] = ()) -> Page:
         sections=tuple(replace(one, name="") for one in sections if not one.missing),
         not_run=(*missing, *not_run),
         versions=tuple(provenance()["versions"].items()),
+        beside=pages_beside(runs[0].out),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -12,7 +11,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from mmneuron_lens.report.html_text import html, visible
+from mmneuron_lens.report.html_text import html, json_in_html, visible
 
 
 def hover(document: Mapping[str, Any], pictures: Sequence[Tensor], caption: str) -> Markup:
@@ -24,12 +23,9 @@ def hover(document: Mapping[str, Any], pictures: Sequence[Tensor], caption: str)
     """
     seen = {name: [*map(visible, one)] if isinstance(one, list) else visible(one) for name, one in document.items()}
     data = {**seen, "pictures": [data_uri(picture) for picture in pictures]}
-    # Nothing in the data may begin or end an element; half a character is written as JSON writes it.
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    text = text.encode("utf-8", "backslashreplace").decode()
     return html(
         '<div class="lens" role="group" aria-label="{}"><script type="application/json">{}</script></div>',
-        *(caption, Markup(text)),
+        *(caption, json_in_html(data)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from markupsafe import Markup
@@ -22,3 +23,12 @@ def html(pattern: str, *values: Any) -> Markup:
 def joined(parts: Any, between: str = "") -> Markup:
     """Parts one after the other, as the values of `html`."""
     return Markup(between).join(map(visible, parts))
+
+
+def json_in_html(value: Any) -> Markup:
+    """The value as JSON that may stand inside a script: nothing in it begins or ends an element.
+
+    Half a character is written as JSON writes it.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return Markup(text.encode("utf-8", "backslashreplace").decode())

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from interventions.files import storage_errors, write_atomically
@@ -33,6 +33,7 @@ class Page:
 
     - lead: one sentence below the title. run: paragraphs that say what was run.
     - not_run: what was not run, a line each. versions: name and version of what wrote it.
+    - beside: pages beside this one, text and address.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Page:
     claims: tuple[Claim, ...] = ()
     not_run: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
+    beside: tuple[tuple[str, str], ...] = ()
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -76,8 +78,8 @@ def render(page: Page, pictures: Mapping[str, Drawn] | None = None) -> str:
     """
     images = drawn(page) if pictures is None else pictures
     alive = any(section.after for section in page.sections)
-    script = Markup("\n").join(_own(name) for name in (("hover.js",) if alive else ()) + ("unfold.js",))
-    return _environment().get_template("page.html.jinja").render(page=page, images=images, script=script)
+    script = Markup("\n").join(own_file(name) for name in (("hover.js",) if alive else ()) + ("unfold.js",))
+    return template("page.html.jinja").render(page=page, images=images, script=script)
 
 
 def write(page: Page, folder: str | Path, name: str = INDEX) -> Path:
@@ -126,6 +128,11 @@ def _beside(page: Path, kind: str) -> Path:
     return folder if page.stem == INDEX else folder / page.stem
 
 
+def template(name: str) -> Template:
+    """A template of this folder, with the style and the filters that all of them share."""
+    return _environment().get_template(name)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -145,12 +152,12 @@ def _environment() -> Environment:
         "measured": measured,
         "uri": _uri,
         "digest": _digest,
-        "style": _own("style.css"),
+        "style": own_file("style.css"),
     }
     return environment
 
 
-def _own(name: str) -> Markup:
+def own_file(name: str) -> Markup:
     """A style or script that lies beside the template."""
     return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
