@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from mmneuron_lens.batching.answer_tokens import answer_tokens
 from mmneuron_lens.batching.batches import rows_of
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.left_out import LeftOut, attributed
@@ -42,6 +43,7 @@ def encode(
     frames: Frames = "fit",
     prompt_form: PromptForm = "auto",
     new_tokens: int = 0,
+    answered: bool = False,
 ) -> tuple[Batch | None, list[Sample]]:
     """A batch of the samples that can be decoded and encoded (None if there is none), and these samples.
 
@@ -53,6 +55,7 @@ def encode(
       `frames.with_frames_that_fit`.
     - prompt_form: the frame of the evaluation prompt, see `chat.form_of`.
     - new_tokens: positions that an answer takes.
+    - answered: with each sample's first answer behind its prompt, as `answer_tokens` writes it.
     """
     ready, left = [], LeftOut.of(problems)
     for sample in samples:
@@ -62,7 +65,9 @@ def encode(
 
     def made(some: Sequence[Ready]) -> Batch:
         texts = [prompt_of(lens, one.sample, prompt, len(one.seen), prompt_form) for one in some]
-        batch = lens.encode([one.seen for one in some], texts)
+        asked = zip(texts, some, strict=True) if answered else ()
+        answers = [answer_tokens(lens, text, one.sample.answers[0]) for text, one in asked]
+        batch = lens.encode([one.seen for one in some], texts, answers or None)
         if new_tokens:
             refuse_beyond(lens.model, batch.inputs, [""] * len(some), new_tokens)
         return replace(batch, given=(tuple(one.given for one in some), batch.given[1]))
