@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -84,8 +83,7 @@ def compare(
 
     shares = shares_of(fractions, "--fractions") or [*FRACTIONS]
     nearest = min(shares, key=lambda one: abs(one - 0.01))
-    also = {"all": None, "none": []}.get(others.strip(), ...)
-    also = shares_of(others, "--others") if also is ... else also
+    also = None if others == "all" else [] if others == "none" else shares_of(others, "--others")
     asked = corpus_of(corpus, domain, images, questions_per_image, skip_images)
     first = corpus_of(corpus, domain, skip_images, questions_per_image).by_domain() if skip_images else None
     quiet_loading()

@@ -1,4 +1,4 @@
-"""Comparison: what switching off the neurons of several selection methods does to every question, beside random ones."""
+"""Comparison: what switching off the neurons of several methods does to each question, beside random ones."""
 
 from __future__ import annotations
 
@@ -151,8 +151,9 @@ class Comparison(Artifact):
             "conditions": tuple(Compared(**{**one, "draws": tuple(one["draws"])}) for one in metadata["conditions"]),
             "questions": tuple((domain, name) for domain, name in metadata["questions"]),
             "overlaps": tuple(metadata["overlaps"]),
+            **tensors,
         }
-        return cls(**{**metadata, **own}, **tensors)
+        return cls(**{**metadata, **own})
 
     def to_frame(self) -> pl.DataFrame:
         """A row per condition and question that was asked under it: model, method, neurons_of, fraction, strength,

@@ -20,7 +20,7 @@ def comparison_claims(comparisons: Sequence[Comparison], fraction: float | None 
     return [
         Claim(
             f"{method} {domain}",
-            f"The neurons that {method} calls specific to {domain} matter more to its answers than as many random ones.",
+            f"{method}’s neurons of {domain} matter more to its answers than as many random ones.",
             tuple(
                 matters(one, method, domain, fraction or fraction_of(one), seed)
                 for one in comparisons
