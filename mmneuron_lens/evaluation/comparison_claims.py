@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmneuron_lens.artifacts.comparison import OFF, Comparison
-from mmneuron_lens.evaluation.beyond_random import beyond_random, fraction_of, with_interval
+from mmneuron_lens.evaluation.beyond_random import beyond_random, fraction_of, measured, with_interval
 from mmneuron_lens.evaluation.findings import Claim, Finding, verdict_of
 
 
 def comparison_claims(comparisons: Sequence[Comparison], fraction: float | None = None, seed: int = 0) -> list[Claim]:
     """A claim per method and domain, with a finding per model: "holds" where the difference to as many random neurons,
-    of the answer's log-probability, lies with its whole 95 % interval below 0.
+    of the answer's log-probability, lies with its whole 95 % interval below 0, and so does the change itself. Where
+    random neurons off make the answers likelier, neurons that do nothing do not matter more than these.
 
     - fraction: of each module's neurons; `fraction_of` each comparison unless given.
     """
@@ -47,4 +48,7 @@ def matters(comparison: Comparison, method: str, domain: str, fraction: float, s
     value, low, high = (found[name] for name in ("value", "value_low", "value_high"))
     assert value is not None
     verdict = verdict_of(value, low, high, lambda number: number < 0)
+    own = with_interval("value", measured(comparison, place, domain), seed=seed)["value_high"]
+    if verdict == "holds" and (own is None or own >= 0):
+        verdict = "not decided"
     return Finding(comparison.model, statistic, value, low, high, verdict, "nats", f"{len(values)} questions")
