@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mmneuron_lens.neurons.selectors  # noqa: F401  (registers the methods)
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.attributions import Attributions
 from mmneuron_lens.artifacts.comparison import DRAWN, Comparison
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.moments import Moments
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.frames import told_by_domain
@@ -18,9 +20,10 @@ from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.content import content_digest
 from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.frames import Frames
-from mmneuron_lens.corpora.sample import Sample
+from mmneuron_lens.corpora.sample import DOMAINS, Sample
 from mmneuron_lens.experiments.ablate import generation_settings
 from mmneuron_lens.experiments.compare import compare, digest_of
+from mmneuron_lens.experiments.planted import planted_comparison
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.compared import FRACTIONS, STRENGTHS, NeuronSet, chosen_sets, with_draws, with_strengths
 from mmneuron_lens.neurons.observed import Observed, observed
@@ -51,6 +54,7 @@ def compare_stage(
     accuracy: Sequence[float] = (),
     amplify: Sequence[float] = (),
     strengths: Sequence[float] = STRENGTHS,
+    cited: Mapping[str, str] | None = None,
     batch_size: int = 32,
     frames: Frames = "fit",
     prompt_form: PromptForm = "auto",
@@ -65,6 +69,7 @@ def compare_stage(
     - methods: names of the registry; "random" stands for the draws, which are there in any case.
     - fractions, draws, seed: see `neurons.compared`. others, accuracy: see `experiments.compare.asked_under`.
     - amplify, strengths: fractions at which neurons are turned up too, and how far.
+    - cited: the sha256 of each domain's file of counts, where these are saved.
 
     Raises as `compared_methods`, `chosen_sets` and `compare` do.
     """
@@ -84,6 +89,7 @@ def compare_stage(
         **{"fractions": [*fractions], "draws": draws, "seed": seed, "others": None if others is None else [*others]},
         **{"accuracy": [*accuracy], "amplify": [*amplify], "strengths": [*strengths] if amplify else []},
         **({"generation": settings} if accuracy else {}),
+        **({"counts": dict(cited)} if cited else {}),
     }
     facts = {
         **lens.model.facts(),
@@ -103,6 +109,30 @@ def compare_stage(
         Comparison,
         what=f"{lens.name}: comparing the neurons of {', '.join(named)} with random ones",
     )  # fmt: skip
+
+
+def planted_stage(
+    lens: Lens,
+    samples: Sequence[Sample],
+    store: Store,
+    *,
+    problems: Problems | None = None,
+    progress: Progress = quietly,
+    **settings: Any,
+) -> Comparison:
+    """The comparison of neurons whose weights are written in a copy of the model, kept as planted/MODEL.
+
+    - samples, settings: of `experiments.planted.planted_comparison`.
+    """
+    facts = {**lens.model.facts(), "questions": content_digest(samples), **settings}
+    return store.get_or_make(
+        key_of("planted", lens.name, facts=facts),
+        lambda keeper: planted_comparison(
+            lens, samples, keeper=keeper, problems=problems, progress=progress, **settings
+        ),
+        Comparison,
+        what=f"{lens.name}: comparing planted neurons with random ones",
+    )
 
 
 def compared_methods(methods: Sequence[str]) -> tuple[str, ...]:
@@ -134,13 +164,14 @@ def observed_of(
     identification: Mapping[str, Sequence[Sample]] | None = None,
     **settings: Any,
 ) -> Observed:
-    """The counts with what else the methods need: read from the store's folder, or made there.
+    """The counts, domains in the order of every table, with what else the methods need: read, or made in the store.
 
     - identification: the questions that identify neurons; what is not there is made on these.
     - settings: batch_size, problems, progress, corpus.
 
     Raises `RunError` naming what is not there and cannot be made.
     """
+    counts = sorted(counts, key=lambda one: DOMAINS.index(one.domain) if one.domain in DOMAINS else len(DOMAINS))
     needs = {need for method in compared_methods(methods) for need in selector_named(method).needs}
     found: dict[str, list[Any]] = {}
     for kind, artifact in BESIDE.items():
@@ -192,7 +223,8 @@ def compare_run(
         store.say(f"{', '.join(left)}: not among the domains that were counted ({', '.join(domains)}), so not asked")
     shared: dict[str, Any] = {"batch_size": batch_size, "problems": problems, "progress": progress}
     seen = observed_of(lens, counts, methods, store, identification, corpus=corpus, **shared)
-    return compare_stage(lens, seen, asked, store, methods=methods, **shared, **settings)
+    cited = {domain: content_hash(file_of(run, "counts", lens.name, domain)) for domain in domains}
+    return compare_stage(lens, seen, asked, store, methods=methods, cited=cited, **shared, **settings)
 
 
 def counts_in(run: str | Path, model: str) -> list[Counts]:
