@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.batching.progress import Progress, quietly
-from mmneuron_lens.corpora.sample import DOMAINS
+from mmneuron_lens.corpora.corpus import Corpus
+from mmneuron_lens.corpora.sample import DOMAINS, Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.paper.drawn import drawn_corpus
 from mmneuron_lens.paper.summary import publish
-from mmneuron_lens.runs.answer import answer_stage
+from mmneuron_lens.runs.compare import compare_run, planted_stage
 from mmneuron_lens.runs.count import count_stage
-from mmneuron_lens.runs.folder import file_of
 from mmneuron_lens.runs.identify import select_stage
 from mmneuron_lens.runs.store import Store
 
@@ -34,7 +34,9 @@ class DemoPlan:
 
     - images and questions are per domain and per image; those that identify neurons come first, then those answered
       without them, so no image is in both.
-    - random_draws: of as many neurons, switched off too. permutations: of the domains, to see what chance selects.
+    - methods, compared: whose neurons are switched off, and how many of each module; draws of as many random ones too.
+    - planted: questions of the planted check, on the last model; 0 leaves it out.
+    - permutations: of the domains, to see what chance selects.
     - batch_size: questions in one forward pass. max_new_tokens: of an answer.
     - one_thread: models of a few million weights gain nothing from a second thread, and lose much to it where other
       programs run.
@@ -43,9 +45,12 @@ class DemoPlan:
 
     identification_images: int = 300
     identification_questions: int = 2
-    evaluation_images: int = 100
+    evaluation_images: int = 8
     evaluation_questions: int = 2
-    random_draws: int = 3
+    methods: tuple[str, ...] = ("dape", "margin")
+    compared: tuple[float, ...] = (0.002, 0.01, 0.05)
+    random_draws: int = 5
+    planted: int = 24
     permutations: int = 20
     fraction: float = 0.01
     batch_size: int = 32
@@ -60,7 +65,9 @@ class DemoPlan:
 
 SMOL_PLAN = DemoPlan(
     identification_images=60,
-    evaluation_images=10,
+    evaluation_images=4,
+    compared=(0.01, 0.05),
+    planted=0,
     batch_size=16,
     max_new_tokens=4,
     one_thread=False,
@@ -113,14 +120,22 @@ def demo(
             count_stage(lens, first.by_domain(), store, corpus=corpus.name, again=again, **shared)
             rule = {"fraction": plan.fraction, "permutations": plan.permutations}
             found += select_stage(store.folder, store, model=lens.name, progress=progress, **rule)
-            cited = content_hash(file_of(store.folder, "selection", lens.name))
-            answer_stage(
-                lens, found[-1].selection, then.by_domain(), store, selection_id=cited,
-                random_draws=plan.random_draws, **shared, **answering,
+            compare_run(
+                store, store.folder, lens, then.by_domain(), methods=plan.methods, identification=first.by_domain(),
+                corpus=corpus.name, fractions=plan.compared, draws=plan.random_draws, others=(plan.fraction,),
+                accuracy=(plan.fraction,), **shared, **answering,
             )  # fmt: skip
+            if name == models[-1] and plan.planted:
+                planted_stage(lens, _mixed(then)[: plan.planted], store, **shared)
     store.say("drawing figures and writing the page")
     missing = {one.selection.model: one.controls.missing for one in found}
     return publish(store.folder, uncontrolled=missing, not_run=plan.not_run)
+
+
+def _mixed(corpus: Corpus) -> list[Sample]:
+    """The questions of a corpus, those of all domains in turn."""
+    by_domain = corpus.by_domain().values()
+    return [one for some in zip_longest(*by_domain) for one in some if one is not None]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from mmneuron_lens.artifacts.answers import Answer, Answers
+from mmneuron_lens.artifacts.comparison import Comparison
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.deviations import Deviations
@@ -43,6 +44,8 @@ KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "deviations": ("deviations/{}/*.safetensors", Deviations.load),
     "entropies": ("entropies/{}/*.safetensors", Entropies.load),
     "traces": ("traces/1/{}/*.safetensors", LensTrace.load),
+    "comparison": ("comparison/{}.safetensors", Comparison.load),
+    "planted": ("planted/{}.safetensors", Comparison.load),
 }
 """Where a run keeps the artifacts of a model, by kind, and how they are read; a `*` stands for a domain."""
 
@@ -126,6 +129,16 @@ class ModelRun:
         return self._all("traces")
 
     @property
+    def comparison(self) -> Comparison | None:
+        """The one of these very counts."""
+        return self._one("comparison")
+
+    @property
+    def planted(self) -> Comparison | None:
+        """The comparison of neurons whose weights were written."""
+        return self._one("planted")
+
+    @property
     def evidence(self) -> Evidence:
         return Evidence(self.selection, self.counts, self.entropies, self.answers, self.scoring, self.deviations)
 
@@ -165,6 +178,9 @@ class ModelRun:
                 loaded = {file: some for file, some in own.items() if len(some)}
             if kind == "deviations":
                 loaded = {file: one for file, one in loaded.items() if self._fits(one.parameters.get("selection"))}
+            if kind == "comparison":
+                own = {counts.domain: content_hash(file) for file, counts in self._artifacts("counts").items()}
+                loaded = {file: one for file, one in loaded.items() if one.parameters.get("counts", own) == own}
             if "*" in KINDS[kind][0]:
                 order = self.selection.domains
                 loaded = dict(sorted(loaded.items(), key=lambda item: _place(item[1].domain, order)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.paper.ablation import table_2
+from mmneuron_lens.paper.comparison import compared
 from mmneuron_lens.paper.control_section import controls
 from mmneuron_lens.paper.corpora import table_4
 from mmneuron_lens.paper.model_run import ModelRun, domains_of
@@ -48,8 +49,10 @@ def publish(
     runs = [ModelRun(out, model, counts_in, (uncontrolled or {}).get(model, "")) for model in models]
     name = SELECTION if is_paper(out) else INDEX
     page = out / f"{name}.html"
-    # Of answers that may have been given with another selection.
-    for stale in (*tables_folder(page).glob("ablation*.*"), *figures_folder(page).glob("table_2_*.png")):
+    # Of answers, or of a comparison, that belong to other neurons.
+    tables, figures = tables_folder(page), figures_folder(page)
+    of_answers = (*tables.glob("ablation*.*"), *figures.glob("table_2_*.png"))
+    for stale in (*of_answers, *tables.glob("comparison*.*"), *figures.glob("comparison*.png")):
         # Another process may be making the page too.
         stale.unlink(missing_ok=True)
     write_neurons(out, counts_in=counts_in)
@@ -60,7 +63,9 @@ def summary_of(runs: Sequence[ModelRun], not_run: Sequence[str] = ()) -> Page:
     """Everything the page shows; a section without content is a line of what was not run."""
     names, domains = listed(run.model for run in runs), domains_of(runs)
     sections = [table_4(runs), table_1(runs), table_6(runs), figure_5(runs), controls(runs), figure_9(runs)]
-    sections.append(table_2(runs))
+    answered, judged = any(run.answers for run in runs), any(run.comparison for run in runs)
+    sections += [compared(runs)] if judged or not answered else []
+    sections += [table_2(runs)] if answered or not judged else []
     missing = [one.missing[0].upper() + one.missing[1:] for one in sections if one.missing]
     asked = sum(counts.samples for counts in runs[0].counts)
     fraction = f"{100 * runs[0].selection.parameters['fraction']:g} %"
