@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +66,10 @@ def count(
         ),
     ] = "1/1",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images ahead of the model.")] = 0,
+    until: Annotated[
+        float | None,
+        typer.Option(help="Count only until two halves of the data select the same neurons to this overlap: 0.9."),
+    ] = None,
     remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
@@ -78,22 +83,28 @@ def count(
     from mmneuron_lens.lens import Lens
     from mmneuron_lens.runs.count import count_stage
     from mmneuron_lens.runs.folder import file_of
+    from mmneuron_lens.runs.until import count_until, enough_line, rule_of
 
     mine, store = Shard.parse(shard), store_of(out, replace)
+    rule = rule_of(until, mine)
     asked = corpus_of(corpus, domain, images, questions_per_image)
     quiet_loading()
     lens = Lens(model, **model_settings(remote, dtype, device, device_map, quantize), discover=discover)
+    counted = count_stage if rule is None else partial(count_until, rule=rule)
+    parts = {"shard": mine, "again": command_line(remote)} if rule is None else {}
     try:
-        counts = count_stage(
-            lens, asked.by_domain(), store, shard=mine, workers=workers, again=command_line(remote),
+        counts = counted(
+            lens, asked.by_domain(), store, workers=workers,
             batch_size=batch_size, corpus=asked.name, exact=exact, frames=frames, problems=asked.problems,
-            progress=bar,
+            progress=bar, **parts,
         )  # fmt: skip
     finally:
         print_problems(asked.problems, out)
     for name, found in counts.items():
         if found is not None:
             echo(file_of(out, "counts", lens.name, name))
+            if rule is not None:
+                echo(enough_line(found))
     whole = all(found is not None for found in counts.values())
     say(f"Next: mmneuron select {out}" if whole else f"Next, with the other shards: mmneuron merge {out} --out ...")
 

@@ -26,12 +26,14 @@ from mmneuron_lens.experiments.conditions import Match, Off
 from mmneuron_lens.experiments.entropy import read_entropy as read_domain
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.neurons.enough import EnoughRule
 from mmneuron_lens.runs.answer import answer_stage, score_stage
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.deviate import deviate_stage
 from mmneuron_lens.runs.folder import file_of, selection_facts
 from mmneuron_lens.runs.identify import Identified, find
 from mmneuron_lens.runs.store import Store
+from mmneuron_lens.runs.until import count_until
 
 
 def identify(
@@ -49,6 +51,7 @@ def identify(
     prompt_form: PromptForm = "auto",
     exact: bool = False,
     workers: int = 0,
+    until: float | None = None,
     out: str | Path | None = None,
     replace: bool = False,
     jobs: Mapping[str, Any] | None = None,
@@ -61,6 +64,8 @@ def identify(
     - permutations, seed: of the false discovery rate.
     - batch_size, prompt, frames, prompt_form, exact: how questions are asked; see `experiments.count.plan_count`.
     - workers: processes that decode images ahead.
+    - until: count a domain only until its neurons from two halves of what was counted have this overlap, such as 0.9;
+      see `neurons.enough`. Not on a server.
     - out: a run's folder, in which a call that was stopped goes on, as `mmneuron count` and `select` do; nothing is
       kept without it. replace: what lies there and was made otherwise is made again.
     - jobs: for a lens that runs on a server, settings of `batching.remote.Jobs`.
@@ -73,10 +78,15 @@ def identify(
         raise InvalidValue(
             f"{corpus.name} has one domain, {', '.join(domains)}; neurons are specific to one of several."
         )
-    counts = count_stage(
-        lens, domains, store, corpus=corpus.name, batch_size=batch_size, prompt=prompt, frames=frames,
-        prompt_form=prompt_form, exact=exact, workers=workers, jobs=jobs, problems=corpus.problems, progress=progress,
-    )  # fmt: skip
+    asked: dict[str, Any] = {
+        "corpus": corpus.name, "batch_size": batch_size, "prompt": prompt, "frames": frames, "prompt_form": prompt_form,
+        "exact": exact, "workers": workers, "problems": corpus.problems, "progress": progress,
+    }  # fmt: skip
+    if until is None:
+        counts = count_stage(lens, domains, store, jobs=jobs, **asked)
+    else:
+        rule = EnoughRule(until, fraction, percentile, dict(kinds or {}), seed)
+        counts = count_until(lens, domains, store, rule=rule, **asked)
     made = {domain: one for domain, one in counts.items() if one is not None}
     cited = {} if out is None else {name: content_hash(file_of(out, "counts", lens.name, name)) for name in made}
     return find(

@@ -31,6 +31,7 @@ def count_stage(
     jobs: Mapping[str, Any] | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
+    kind: str = "counts",
     **planned: Any,
 ) -> dict[str, Counts | None]:
     """The counts of every domain, each made unless it is there.
@@ -39,12 +40,13 @@ def count_stage(
     - workers: processes that decode images ahead.
     - again: the command line that runs this, for `mmneuron jobs resume`.
     - jobs: settings of `Jobs`, where the lens runs on a server.
+    - kind: where in the run they are kept.
     - planned: settings of `plan_count`.
     """
     made: dict[str, Counts | None] = {}
     for domain, samples in samples_by_domain.items():
         plan = plan_count(lens, samples, problems=problems, **planned)
-        key = counts_key(plan)
+        key = counts_key(plan, kind)
 
         def steps(keeper: Keeper, shard: Shard = WHOLE, plan: CountPlan = plan) -> list[Held]:
             records = Records(keeper.jobs if isinstance(keeper, Pieces) else None)
@@ -71,6 +73,6 @@ def count_stage(
     return made
 
 
-def counts_key(plan: CountPlan) -> Key:
+def counts_key(plan: CountPlan, kind: str = "counts") -> Key:
     """The key of a domain's counts."""
-    return key_of("counts", plan.facts["model id"], plan.domain, facts=plan.facts)
+    return key_of(kind, plan.facts["model id"], plan.domain, facts=plan.facts)
