@@ -32,8 +32,8 @@ def push(
 ) -> None:
     """Copy a run's artifacts, tables and page to a URL, with a card and a manifest of every file.
 
-    Nothing of the corpus goes along unless it is asked for: no question, no picture, no id of a sample. A data set of the
-    hub is made for its owner alone.
+    Nothing of the corpus goes along unless it is asked for: no question, no picture, no id of a sample. A data set
+    of the hub is made for its owner alone.
     """
     from mmneuron_lens.runs.remote_folder import shown_url
     from mmneuron_lens.runs.sharing import push_run

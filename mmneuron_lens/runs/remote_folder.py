@@ -24,6 +24,9 @@ TOGETHER = 50
 LIVES = (AssertionError, AttributeError, NameError, TypeError)
 """What stays a traceback: a fault of a program."""
 
+NO_KEYS = ("LocalTokenNotFoundError", "NoCredentialsError")
+"""What the hub's client and S3's raise where nobody has logged in."""
+
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.*))?", re.ASCII)
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}")
@@ -58,6 +61,8 @@ class RemoteFolder:
         with self._said("opened"):
             fs, root = url_to_fs(self.url)
         self.fs: Any = fs
+        # One object serves all folders of a protocol, and remembers what it saw.
+        self.fs.invalidate_cache()
         self.root = str(root).rstrip("/")
 
     def names(self) -> set[str]:
@@ -139,7 +144,7 @@ class RemoteFolder:
 
     def _refused(self, where: str, done: str, error: Exception) -> MMNeuronError:
         status, said = _status(error), self._clean(error)
-        if status in (401, 403) or isinstance(error, PermissionError):
+        if status in (401, 403) or isinstance(error, PermissionError) or type(error).__name__ in NO_KEYS:
             return InvalidValue(
                 f"{where}: cannot be {done}, since this is not allowed to you ({status or said}); log in (`hf auth "
                 "login` for hf://, the keys of your provider otherwise), or check the URL."
@@ -169,8 +174,8 @@ class RemoteFolder:
         said = " ".join(str(error).split()) or type(error).__name__
         for secret in filter(None, secrets):
             if len(secret) > 3:
-                said = said.replace(secret, "...").replace(unquote(secret), "...")
-        return _TOKEN.sub("...", said)[:300].rstrip(".")
+                said = said.replace(secret, "***").replace(unquote(secret), "***")
+        return _TOKEN.sub("***", said)[:300].rstrip(".")
 
 
 class HubFolder(RemoteFolder):

@@ -138,7 +138,9 @@ def _manifest(place: RemoteFolder) -> RunManifest:
     if found is None and place.read(UNFINISHED, LARGEST) is not None:
         raise FileMissing(f"{place.shown}: the push to it was not finished; run `mmneuron push` again, then pull.")
     if found is None:
-        raise FileMissing(f"{place.shown}: holds no run, since it has no {MANIFEST}; check the URL.")
+        raise FileMissing(
+            f"{place.shown}: holds no run, since it has no {MANIFEST}; check the URL, and log in if it is private."
+        )
     return found
 
 
