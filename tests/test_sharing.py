@@ -350,8 +350,9 @@ PATHS = [
     "../x.csv", "tables/../../x.csv", "/etc/passwd", "tables//x.csv", "./tables/x.csv", "tables/./x.csv", "", "tables/",
     "tables\\x.csv", "..\\x.csv", "C:/x.csv", "tables/x.csv:stream", "tables/con.csv", "tables/NUL.csv",
     "tables/x.csv.", "tables/x .csv ", ".locks/x.lock", "tables/.hidden.csv", "tables/a\nb.csv", "tables/a\x00b.csv",
-    "tables/\u202eb.csv",     f"tables/{'x' * 300}.csv", "counts/m/common.pieces/jobs/run.json", "run.json", "notes.txt",
-    "problems.txt",     "tables/x.csv/../y.csv", "~/x.csv", "manifest.json", "unfinished.json", "MANIFEST.JSON", "index.html/x", "x.exe",
+    "tables/\u202eb.csv", f"tables/{'x' * 300}.csv", "counts/m/common.pieces/jobs/run.json", "run.json", "notes.txt",
+    "problems.txt", "tables/x.csv/../y.csv", "~/x.csv", "manifest.json", "unfinished.json", "MANIFEST.JSON", "x.exe",
+    "index.html/x",
 ]  # fmt: skip
 DOCUMENTS: dict[str, Any] = {
     "not JSON": "{",
