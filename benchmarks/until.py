@@ -2,7 +2,7 @@
 
     python benchmarks/until.py --images 400 --model embedded/llava-next --model embedded/instructblip
 
-Every round is counted once, and the rule is then asked for each value; the counts are those of `mmneuron count --until`.
+Every round is counted once, and the rule is then asked for each value; the counts are those of `count --until`.
 """
 
 from __future__ import annotations
