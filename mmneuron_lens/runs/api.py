@@ -28,6 +28,7 @@ from mmneuron_lens.experiments.entropy import read_entropy as read_domain
 from mmneuron_lens.experiments.moments import counts_from
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.neurons.enough import EnoughRule
 from mmneuron_lens.neurons.selection import PUBLISHED
 from mmneuron_lens.neurons.selectors.registry import selector_named
 from mmneuron_lens.runs.answer import answer_stage, score_stage
@@ -39,6 +40,7 @@ from mmneuron_lens.runs.moments import moments_stage
 from mmneuron_lens.runs.neuron_tables import write_neurons
 from mmneuron_lens.runs.observed import observed_on
 from mmneuron_lens.runs.store import Store
+from mmneuron_lens.runs.until import count_until
 
 
 def identify(
@@ -59,6 +61,7 @@ def identify(
     exact: bool = False,
     workers: int = 0,
     moments: bool = False,
+    until: float | None = None,
     out: str | Path | None = None,
     replace: bool = False,
     jobs: Mapping[str, Any] | None = None,
@@ -74,6 +77,8 @@ def identify(
     - batch_size, prompt, frames, prompt_form, exact: how questions are asked; see `experiments.count.plan_count`.
     - workers: processes that decode images ahead.
     - moments: also keep how strongly each neuron is active, from the same forwards (docs/moments.md).
+    - until: count a domain only until its neurons from two halves of what was counted have this overlap, such as 0.9;
+      see `neurons.enough`. Not on a server.
     - out: a run's folder, in which a call that was stopped goes on, as `mmneuron count` and `select` do; nothing is
       kept without it; the table of neurons (`neurons.parquet`, `neurons.csv`) is written there too. replace: what lies
       there and was made otherwise is made again.
@@ -87,13 +92,21 @@ def identify(
         raise InvalidValue(
             f"{corpus.name} has one domain, {', '.join(domains)}; neurons are specific to one of several."
         )
-    asked: dict[str, Any] = {"batch_size": batch_size, "prompt": prompt, "frames": frames, "prompt_form": prompt_form}
-    asked |= {"corpus": corpus.name, "exact": exact, "workers": workers, "jobs": jobs}
-    asked |= {"problems": corpus.problems, "progress": progress}
+    asked: dict[str, Any] = {
+        "corpus": corpus.name, "batch_size": batch_size, "prompt": prompt, "frames": frames, "prompt_form": prompt_form,
+        "exact": exact, "workers": workers, "problems": corpus.problems, "progress": progress,
+    }  # fmt: skip
     moments = moments or "moments" in selector_named(method).needs
-    taken = moments_stage(lens, domains, store, **asked) if moments else {}
-    counts = {domain: counts_from(one) for domain, one in taken.items() if one is not None}
-    counts = counts or count_stage(lens, domains, store, **asked)
+    if moments and until is not None:
+        raise InvalidValue(f"until is {until}, and moments are of the whole corpus; leave one of them out.")
+    taken = moments_stage(lens, domains, store, jobs=jobs, **asked) if moments else {}
+    if moments:
+        counts = {domain: counts_from(one) for domain, one in taken.items() if one is not None}
+    elif until is None:
+        counts = count_stage(lens, domains, store, jobs=jobs, **asked)
+    else:
+        rule = EnoughRule(until, fraction, percentile, dict(kinds or {}), seed)
+        counts = count_until(lens, domains, store, rule=rule, **asked)
     made = {domain: one for domain, one in counts.items() if one is not None}
     cited = {} if out is None else {name: content_hash(file_of(out, "counts", lens.name, name)) for name in made}
     put: dict[str, Any] = {"batch_size": batch_size, "frames": frames, "prompt_form": prompt_form, "workers": workers}
