@@ -35,7 +35,7 @@ from interventions.steering import add_vector
 from interventions.sweeping import Sweep, sweep
 from interventions.targets import answer_log_probability, logit_difference
 from interventions.top_activations import top_activations
-from interventions.unembedding import jacobian_lens, lens_entropy, logit_lens, tuned_lens
+from interventions.unembedding import jacobian_entropy, jacobian_lens, lens_entropy, logit_lens, tuned_lens
 from interventions.values import gradient, value_of
 from interventions.write_in import neuron_write_in
 
@@ -64,6 +64,7 @@ __all__ = [
     "direct_logit_attribution",
     "gradient",
     "integrated_gradients",
+    "jacobian_entropy",
     "jacobian_lens",
     "keep",
     "knock_out_attention",
