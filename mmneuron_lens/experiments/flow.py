@@ -145,7 +145,9 @@ def _answered(lens: Lens, batch: Batch, samples: Sequence[Sample]) -> dict[int, 
     found: dict[int, int] = {}
     for row, (one, text, tokens) in enumerate(zip(samples, said.text, said.tokens, strict=True)):
         names = {"model": lens.name, "module": "None", "condition": NONE, "neurons_of": "", "domain": one.domain}
-        answer = Answer(**names, id=one.id, question=one.question, answers=one.answers, answer=text, options=one.options)
+        answer = Answer(
+            **names, id=one.id, question=one.question, answers=one.answers, answer=text, options=one.options
+        )
         if is_right(answer) and len(tokens):
             found[row] = int(tokens[0])
     return found

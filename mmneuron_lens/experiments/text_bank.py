@@ -19,7 +19,10 @@ from interventions.errors import InvalidValue
 from interventions.sites import GROUP_KINDS
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.text_states import TextStates
+from mmneuron_lens.batching.control_tokens import ControlTokens
 from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.corpora.prompts import without_image_lines
+from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.knock_out import knocked_out
 from mmneuron_lens.experiments.readable_tokens import readable
 from mmneuron_lens.experiments.residual_stream import refuse_below
@@ -78,6 +81,13 @@ def read_text_states(
     kept = tuple(dict.fromkeys(text for text in texts if text.strip()))
     if not kept:
         raise InvalidValue("There is no text to make a bank of; give one.")
+    control = ControlTokens(lens.processor)
+    for text in kept:
+        if token := control.first_in(text):
+            raise InvalidValue(
+                f"The text {text!r:.80} holds {token!r}, which this model's tokenizer reads as a control token; leave "
+                "it out, as `texts_of` does."
+            )
     generator, known = torch.Generator("cpu").manual_seed(seed), set[tuple[int, ...]]()
     states, tokens = list[Tensor](), list[tuple[int, int, str]]()
     starts = range(0, len(kept), batch_size)
@@ -103,15 +113,27 @@ def read_text_states(
         layer=torch.arange(1, layers + 1, device="cpu").repeat_interleave(len(names)),
         text=torch.tensor(text, device="cpu").repeat(layers),
         place=torch.tensor(place, device="cpu").repeat(layers),
-        parameters={"most": most, "seed": seed, "batch size": batch_size, "picture": _GREY if _pictured(lens) else ""},
+        parameters={
+            "most": most,
+            "seed": seed,
+            "batch size": batch_size,
+            "picture": _GREY if needs_picture(lens) else "",
+        },
         provenance=provenance(**lens.model.facts()),
     )
+
+
+def texts_of(lens: Lens, samples: Sequence[Sample]) -> list[str]:
+    """Each question with its first answer as a text, but for those that hold a control token of this model."""
+    control = ControlTokens(lens.processor)
+    texts = [" ".join([without_image_lines(one.question)[0].strip(), *one.answers[:1]]) for one in samples]
+    return [text for text in dict.fromkeys(texts) if control.first_in(text) is None]
 
 
 _GREY = "a grey picture, to which no text position attends"
 
 
-def _pictured(lens: Lens) -> bool:
+def needs_picture(lens: Lens) -> bool:
     """Whether the model takes no text without an image."""
     facts = lens.architecture.facts
     return not (facts["images_in_text"] and facts["text_only"])
@@ -119,7 +141,7 @@ def _pictured(lens: Lens) -> bool:
 
 def _alone(lens: Lens, texts: Sequence[str]) -> tuple[Batch, tuple[Intervention, ...]]:
     """The texts without anything to be seen, and what keeps it from being seen."""
-    if not _pictured(lens):
+    if not needs_picture(lens):
         return lens.encode([[] for _ in texts], list(texts)), ()
     grey = Image.fromarray(numpy.full((32, 32, 3), 127, dtype=numpy.uint8))
     batch = lens.encode([[grey] for _ in texts], list(texts))

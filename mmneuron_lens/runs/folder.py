@@ -3,6 +3,8 @@
 counts/MODEL/DOMAIN.safetensors     selection/MODEL.safetensors     selection_wider/MODEL.safetensors
 controls/MODEL/*.safetensors        answers/MODEL.jsonl             official_scores/MODEL.jsonl
 deviations/MODEL/DOMAIN.safetensors, entropies/ and traces/NUMBER/ alike; embeddings/MODEL.safetensors; means/
+flow/MODEL/DOMAIN.safetensors, entropies_jacobian/, traces_jacobian/ and neighbours/ alike
+probes/MODEL.safetensors, jacobian/ and text_states/ alike
 tables/*.csv    figures/*.png    index.html
 """
 
