@@ -70,8 +70,8 @@ def read_text_states(
     are equal where attention is causal, the first is kept. A model that takes no text without an image reads a grey
     one, to which no text position may attend.
 
-    Raises `InvalidValue` for no text, or none of more than one token, or fewer states than there are layers; `NotFinite`
-    for states that are infinite or NaN.
+    Raises `InvalidValue` for no text, none of more than one token, one with a control token, or fewer states than
+    layers; `NotFinite` for states that are infinite or NaN.
     """
     refuse_below(1, most=most, batch_size=batch_size)
     refuse_below(0, seed=seed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import polars as pl
 
@@ -13,7 +14,7 @@ from mmneuron_lens.experiments.flow import flow_rows
 from mmneuron_lens.paper.model_run import ModelRun, sources_of
 from mmneuron_lens.report.flow_figure import PLACE_NAMES, flow_figure, probe_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
-from mmneuron_lens.report.tables import domain_name, listed
+from mmneuron_lens.report.tables import domain_name, listed, shown
 
 FLOW, PROBES = "Flow", "Probes"
 
@@ -49,7 +50,12 @@ def flow(runs: Sequence[ModelRun]) -> Section:
     )
     grids = (
         (
-            Grid("flow_largest", "The layer in which each route is needed most.", _largest(frame), decimals=1),
+            Grid(
+                "flow_largest",
+                "Where each route is needed most: the largest fall of the answer’s probability, in per cent, with its "
+                "95 % interval.",
+                _largest(frame),
+            ),
             Grid("flow", "The numbers behind the figure", frame, folded=True, decimals=2),
         )
         if len(frame)
@@ -78,15 +84,23 @@ def _notes(run: ModelRun) -> list[str]:
 
 
 def _largest(frame: pl.DataFrame) -> pl.DataFrame:
-    """Of each model, domain and route the layer with the largest fall, its interval and the number of questions."""
-    index = ["model", "domain", "route"]
-    found = frame.sort("change", "layer").group_by(index, maintain_order=True).first()
-    order = frame.select(index).unique(maintain_order=True)
-    found = order.join(found, on=index, how="left", maintain_order="left")
-    names = {name: domain_name(name) for name in found["domain"].unique()}
-    return found.with_columns(pl.col("domain").replace(names)).select(
-        *index, "layer", "change", "low", "high", "questions"
-    )
+    """By model and domain, of each route the largest fall as text, with its interval and its layer."""
+    order = frame.select("model", "domain", "questions").unique(maintain_order=True)
+    for route in frame["route"].unique(maintain_order=True):
+        lowest = frame.filter(pl.col("route") == route).sort("change", "layer").group_by("model", "domain").first()
+        said = [_said(row) for row in lowest.iter_rows(named=True)]
+        lowest = lowest.select("model", "domain").with_columns(pl.Series(route, said, pl.String))
+        order = order.join(lowest, on=["model", "domain"], how="left", maintain_order="left")
+    names = {name: domain_name(name) for name in order["domain"].unique()}
+    return order.with_columns(pl.col("domain").replace(names))
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    """ "layer 1: −74.0 [−99.4, −24.6]", or that nothing falls."""
+    if row["change"] > -0.05:
+        return "no fall"
+    value, low, high = (shown(row[name], decimals=1).replace("−0.0", "0.0") for name in ("change", "low", "high"))
+    return f"layer {row['layer']}: {value}" + ("" if row["low"] is None else f" [{low}, {high}]")
 
 
 def probes(runs: Sequence[ModelRun]) -> Section:
@@ -105,10 +119,11 @@ def probes(runs: Sequence[ModelRun]) -> Section:
         f"A probe that is as good on labels that were shuffled ({shuffles} times, dotted) says nothing: the difference "
         "is its selectivity (arXiv 1909.03368). A good one says that the domain can be read off there, by its images "
         "or by the words of its questions, not that the model uses it; domains that differ in what they look like are "
-        "told apart at once.",
+        "told apart at once. At the embedding the last position holds the same token in every prompt, so that nothing "
+        "can be read off it.",
     )
     caption = "Share of questions whose domain is read off rightly, with 95 % intervals over questions."
     picture = Picture("probes", caption, partial(probe_figure, frame))
-    shown = frame.with_columns(pl.col("place").replace(PLACE_NAMES))
-    grid = Grid("probes", "The numbers behind the figure", shown, folded=True, decimals=1, long=frame)
+    told = frame.with_columns(pl.col("place").replace(PLACE_NAMES))
+    grid = Grid("probes", "The numbers behind the figure", told, folded=True, decimals=1, long=frame)
     return Section(title, text, (grid,), (picture,), sources=sources_of(runs, "probes"), name=PROBES)

@@ -26,7 +26,12 @@ SCROLLING = '<div class="scroll" tabindex="0" role="region" aria-label="heatmap"
 
 def said_of_lenses(cases: Sequence[tuple[ModelRun, LensTrace]]) -> Markup:
     """The heading of what follows, and what the lenses are; empty where no run has one."""
-    banks = [one.parameters for run, trace in cases for one in run.neighbours if one.id == trace.id]
+    banks = [
+        one.parameters
+        for run, trace in cases
+        for one in run.neighbours
+        if (one.domain, one.id) == (trace.domain, trace.id)
+    ]
     read = bool(banks) or any(run.jacobian_traces for run, _ in cases)
     if not read:
         return Markup("")
@@ -49,9 +54,9 @@ def said_of_lenses(cases: Sequence[tuple[ModelRun, LensTrace]]) -> Markup:
 
 
 def beside(run: ModelRun, trace: LensTrace, positions: Sequence[str], even: bool) -> Markup:
-    """The positions of one question, each by all lenses that there are; empty where there is none but the logit lens."""
-    by_jacobian = next((one for one in run.jacobian_traces if one.id == trace.id), None)
-    near = next((one for one in run.neighbours if one.id == trace.id), None)
+    """The positions of one question by every lens that was read; empty where that is the logit lens alone."""
+    by_jacobian = next((one for one in run.jacobian_traces if (one.domain, one.id) == (trace.domain, trace.id)), None)
+    near = next((one for one in run.neighbours if (one.domain, one.id) == (trace.domain, trace.id)), None)
     if by_jacobian is None and near is None:
         return Markup("")
     rows = Markup("")
@@ -64,7 +69,7 @@ def beside(run: ModelRun, trace: LensTrace, positions: Sequence[str], even: bool
             shown.append(("Nearest words", neighbour_heat(near, place, even)))
         parts = joined(html(SCROLLING, heat_table(heat, name)) for name, heat in shown)
         name = trace.labels[place] if trace.kinds[place] == "image" else f"token {trace.labels[place]!r} ({position})"
-        rows += html('<p>{}</p><div class="pair">{}</div>', name, parts)
+        rows += html('<p>{}</p><div class="pair trio">{}</div>', name, parts)
     return html('<div class="case"><p><b>{}</b> {}</p>{}</div>', domain_name(trace.domain), trace.question, rows)
 
 
@@ -75,8 +80,8 @@ def jacobian_entropy(runs: Sequence[ModelRun]) -> tuple[tuple[Grid, ...], tuple[
         return (), ()
     frame = pl.DataFrame([row for run in read for row in entropy_rows(run.jacobian_entropies)])
     caption = (
-        "Not in the paper. The same of the distribution that the Jacobian lens decodes, on fewer questions: at the "
-        "last layer it is the logit lens. Solid: text tokens. Dashed: image tokens."
+        "Not in the paper. Entropy in nats of the distribution that the Jacobian lens decodes, on fewer of the same "
+        "prompts; at the last layer it is the logit lens. Solid: text tokens. Dashed: image tokens."
     )
     picture = Picture("entropy_jacobian", caption, partial(entropy_figure, frame))
     wide = tables.wide(frame.drop("tokens"), "entropy", domains_of(read))

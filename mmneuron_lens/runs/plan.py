@@ -13,7 +13,6 @@ from mmneuron_lens.corpora.frames import FRAMES, Frames
 from mmneuron_lens.experiments.ablate import PAPER_GENERATION
 from mmneuron_lens.experiments.conditions import Off
 
-
 BEYOND = (
     *("flow_questions", "probe_images", "jacobian_prompts", "jacobian_images", "neighbour_texts", "neighbour_states"),
 )
