@@ -16,7 +16,7 @@ from mmneuron_lens.artifacts.format import read_artifact, read_lines, write_arti
 FREE = ("parameters", "provenance", "settings", "facts", "key", "reasons", "notes", "metrics")
 """Fields that may hold any JSON of their type: nothing is computed from what is in them."""
 
-SIGNED = ("means", "embeddings", "effect-sizes", "jacobian lens", "tuned lens")
+SIGNED = ("means", "embeddings", "effect-sizes", "jacobian lens", "tuned lens", "text-states")
 """Kinds whose numbers may be negative."""
 
 OTHERS: tuple[Any, ...] = (-1, 1.5, "x", None, [], {}, True, [[1]])
@@ -72,7 +72,7 @@ def other_tensor(kind: str, tensors: dict[str, torch.Tensor], undefined: tuple[s
     old = tensors[name]
     ways: dict[str, Callable[[], torch.Tensor]] = {
         "an axis more": lambda: old[None],
-        "another type": lambda: old.to(torch.float16),
+        "another type": lambda: old.to(torch.float32 if old.dtype == torch.float16 else torch.float16),
         "complex": lambda: old.to(torch.complex64),
     }
     if old.numel() and old.is_floating_point() and not name.startswith(undefined):
