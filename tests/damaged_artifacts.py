@@ -16,7 +16,7 @@ from mmneuron_lens.artifacts.format import read_artifact, read_lines, write_arti
 FREE = ("parameters", "provenance", "settings", "facts", "key", "reasons", "notes", "metrics")
 """Fields that may hold any JSON of their type: nothing is computed from what is in them."""
 
-SIGNED = ("means", "embeddings", "effect-sizes", "jacobian lens", "tuned lens", "text-states")
+SIGNED = ("means", "embeddings", "effect-sizes", "jacobian lens", "tuned lens", "text-states", "neighbours")
 """Kinds whose numbers may be negative."""
 
 OTHERS: tuple[Any, ...] = (-1, 1.5, "x", None, [], {}, True, [[1]])

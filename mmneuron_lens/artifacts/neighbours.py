@@ -93,6 +93,8 @@ class Neighbours(Artifact):
         refuse_tensor("cosines", self.cosines, torch.float32, *self.states.shape)
         refuse_range("states", self.states, 0)
         refuse_range("cosines", self.cosines, -1 - ROUNDING, 1 + ROUNDING)
+        nearest = bool((self.cosines.diff(dim=-1) <= ROUNDING).all())
+        refuse_unless(nearest, "cosines", "do not have the nearest first")
         unnamed = {str(one) for one in _lists(self.states.flatten())} - self.found.keys()
         refuse_unless(not unnamed, "found", f"has no state {min(unnamed, default='')}")
         for name, one in self.found.items():
