@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.jacobian_lens import JacobianLens
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.neighbours import Neighbours
 from mmneuron_lens.artifacts.positions import Position
 from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.artifacts.text_states import TextStates
 from mmneuron_lens.artifacts.tuned_lens import TunedLens
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.progress import Progress, quietly
@@ -26,6 +28,7 @@ from mmneuron_lens.evaluation.deviation import DeviationTable
 from mmneuron_lens.experiments.conditions import Match, Off
 from mmneuron_lens.experiments.entropy import read_entropy as read_domain
 from mmneuron_lens.experiments.moments import counts_from
+from mmneuron_lens.experiments.neighbours import read_neighbours
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.enough import EnoughRule
@@ -201,6 +204,32 @@ def deviate(
     return DeviationTable(found)
 
 
+@overload
+def read_layers(
+    lens: Lens,
+    sample: Sample,
+    *,
+    prompt: Prompt = ...,
+    frames: Frames = ...,
+    prompt_form: PromptForm = ...,
+    top_k: int = ...,
+    positions: Sequence[Position] | Literal["paper"] | None = ...,
+    fitted: JacobianLens | TunedLens | None = ...,
+    neighbours: None = ...,
+) -> LensTrace: ...
+@overload
+def read_layers(
+    lens: Lens,
+    sample: Sample,
+    *,
+    prompt: Prompt = ...,
+    frames: Frames = ...,
+    prompt_form: PromptForm = ...,
+    top_k: int = ...,
+    positions: Sequence[Position] | Literal["paper"] | None = ...,
+    fitted: None = ...,
+    neighbours: TextStates,
+) -> Neighbours: ...
 def read_layers(
     lens: Lens,
     sample: Sample,
@@ -211,7 +240,8 @@ def read_layers(
     top_k: int = 5,
     positions: Sequence[Position] | Literal["paper"] | None = None,
     fitted: JacobianLens | TunedLens | None = None,
-) -> LensTrace:
+    neighbours: TextStates | None = None,
+) -> LensTrace | Neighbours:
     """What every position of a question decodes to at every layer (Figure 6), by the logit lens or a fitted one.
 
     - prompt, frames, prompt_form: as of `ablate`.
@@ -220,12 +250,18 @@ def read_layers(
       token), "text -5" (the fifth text token from the end); "paper": those of the question's domain in the paper's
       Figures 6 and 10 to 13, which show `trace.rows(place, even=True)`. All of them unless given.
     - fitted: a `JacobianLens` or `TunedLens` of this model (docs/lenses.md); the logit lens unless given
+    - neighbours: a bank of text states of this model; then the nearest words in context come back (docs/lenses.md)
 
-    Raises `InvalidValue` for an image that cannot be read or a lens of another model, `OutOfRange` for a position that
-    the prompt does not have.
+    Raises `InvalidValue` for an image that cannot be read, a lens or bank of another model, or both at once,
+    `OutOfRange` for a position that the prompt does not have.
     """
     put: dict[str, Any] = {"prompt": prompt, "frames": frames, "prompt_form": prompt_form}
-    return trace_sample(lens, sample, top_k=top_k, positions=positions, fitted=fitted, **put)
+    put |= {"top_k": top_k, "positions": positions}
+    if neighbours is None:
+        return trace_sample(lens, sample, fitted=fitted, **put)
+    if fitted is not None:
+        raise InvalidValue(f"A question is read by a {fitted.kind} or by its neighbours; give one of them.")
+    return read_neighbours(lens, sample, neighbours, **put)
 
 
 def read_entropy(
