@@ -91,6 +91,7 @@ def count(
     questions.jsonl is one object with domain, image (or images), question and answer; bad rows are named, counted and
     skipped.
     """
+    from mmneuron_lens.artifacts.counts import Counts
     from mmneuron_lens.batching.gather import Shard
     from mmneuron_lens.lens import Lens
     from mmneuron_lens.runs.count import count_stage
@@ -119,7 +120,7 @@ def count(
             echo(file_of(out, "counts", lens.name, name))
             if moments:
                 echo(file_of(out, "moments", lens.name, name))
-            if rule is not None:
+            if rule is not None and isinstance(found, Counts):
                 echo(enough_line(found))
     whole = all(found is not None for found in counts.values())
     say(f"Next: mmneuron select {out}" if whole else f"Next, with the other shards: mmneuron merge {out} --out ...")
