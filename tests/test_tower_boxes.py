@@ -7,8 +7,10 @@ matter to its position.
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from math import isqrt
+from typing import Any
 
 import newer_models
 import numpy
@@ -16,7 +18,7 @@ import pytest
 import tiny_models
 import torch
 from PIL import Image
-from test_boxes import REACH, drawn, meets, silent
+from test_boxes import REACH, check, drawn, meets, silent
 from test_real_parts import tiny_dinov2, tiny_llama
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from mmneuron_lens.embedded.smol import assemble
 # transformers' own: a processor makes an array of a tensor, which numpy 2 wants asked otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
+RIMMED = ("llava_onevision rimmed", "llava_next rimmed", "llava_siglip rimmed", "idefics3 rimmed")
 FIRST = {
     **dict.fromkeys(("llava_next", "llava", "embedded/llava-next"), "model.vision_tower.encoder.layers.0"),
     **dict.fromkeys(("instructblip", "blip2", "embedded/instructblip"), "vision_model.encoder.layers.0"),
@@ -34,6 +37,8 @@ FIRST = {
     "smol": "model.vision_tower.encoder.layer.0",
     # Its first layer is given patches window by window.
     "qwen2_5_vl": "model.visual.patch_embed",
+    **dict.fromkeys(RIMMED[:3], "model.vision_tower.encoder.layers.0"),
+    RIMMED[3]: "model.vision_model.encoder.layers.0",
     **{
         name: sites[0].split(".{l}.")[0] + ".0"
         for name, sites in newer_models.ARCHITECTURES.items()
@@ -67,9 +72,29 @@ class Stopped(Exception):
 def lens_of(name: str) -> Lens:
     if "/" in name:
         return Lens(name)
+    if name.endswith(" rimmed"):
+        return Lens.wrap(*rimmed(name.removesuffix(" rimmed")))
     if name == "smol":
         return Lens.wrap(*assemble.join(tiny_dinov2(), tiny_llama(), tiny_models.tokenizer()))
     return Lens.wrap(*getattr(tiny_models if hasattr(tiny_models, name) else newer_models, name)())
+
+
+def rimmed(name: str) -> tuple[torch.nn.Module, Any]:
+    """A model whose tiles are no whole number of patches wide, as those of 384 pixels with patches of 14 are."""
+    made, given = getattr(tiny_models if hasattr(tiny_models, name) else newer_models, name)()
+    config, processor = copy.deepcopy(made.config), copy.deepcopy(given)
+    config.vision_config.image_size = 36
+    tile, grid = {"height": 36, "width": 36}, [[36, 72], [72, 36], [72, 72]]
+    if name == "idefics3":
+        own = {"size": {"longest_edge": 72}, "max_image_size": {"longest_edge": 36}}
+    elif name == "llava_siglip":
+        own = {"size": tile}
+    else:
+        config.image_grid_pinpoints = grid
+        own = {"size": tile, "image_grid_pinpoints": grid} | ({"crop_size": tile} if name == "llava_next" else {})
+    settings = processor.image_processor.to_dict()
+    processor.image_processor = type(processor.image_processor)(**settings | own)
+    return tiny_models.loud(type(made)(config)), processor
 
 
 def embedded(name: str, rows: list[list[Image.Image]]) -> Tensor:
@@ -277,7 +302,7 @@ def test_what_is_merged_covers_what_it_was_merged_from(name, sizes):
         return
     each = facts["patches"]
     torch.testing.assert_close(projector[:each], llm[:each], rtol=0, atol=1e-3)
-    if name == "llava_onevision" and sizes != "three":
+    if name.startswith("llava_onevision") and sizes != "three":
         # Its grid is too large, and made smaller for the language model.
         return
     # The language model is not given lines of patches that are padding in part, where they have a partner to go with.
@@ -310,6 +335,11 @@ def in_squares(patches: Tensor, merged: int, each: int, batch: Batch) -> Tensor:
         found.append(grid.transpose(1, 2).reshape(-1, merged**2, 5))
         start += rows * columns
     return torch.cat(found)
+
+
+@pytest.mark.parametrize("name", RIMMED)
+def test_what_is_left_over_of_a_tile_is_in_no_position_of_a_prompt(name):
+    check(lens_of(name), [drawn(150, 210)], 0)
 
 
 def test_a_map_shows_the_smallest_box_over_the_middle_of_each_pixel():
