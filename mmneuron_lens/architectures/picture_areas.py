@@ -62,7 +62,7 @@ def seen(picture: Pictured) -> Box:
     processor = picture.processor
     area = whole(picture)
     if getattr(processor, "do_pad", False) and hasattr(processor, "pad_to_square"):
-        area = square(picture)
+        area = _fitted(picture, processor.min_size) if hasattr(processor, "min_size") else square(picture)
     crop, shortest = getattr(processor, "crop_size", None), _setting(processor, "size", "shortest_edge")
     if not (getattr(processor, "do_center_crop", False) and crop and shortest):
         return area
@@ -76,6 +76,15 @@ def seen(picture: Pictured) -> Box:
     (first, across), (above, down) = inside
     to_x, to_y = wide / resized[0], high / resized[1]
     return left + first * to_x, top + above * to_y, left + (first + across) * to_x, top + (above + down) * to_y
+
+
+def _fitted(picture: Pictured, least: int) -> Box:
+    """DeepSeek-VL: the picture made as large as the tile, no side shorter than `least`, and padded to a square then."""
+    scale = picture.side / max(picture.width, picture.height)
+    wide, high = (max(round(length * scale), least) for length in (picture.width, picture.height))
+    to_x, to_y = picture.width / wide, picture.height / high
+    left, top = -((picture.side - wide) // 2) * to_x, -((picture.side - high) // 2) * to_y
+    return left, top, left + picture.side * to_x, top + picture.side * to_y
 
 
 def cells(area: Box, rows: int, columns: int, picture: Pictured) -> list[Box | None]:
