@@ -7,8 +7,12 @@ matter to its position.
 
 from __future__ import annotations
 
+import copy
+import re
 from functools import cache
 from math import isqrt
+from pathlib import Path
+from typing import Any
 
 import newer_models
 import numpy
@@ -16,17 +20,19 @@ import pytest
 import tiny_models
 import torch
 from PIL import Image
-from test_boxes import REACH, drawn, meets, silent
+from test_boxes import REACH, check, drawn, meets, silent
 from test_real_parts import tiny_dinov2, tiny_llama
 from torch import Tensor
 
-from interventions import Graph, batch_field, reads
+from interventions import Graph, batch_field, keep, reads
 from mmneuron_lens import Batch, Lens
 from mmneuron_lens.embedded.smol import assemble
+from mmneuron_lens.runtime.patch_order import in_order, order_of_patches
 
 # transformers' own: a processor makes an array of a tensor, which numpy 2 wants asked otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
+RIMMED = ("llava_onevision rimmed", "llava_next rimmed", "llava_siglip rimmed", "idefics3 rimmed")
 FIRST = {
     **dict.fromkeys(("llava_next", "llava", "embedded/llava-next"), "model.vision_tower.encoder.layers.0"),
     **dict.fromkeys(("instructblip", "blip2", "embedded/instructblip"), "vision_model.encoder.layers.0"),
@@ -34,6 +40,8 @@ FIRST = {
     "smol": "model.vision_tower.encoder.layer.0",
     # Its first layer is given patches window by window.
     "qwen2_5_vl": "model.visual.patch_embed",
+    **dict.fromkeys(RIMMED[:3], "model.vision_tower.encoder.layers.0"),
+    RIMMED[3]: "model.vision_model.encoder.layers.0",
     **{
         name: sites[0].split(".{l}.")[0] + ".0"
         for name, sites in newer_models.ARCHITECTURES.items()
@@ -42,6 +50,7 @@ FIRST = {
 }
 """Of which module the value is read that has every position as the tower has it before its first layer."""
 
+PAGE = Path(__file__).parent.parent / "docs" / "pictures.md"
 WITH_QUERIES = ("instructblip", "blip2", "embedded/instructblip")
 ONE_IMAGE = (*WITH_QUERIES, "llava")
 LANDSCAPE, PORTRAIT, SQUARE = (150, 210), (230, 88), (120, 120)
@@ -67,9 +76,29 @@ class Stopped(Exception):
 def lens_of(name: str) -> Lens:
     if "/" in name:
         return Lens(name)
+    if name.endswith(" rimmed"):
+        return Lens.wrap(*rimmed(name.removesuffix(" rimmed")))
     if name == "smol":
         return Lens.wrap(*assemble.join(tiny_dinov2(), tiny_llama(), tiny_models.tokenizer()))
     return Lens.wrap(*getattr(tiny_models if hasattr(tiny_models, name) else newer_models, name)())
+
+
+def rimmed(name: str) -> tuple[torch.nn.Module, Any]:
+    """A model whose tiles are no whole number of patches wide, as those of 384 pixels with patches of 14 are."""
+    made, given = getattr(tiny_models if hasattr(tiny_models, name) else newer_models, name)()
+    config, processor = copy.deepcopy(made.config), copy.deepcopy(given)
+    config.vision_config.image_size = 36
+    tile, grid = {"height": 36, "width": 36}, [[36, 72], [72, 36], [72, 72]]
+    if name == "idefics3":
+        own = {"size": {"longest_edge": 72}, "max_image_size": {"longest_edge": 36}}
+    elif name == "llava_siglip":
+        own = {"size": tile}
+    else:
+        config.image_grid_pinpoints = grid
+        own = {"size": tile, "image_grid_pinpoints": grid} | ({"crop_size": tile} if name == "llava_next" else {})
+    settings = processor.image_processor.to_dict()
+    processor.image_processor = type(processor.image_processor)(**settings | own)
+    return tiny_models.loud(type(made)(config)), processor
 
 
 def embedded(name: str, rows: list[list[Image.Image]]) -> Tensor:
@@ -277,7 +306,7 @@ def test_what_is_merged_covers_what_it_was_merged_from(name, sizes):
         return
     each = facts["patches"]
     torch.testing.assert_close(projector[:each], llm[:each], rtol=0, atol=1e-3)
-    if name == "llava_onevision" and sizes != "three":
+    if name.startswith("llava_onevision") and sizes != "three":
         # Its grid is too large, and made smaller for the language model.
         return
     # The language model is not given lines of patches that are padding in part, where they have a partner to go with.
@@ -310,6 +339,11 @@ def in_squares(patches: Tensor, merged: int, each: int, batch: Batch) -> Tensor:
         found.append(grid.transpose(1, 2).reshape(-1, merged**2, 5))
         start += rows * columns
     return torch.cat(found)
+
+
+@pytest.mark.parametrize("name", RIMMED)
+def test_what_is_left_over_of_a_tile_is_in_no_position_of_a_prompt(name):
+    check(lens_of(name), [drawn(150, 210)], 0)
 
 
 def test_a_map_shows_the_smallest_box_over_the_middle_of_each_pixel():
@@ -358,6 +392,27 @@ def test_what_has_no_place_is_said_to_have_none():
     assert (left[0], top[0], right[1], bottom[1]) == (25, 0, 75, 50)
 
 
+def test_a_picture_that_is_made_smaller_and_then_padded_to_a_square():
+    # 81 pixels wide of 200 is 13 of 32, from 9 on: 7 of them in the second patch, 6 in the third.
+    boxes = lens_of("deepseek_vl").encode([drawn(200, 81)], ["why"]).tower_boxes()[:, 1:]
+    assert boxes[[0, 3]].isnan().all()
+    expected = torch.tensor([[0, 0, 81 * 7 / 13, 50], [81 * 7 / 13, 0, 81, 50], [81 * 7 / 13, 150, 81, 200]])
+    torch.testing.assert_close(boxes[[1, 2, 14]], expected)
+    # 20 pixels wide it would be 3, and is made 8, the least.
+    boxes = lens_of("deepseek_vl").encode([drawn(200, 20)], ["why"]).tower_boxes()[:, 1:]
+    assert boxes[[1, 2]].tolist() == [[0, 0, 10, 50], [10, 0, 20, 50]]
+
+
+def test_patches_of_tiles_with_something_left_over_stand_in_order():
+    lens = lens_of("llava_next rimmed")
+    batch = lens.encode([drawn(64, 32)], ["why"])
+
+    def read(some: Batch) -> Tensor:
+        return lens.run(keep.at("vision.attention.q", layers=0), some)["keep"][0][0]
+
+    assert order_of_patches(batch, read) == in_order(batch)
+
+
 def test_rows_without_pictures_and_packed_rows():
     lens = lens_of("qwen2_vl")
     batch = lens.encode([[], [drawn(32, 32)]], ["why", "which?"])
@@ -400,3 +455,16 @@ def test_what_makes_no_tower_map_is_refused():
     batch = lens_of("blip2").encode([drawn(64, 32)], ["why"])
     with pytest.raises(ValueError, match=r"projector positions have no place in the picture"):
         batch.tower_map(torch.zeros(4), group="projector")
+
+
+def test_the_page_on_pictures_shows_where_a_neuron_is_most_active():
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    scope: dict[str, Any] = {"lens": lens_of("llava_next"), "picture": drawn(150, 210)}
+    exec(compile(code, PAGE.name, "exec"), scope)
+    boxes, act = scope["batch"].tower_boxes(), scope["act"][..., scope["neuron"]].flatten()
+    assert act[scope["place"]] == act.max()
+    assert boxes[scope["place"]].nan_to_num(-1).tolist() == [
+        -1 if edge != edge else edge for edge in (scope[name] for name in ("image", "left", "top", "right", "bottom"))
+    ]
+    assert scope["heat"].shape == (150, 210)
+    assert scope["heat"].max() == act[17:][~boxes[17:].isnan().any(-1)].max()
