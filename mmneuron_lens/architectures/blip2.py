@@ -36,7 +36,7 @@ def queried(config: Any, name: str, instruction: bool) -> Architecture:
         facts=facts(
             config.text_config,
             image_token=config.image_token_index,
-            patches=vision.patches(config.vision_config),
+            **vision.tile(config.vision_config),
             cls=1,
             images_in_text=False,
             text_only=False,

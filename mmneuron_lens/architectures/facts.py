@@ -11,7 +11,7 @@ from mmneuron_lens.wire.facts_types import Facts
 def facts(text_config: Any, **own: Any) -> Facts:
     """The facts of an architecture whose images stand in the text, a tile each, without CLS; `own` replaces any.
 
-    `image_token` and `patches` are always its own, and `patch_size` where a tile has no fixed size.
+    `image_token`, `patches` and `patch_size` are always its own.
     """
     common: dict[str, Any] = {
         "images_in_text": True,
@@ -22,7 +22,6 @@ def facts(text_config: Any, **own: Any) -> Facts:
         "queries": 0,
         "cls": 0,
         "merged": 1,
-        "patch_size": 0,
         "tiling": "one",
         "windows": {},
         "positions": "row",
@@ -31,7 +30,7 @@ def facts(text_config: Any, **own: Any) -> Facts:
         "token_ids": {},
         "sharable": sharing.sharable(text_config),
     }
-    if lacking := {"image_token", "patches"} - own.keys():
+    if lacking := {"image_token", "patches", "patch_size"} - own.keys():
         raise TypeError(f"facts() lacks {', '.join(sorted(lacking))}")
     if strange := own.keys() - Facts.__annotations__.keys():
         raise TypeError(f"facts() has no {', '.join(sorted(strange))}")

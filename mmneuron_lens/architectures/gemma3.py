@@ -11,7 +11,7 @@ from mmneuron_lens.architectures.facts import facts
 
 def architecture(config: Any) -> Architecture:
     """From a `Gemma3Config`."""
-    patches = vision.patches(config.vision_config)
+    tile = vision.tile(config.vision_config)
     return Architecture(
         name="Gemma 3",
         places=vision.places(config.vision_config, "model.vision_tower")
@@ -20,8 +20,8 @@ def architecture(config: Any) -> Architecture:
         facts=facts(
             config.text_config,
             image_token=config.image_token_id,
-            patches=patches,
-            merged=patches // config.mm_tokens_per_image,
+            **tile,
+            merged=tile["patches"] // config.mm_tokens_per_image,
             nested=True,
             sees_ahead="image",
             token_ids={"token_type_ids": 0},

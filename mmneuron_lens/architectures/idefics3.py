@@ -19,7 +19,7 @@ def architecture(config: Any) -> Architecture:
         facts=facts(
             config.text_config,
             image_token=config.image_token_id,
-            patches=vision.patches(config.vision_config),
+            **vision.tile(config.vision_config),
             merged=config.scale_factor**2,
             nested=True,
             ending=("behind", "<global-img>"),

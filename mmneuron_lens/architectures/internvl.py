@@ -20,7 +20,7 @@ def architecture(config: Any) -> Architecture:
         facts=facts(
             config.text_config,
             image_token=config.image_token_id,
-            patches=vision.patches(config.vision_config),
+            **vision.tile(config.vision_config),
             cls=1,
             merged=round(1 / config.downsample_ratio) ** 2,
             tiling="several",

@@ -46,7 +46,7 @@ def own_facts(config: Any, **own: Any) -> Facts:
     return facts(
         config.text_config,
         image_token=config.image_token_index,
-        patches=vision.patches(config.vision_config),
+        **vision.tile(config.vision_config),
         cls=cls,
         **own,
     )

@@ -19,7 +19,7 @@ def architecture(config: Any) -> Architecture:
         facts=facts(
             config.text_config,
             image_token=config.image_token_id,
-            patches=vision.patches(config.vision_config),
+            **vision.tile(config.vision_config),
             nested=True,
             tiling="anyres",
             grid_pinpoints=config.image_grid_pinpoints,

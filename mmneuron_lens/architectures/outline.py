@@ -134,7 +134,8 @@ def draft(config: Any, parts: Outline) -> str:
             "        facts=facts(",
             "            config.get_text_config(),",
             f"            image_token=config.{token},",
-            f"            patches={'0' if packed else 'vision.patches(config.vision_config)'},",
+            *(["            patches=0,", "            patch_size=config.vision_config.patch_size,"] if packed else []),
+            *([] if packed else ["            **vision.tile(config.vision_config),"]),
             "        ),",
             "    )",
         ]

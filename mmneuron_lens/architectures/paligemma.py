@@ -20,7 +20,7 @@ def architecture(config: Any) -> Architecture:
         facts=facts(
             config.text_config,
             image_token=config.image_token_id,
-            patches=vision.patches(config.vision_config),
+            **vision.tile(config.vision_config),
             text_only=False,
             sees_ahead="prompt",
             vision_tower="model.vision_tower",

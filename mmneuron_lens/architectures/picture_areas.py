@@ -31,6 +31,7 @@ class Pictured:
     - grid: rows and columns of patches, where the tower has no tiles of one size
     - marks: what stands before each run of its positions
     - alone: whether it is the only picture of its row
+    - side: of a tile, in pixels, where the tower has tiles of one size
     - processor: the image processor
     """
 
@@ -40,6 +41,7 @@ class Pictured:
     grid: tuple[int, int] | None
     marks: Sequence[str]
     alone: bool
+    side: int
     processor: Any
 
 
@@ -60,7 +62,7 @@ def seen(picture: Pictured) -> Box:
     processor = picture.processor
     area = whole(picture)
     if getattr(processor, "do_pad", False) and hasattr(processor, "pad_to_square"):
-        area = square(picture)
+        area = _fitted(picture, processor.min_size) if hasattr(processor, "min_size") else square(picture)
     crop, shortest = getattr(processor, "crop_size", None), _setting(processor, "size", "shortest_edge")
     if not (getattr(processor, "do_center_crop", False) and crop and shortest):
         return area
@@ -76,9 +78,18 @@ def seen(picture: Pictured) -> Box:
     return left + first * to_x, top + above * to_y, left + (first + across) * to_x, top + (above + down) * to_y
 
 
+def _fitted(picture: Pictured, least: int) -> Box:
+    """DeepSeek-VL: the picture made as large as the tile, no side shorter than `least`, and padded to a square then."""
+    scale = picture.side / max(picture.width, picture.height)
+    wide, high = (max(round(length * scale), least) for length in (picture.width, picture.height))
+    to_x, to_y = picture.width / wide, picture.height / high
+    left, top = -((picture.side - wide) // 2) * to_x, -((picture.side - high) // 2) * to_y
+    return left, top, left + picture.side * to_x, top + picture.side * to_y
+
+
 def cells(area: Box, rows: int, columns: int, picture: Pictured) -> list[Box | None]:
     """An area in equal cells, row by row; each cut where the picture ends, None where nothing of it is left."""
-    return [_cut(part, picture) for part in parts(area, rows, columns)]
+    return [cut(part, picture) for part in parts(area, rows, columns)]
 
 
 def parts(area: Box, rows: int, columns: int) -> list[Box]:
@@ -90,6 +101,33 @@ def parts(area: Box, rows: int, columns: int) -> list[Box]:
         for row in range(rows)
         for column in range(columns)
     ]
+
+
+def cut(box: Box, picture: Pictured) -> Box | None:
+    """What of a box lies in the picture; None where nothing does."""
+    left, top = max(box[0], 0.0), max(box[1], 0.0)
+    right, bottom = min(box[2], float(picture.width)), min(box[3], float(picture.height))
+    return (left, top, right, bottom) if right - left > LEAST and bottom - top > LEAST else None
+
+
+def cells_of_tile(area: Box | None, picture: Pictured, facts: Facts, merged: int = 1) -> list[Box | None]:
+    """As `parts_of_tile`, each cut where the picture ends; None where nothing of it is left, or there is no area."""
+    if area is None:
+        return [None] * (facts["patches"] // merged**2)
+    return [cut(part, picture) for part in parts_of_tile(area, picture, facts, merged)]
+
+
+def parts_of_tile(area: Box, picture: Pictured, facts: Facts, merged: int = 1) -> list[Box]:
+    """The patches of a tile, or what `merged` by `merged` of them become, row by row, beyond the picture too.
+
+    Where a tile's side is no multiple of a patch's (384 pixels, patches of 14), what is left over on the right and at
+    the bottom is in no patch.
+    """
+    count = math.isqrt(facts["patches"])
+    left, top, right, bottom = area
+    share = count * facts["patch_size"] / picture.side
+    covered = left, top, left + (right - left) * share, top + (bottom - top) * share
+    return parts(covered, count // merged, count // merged)
 
 
 def tile_places(picture: Pictured, tiles: int) -> list[tuple[int, int]] | None:
@@ -121,12 +159,6 @@ def canvas(picture: Pictured, facts: Facts) -> tuple[int, int, Box]:
     scale = picture.width / fitted[0], picture.height / fitted[1]
     left, top = -before[0] * scale[0], -before[1] * scale[1]
     return down, across, (left, top, left + wide * scale[0], top + high * scale[1])
-
-
-def _cut(box: Box, picture: Pictured) -> Box | None:
-    left, top = max(box[0], 0.0), max(box[1], 0.0)
-    right, bottom = min(box[2], float(picture.width)), min(box[3], float(picture.height))
-    return (left, top, right, bottom) if right - left > LEAST and bottom - top > LEAST else None
 
 
 def _marked(picture: Pictured, tiles: int) -> list[tuple[int, int]] | None:

@@ -114,7 +114,7 @@ def _check_pixels(architecture: Architecture, module: torch.nn.Module, processor
     """One image is made: of the tower's size, and with as many positions in a prompt as the model gives it."""
     facts, config = architecture.facts, module.config
     tower: Any = config.vision_config  # type: ignore[union-attr]
-    side = int(facts["patches"] ** 0.5) * _one(tower.patch_size) if facts["patches"] else 4 * _one(tower.patch_size)
+    side = _one(tower.image_size) if facts["patches"] else 4 * _one(tower.patch_size)
     grid = facts.get("grid_pinpoints")
     tiles: Any = getattr(processor.image_processor, "image_grid_pinpoints", None)
     if grid is not None and _plain(tiles) != _plain(grid):

@@ -11,6 +11,7 @@ from mmneuron_lens.architectures.picture_areas import (
     Pictured,
     canvas,
     cells,
+    cells_of_tile,
     parts,
     seen,
     square,
@@ -41,12 +42,11 @@ def tower_boxes_in(picture: Pictured, facts: Facts, tiles: int, group: Before) -
         found = cells(whole(picture), rows, columns, picture)
         # The processor has patches in blocks, each of what becomes one position.
         return in_blocks(found, columns, merged) if facts["tiling"] == "grid" and by == 1 else found
-    side = math.isqrt(facts["patches"]) // by
     before: list[Box | None] = [None] * (facts["cls"] if group == "vision" else 0)
     return [
         box
         for area in areas_of_tiles(picture, facts, tiles)
-        for box in (*before, *(cells(area, side, side, picture) if area else [None] * side**2))
+        for box in (*before, *cells_of_tile(area, picture, facts, by))
     ]
 
 

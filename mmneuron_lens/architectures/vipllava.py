@@ -19,7 +19,7 @@ def architecture(config: Any) -> Architecture:
         facts=facts(
             config.text_config,
             image_token=config.image_token_index,
-            patches=vision.patches(config.vision_config),
+            **vision.tile(config.vision_config),
             cls=1,
         ),
     )

@@ -178,7 +178,7 @@ def cls(config: Any) -> int:
     return 0 if config.model_type == "siglip_vision_model" else 1
 
 
-def patches(config: Any) -> int:
-    """Patches of one tile, the CLS token left out."""
+def tile(config: Any) -> dict[str, int]:
+    """Facts of a tile: its patches, the CLS token left out, and the side of a patch in pixels."""
     side, patch = (one[0] if isinstance(one, list | tuple) else one for one in (config.image_size, config.patch_size))
-    return (side // patch) ** 2
+    return {"patches": (side // patch) ** 2, "patch_size": patch}

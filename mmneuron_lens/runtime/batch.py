@@ -216,7 +216,8 @@ class Batch:
         before = sum(self.images[:row])
         grids = [grid_of(self.inputs, self.facts, before + number) for number in range(self.images[row])]
         words = self.tokenizer.convert_ids_to_tokens(_lists(self.inputs["input_ids"])[row])
-        return pictured_in(self.image_spans(row), self.picture_sizes(row), grids, words, self.image_processor)
+        side = self.inputs["pixel_values"].shape[-1] if "pixel_values" in self.inputs else 0
+        return pictured_in(self.image_spans(row), self.picture_sizes(row), grids, words, side, self.image_processor)
 
     def with_fields(self, **fields: Tensor) -> Batch:
         """Add your own fields along the language model's axes `[rows, tokens, ...]`, for `batch_field(name)`.

@@ -114,7 +114,8 @@ def _facts(module: Any, processor: Any, measured: list[dict[str, Tensor]], rows:
 
 
 def _tiled(config: Any, rows: list[Any], counts: list[int]) -> dict[str, Any]:
-    patches = vision.patches(config.vision_config)
+    tile = vision.tile(config.vision_config)
+    patches = tile["patches"]
     cls = rows[0][1] - patches
     per_tile = {(tiles * patches) / count for (tiles, _, _), count in zip(rows, counts, strict=True)}
     merged = per_tile.pop()
@@ -122,7 +123,7 @@ def _tiled(config: Any, rows: list[Any], counts: list[int]) -> dict[str, Any]:
         seen = ", ".join(f"{count} of {row[0]} x {row[1]}" for row, count in zip(rows, counts, strict=True))
         raise InvalidValue(f"image positions do not follow from tiles and patches: {seen}.")
     one = all(row[0] == 1 for row in rows)
-    return {"patches": patches, "cls": cls, "merged": int(merged), "tiling": "one" if one else "several"}
+    return {**tile, "cls": cls, "merged": int(merged), "tiling": "one" if one else "several"}
 
 
 def _packed(config: Any, measured: list[dict[str, Tensor]], rows: list[Any], counts: list[int]) -> dict[str, Any]:

@@ -65,12 +65,11 @@ def with_patches_changed(batch: Batch, chosen: Bool[Tensor, "tile patch"]) -> Te
     if facts["tiling"] == "sizes":
         grids = [(int(height), int(width)) for height, width in batch.inputs["image_sizes"] // facts["patch_size"]]
         parts = chosen.flatten().split([height * width for height, width in grids])
-        size = facts["patch_size"]
     else:
         side = math.isqrt(facts["patches"])
         rows = real_tiles(batch)
         grids, parts = [(side, side)] * len(rows), tuple(chosen)
-        size = flat.shape[-1] // side
+    size = facts["patch_size"]
     for tile, grid, part in zip(rows, grids, parts, strict=True):
         where = part.view(grid).repeat_interleave(size, 0).repeat_interleave(size, 1)
         height, width = where.shape

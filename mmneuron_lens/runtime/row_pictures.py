@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -59,8 +59,8 @@ def image_of(image: object, images: int) -> int:
 
 def group_of(group: object) -> Before:
     """A group of sites before the language model. Raises `UnknownName` for another."""
-    if group == "vision" or group == "projector":
-        return group
+    if group in ("vision", "projector"):
+        return cast(Before, group)
     raise UnknownName(
         f"tower_boxes knows no group {group!r}. Choices: vision, projector; of the language model, see `boxes`."
     )
@@ -104,6 +104,7 @@ def pictured_in(
     sizes: Sequence[tuple[int, int]],
     grids: Sequence[tuple[int, int] | None],
     words: Sequence[str],
+    side: int,
     processor: Any,
 ) -> list[Pictured]:
     """What laying boxes needs to know of every picture of a row.
@@ -112,12 +113,13 @@ def pictured_in(
     - sizes: height and width of each picture
     - grids: as `grid_of`
     - words: the tokens of the row
+    - side: of a tile, in pixels
     """
     found: list[Pictured] = []
     for span, (height, width), grid in zip(spans, sizes, grids, strict=True):
         starts = [column for column in span if column - 1 not in span]
         marks = ["".join(words[max(column - LONGEST_MARK, 0) : column]) for column in starts]
-        found.append(Pictured(height, width, len(span), grid, marks, len(spans) == 1, processor))
+        found.append(Pictured(height, width, len(span), grid, marks, len(spans) == 1, side, processor))
     return found
 
 
