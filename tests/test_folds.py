@@ -727,7 +727,7 @@ def test_a_fold_defined_again_is_checked_again(tiny):
         tiny.run(replace(moments, over=lost), batch)
 
 
-@pytest.mark.parametrize("name", ["llava_next", "instructblip", "qwen2_vl", "internvl", "deepseek_vl"])
+@pytest.mark.parametrize("name", ["llava_next", "instructblip", "qwen2_vl", "internvl", "paligemma"])
 def test_packed_prompts_are_samples_of_their_own(name):
     """Numbers one a prompt: a position is that of the prompt alone; what a row shares is of its first prompt."""
     lens, numbers = lens_of(name), [5, 6, 7, 8, 9]
@@ -748,7 +748,7 @@ def test_packed_prompts_are_samples_of_their_own(name):
             found, due = (out["sample_activations", site][0][..., place, :] for out in (together, alone))
             there = ~found.isnan()
             torch.testing.assert_close(found[there], due[there], rtol=1e-4, atol=1e-5)
-            own = site.startswith(("llm", "qformer")) or (name == "deepseek_vl" and site.startswith("projector"))
+            own = site.startswith(("llm", "qformer")) or (name == "paligemma" and site.startswith("projector"))
             assert bool(there.any()) == (own or place not in (1, 4)), site
-            if place not in (1, 4) or (own and name in ("deepseek_vl", "instructblip")):
+            if place not in (1, 4) or (own and name in ("paligemma", "instructblip")):
                 assert torch.equal(there, ~due.isnan()), site
