@@ -26,7 +26,9 @@ from interventions import (
     load_graph,
     maximum_activation,
     mean_activation,
+    per_layer,
     reads,
+    sample_activations,
     save_graph,
     top_activations,
     zero_neurons,
@@ -723,3 +725,30 @@ def test_a_fold_defined_again_is_checked_again(tiny):
     tiny.run(moments, batch)
     with pytest.raises(MMNeuronError, match="its fold lost"):
         tiny.run(replace(moments, over=lost), batch)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "instructblip", "qwen2_vl", "internvl", "paligemma"])
+def test_packed_prompts_are_samples_of_their_own(name):
+    """Numbers one a prompt: a position is that of the prompt alone; what a row shares is of its first prompt."""
+    lens, numbers = lens_of(name), [5, 6, 7, 8, 9]
+    rows = [(PICTURES[:1], PROMPTS[:2]), (PICTURES[1:2], PROMPTS[2:3]), (PICTURES[2:3], PROMPTS[3:5])]
+    batch = lens.pack(rows).with_samples(numbers)
+    pictures = [picture for some, texts in rows for _ in texts for picture in some]
+    sites = [site for site in lens.sites if site.endswith(".act")]
+    graph = Graph()
+    for site in sites:
+        layers = lens.architecture.place(site).layers
+        table = torch.tensor([[3] * 5, numbers])[:, None].expand(2, layers or 1, 5)
+        neurons, samples = (per_layer(one if layers else one[0]) for one in table)
+        graph |= sample_activations.at(site).bind(neurons=neurons, samples=samples, width=200)
+    together = lens.run(graph, batch)
+    for place, (picture, prompt, number) in enumerate(zip(pictures, PROMPTS, numbers, strict=True)):
+        alone = lens.run(graph, lens.encode([picture], [prompt]).with_samples([number]))
+        for site in sites:
+            found, due = (out["sample_activations", site][0][..., place, :] for out in (together, alone))
+            there = ~found.isnan()
+            torch.testing.assert_close(found[there], due[there], rtol=1e-4, atol=1e-5)
+            own = site.startswith(("llm", "qformer")) or (name == "paligemma" and site.startswith("projector"))
+            assert bool(there.any()) == (own or place not in (1, 4)), site
+            if place not in (1, 4) or (own and name in ("paligemma", "instructblip")):
+                assert torch.equal(there, ~due.isnan()), site

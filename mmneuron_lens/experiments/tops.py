@@ -23,6 +23,7 @@ from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.finite import refuse_tally
+from mmneuron_lens.runtime.transport import WHOSE, RemoteFailed
 
 READ = "top_images"
 PARTS = ("activation", "sample", "position")
@@ -79,12 +80,17 @@ class TopRead:
         return [one for one in lens.sites if (one.endswith(".act") if self.neurons is None else one in self.neurons)]
 
     def tensors(self, lens: Lens, out: Mapping[tuple[str, str], Any]) -> dict[str, Tensor]:
-        """What a run of `graph` found, by part and site: `[layer, chosen, k]`; raises `NotFinite` as counting does."""
+        """What a run of `graph` found, by part and site: `[layer, chosen, k]`.
+
+        Raises `NotFinite` as counting does, `RemoteFailed` for what a server cannot have read.
+        """
         made: dict[str, Tensor] = {}
         for site in self.sites(lens) if out else ():
             if self.neurons is not None:
                 refuse_tally(site, out["count_not_finite", site], lens.dtype)
-            flat = lens.architecture.place(site).layers is None
+            flat, sample = lens.architecture.place(site).layers is None, out[READ, site]["sample"]
+            if sample.numel() and not -1 <= int(sample.min()) <= int(sample.max()) < len(self.samples):
+                raise RemoteFailed(f"{site} was read on a question that was not asked; {WHOSE}.")
             for part in PARTS:
                 value = out[READ, site][part].cpu()
                 value = value.float() if part == "activation" else value.int()
