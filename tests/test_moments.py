@@ -403,6 +403,11 @@ WRONG = {
 }
 
 
+def saved_and_loaded(moments: Moments, file: Path) -> Moments:
+    moments.save(file)
+    return Moments.load(file)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_moments_that_cannot_be_are_refused(name, tmp_path):
     which, change, said = WRONG[name]
@@ -412,8 +417,7 @@ def test_moments_that_cannot_be_are_refused(name, tmp_path):
     with pytest.raises(mm.MMNeuronError, match=said):
         wrong.check()
     with pytest.raises(mm.MMNeuronError):
-        wrong.save(tmp_path / "wrong.safetensors")
-        Moments.load(tmp_path / "wrong.safetensors")
+        saved_and_loaded(wrong, tmp_path / "wrong.safetensors")
 
 
 def test_files_are_exact_and_the_frame_says_what_they_hold(tmp_path):
