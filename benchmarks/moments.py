@@ -1,6 +1,6 @@
 """What `mmneuron count --moments` costs beside `mmneuron count`: ratios of one run.
 
-    python benchmarks/moments.py [--models embedded real-parts smol] [--rounds 7] [--images 24] [--questions 4]
+    python benchmarks/moments.py [--models embedded real-parts smol] [--rounds 7] [--parts whole read] [--images 24]
 
 Each round counts one domain into a fresh folder, as the command does but for loading the model: without moments, with
 those of activations alone, and with those of what the down projection is given too. They take turns; the ratio is the
@@ -69,25 +69,27 @@ def measure(name: str, given: argparse.Namespace) -> list[str]:
         with patch.object(experiment, "moment_sites", lambda lens: [s for s in lens.sites if s.endswith(".act")]):
             moments_stage(*settings)
 
-    seen = in_turns(
-        {"count": kept(count_stage), "act": kept(act_alone), "act and post": kept(moments_stage)}, given.rounds
-    )
-    lines = [f"{name:10} {len(samples)} questions, whole: {shown(seen)}"]
-    batch = lens.pack([(samples[0].images, [one.question for one in samples if one.images == samples[0].images])])
-    acts = [site for site in lens.sites if site.endswith(".act")]
-    graphs = {
-        "count": counting_graph(lens),
-        "act": Graph((moments.at(acts),)),
-        "act and post": experiment.moments_graph(lens),
-    }
-    seen = in_turns({name: lambda graph=graph: lens.run(graph, batch) for name, graph in graphs.items()}, given.rounds)
-    return [*lines, f"{name:10} {batch!r}, read: {shown(seen)}"]
+    lines: list[str] = []
+    if "whole" in given.parts:
+        stages = {"count": count_stage, "act": act_alone, "act and post": moments_stage}
+        seen = in_turns({name: kept(stage) for name, stage in stages.items()}, given.rounds)
+        lines.append(f"{name:10} {len(samples)} questions, whole: {shown(seen)}")
+    if "read" in given.parts:
+        batch = lens.pack([(samples[0].images, [one.question for one in samples if one.images == samples[0].images])])
+        acts = moments.at([site for site in lens.sites if site.endswith(".act")])
+        graphs = {"count": counting_graph(lens), "act": Graph((acts,)), "act and post": experiment.moments_graph(lens)}
+        seen = in_turns(
+            {name: lambda graph=graph: lens.run(graph, batch) for name, graph in graphs.items()}, given.rounds
+        )
+        lines.append(f"{name:10} {batch!r}, read: {shown(seen)}")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["embedded"], choices=(*models.MODELS, "smol"))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--parts", nargs="+", default=["whole", "read"], choices=("whole", "read"))
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--questions", type=int, default=4)
     given = parser.parse_args()
