@@ -58,13 +58,15 @@ def moments(
     size = min(_at_once(act), len(order))
     exact = torch.float64 if act.dtype == torch.float64 else torch.float32
     weights, neurons = rows.to(exact)[:, order], values.shape[1]
-    positive, above, total, square = torch.zeros(4, len(rows), neurons, dtype=torch.float64, device=act.device)
-    maximum = torch.full((len(rows), neurons), -torch.inf, dtype=exact, device=act.device)
     if size > _ROWS:
         # Whole groups: the last position again, counted 0 times.
         short = -len(order) % _ROWS
         order, weights = torch.cat([order, order[-1:].expand(short)]), torch.nn.functional.pad(weights, (0, short))
         size = min(_at_once(act), len(order))
+    totals = torch.zeros(4, len(rows), neurons, dtype=torch.float64, device=act.device)
+    sums = torch.empty_like(totals, dtype=torch.float64 if size > _ROWS else exact)
+    positive, above, total, square = sums.unbind()
+    maximum = torch.full((len(rows), neurons), -torch.inf, dtype=exact, device=act.device)
     picked, made = (torch.empty(size, neurons, dtype=dtype, device=act.device) for dtype in (act.dtype, exact))
     held = picked if act.dtype == exact else torch.empty_like(made)
     for start in range(0, len(order), size or 1):
@@ -74,13 +76,15 @@ def moments(
         torch.index_select(values, 0, some, out=picked)
         if held is not picked:
             held.copy_(picked)
-        positive += _weighted(now, torch.gt(held, 0, out=made))
-        above += _weighted(now, torch.gt(held, ABOVE, out=made))
-        total += _weighted(now, held)
-        square += _weighted(now, torch.mul(held, held, out=made))
+        _sum(now, torch.gt(held, 0, out=made), positive)
+        _sum(now, torch.gt(held, ABOVE, out=made), above)
+        _sum(now, held, total)
+        _sum(now, torch.mul(held, held, out=made), square)
+        totals += sums
         _raise(maximum, held, start, sizes)
+    counts = totals[:2].long()
     return {
-        **{"positive": positive.long(), "above": above.long(), "sum": total, "square": square, "maximum": maximum},
+        **{"positive": counts[0], "above": counts[1], "sum": totals[2], "square": totals[3], "maximum": maximum},
         **{"positions": rows.sum(1), "not finite": not_finite(act, weight)},
     }
 
@@ -89,17 +93,18 @@ def _at_once(act: Float[Tensor, "*where neuron"]) -> int:
     """Positions that are looked at together: on a processor so few that they stay in its cache, elsewhere many."""
     if act.device.type != "cpu":
         return 16 * _ROWS
-    return max(8, min(_ROWS, 2**16 // max(1, act.shape[-1])))
+    return max(8, min(_ROWS, 2**17 // max(1, act.shape[-1])))
 
 
-def _weighted(
-    weights: Float[Tensor, "kind some"], values: Float[Tensor, "some neuron"]
-) -> Float[Tensor, "kind neuron"]:
-    """Sums in float32 of at most `_ROWS` positions; of more, of so many each, and then in float64."""
-    if len(values) <= _ROWS:
-        return weights @ values
+def _sum(
+    weights: Float[Tensor, "kind some"], values: Float[Tensor, "some neuron"], out: Float[Tensor, "kind neuron"]
+) -> None:
+    """In float32 where that is asked for, which is of at most `_ROWS` positions; else of so many each, then float64."""
+    if out.dtype == values.dtype:
+        torch.mm(weights, values, out=out)
+        return
     groups = weights.unflatten(1, (-1, _ROWS)).transpose(0, 1) @ values.unflatten(0, (-1, _ROWS))
-    return groups.sum(0, dtype=torch.float64)
+    torch.sum(groups, 0, dtype=torch.float64, out=out)
 
 
 def _by_kind(rows: Int[Tensor, "kind position"]) -> tuple[Int[Tensor, " real"], list[int]]:

@@ -25,10 +25,12 @@ from mmneuron_lens import Lens
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
 from mmneuron_lens.artifacts.format import ArtifactError
 from mmneuron_lens.artifacts.moments import Moments
-from mmneuron_lens.batching.gather import Shard
+from mmneuron_lens.batching.gather import Piece, Shard
 from mmneuron_lens.cli import app
 from mmneuron_lens.corpora.folder import read_folder
 from mmneuron_lens.experiments.count import count_domain
+from mmneuron_lens.experiments.count_checks import refuse_impossible
+from mmneuron_lens.experiments.moments import added as steps_added
 from mmneuron_lens.experiments.moments import counts_from, gated, moment_sites, moments_domain
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.folder import RunError
@@ -295,6 +297,31 @@ def test_shards_merge_to_the_whole(made, corpus, tmp_path):
         merge_runs(runs[1:], tmp_path / "half")
 
 
+def test_a_kind_of_token_may_be_in_one_step_of_a_bucket_only():
+    def step(tokens: int) -> dict[str, torch.Tensor]:
+        value = torch.full((1, 1, 2), -3.0 if tokens else torch.nan)
+        return {"tokens/s": torch.tensor([tokens]), "maximum/s": value, "sums/s": value.nan_to_num(0).double() * tokens}
+
+    for one, other in ((step(0), step(2)), (step(2), step(0)), (step(1), step(1))):
+        both = steps_added(one, other)
+        assert both["tokens/s"].tolist() == [2]
+        assert both["maximum/s"].tolist() == [[[-3.0, -3.0]]]
+        assert both["sums/s"].tolist() == [[[-6.0, -6.0]]]
+    with pytest.raises(mm.MMNeuronError, match=r"maximum/s is .* and None"):
+        steps_added({"maximum/s": torch.zeros(2)}, {})
+
+
+def test_a_server_that_lies_is_refused():
+    held = {f"{name}/llm.mlp.act": getattr(moments_like(), name)["llm.mlp.act"][2] for name in NAMES}
+    held["active/llm.mlp.act"] = held.pop("positive/llm.mlp.act")
+    asked = {"llm": [3, 0, 0]}
+    refuse_impossible(Piece(2, held), asked, "the server")
+    for name, change in {"squares": -1.0, "sums": 1e9, "maximum": torch.nan}.items():
+        lied = {**held, f"{name}/llm.mlp.act": held[f"{name}/llm.mlp.act"] + change * 3}
+        with pytest.raises(mm.MMNeuronError, match=r"the server: what was read cannot be: .*llm\.mlp\.act"):
+            refuse_impossible(Piece(2, lied), asked, "the server")
+
+
 class Hand(Clock):
     """A clock that only waiting moves."""
 
@@ -403,6 +430,11 @@ WRONG = {
 }
 
 
+def saved_and_loaded(moments: Moments, file: Path) -> Moments:
+    moments.save(file)
+    return Moments.load(file)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_moments_that_cannot_be_are_refused(name, tmp_path):
     which, change, said = WRONG[name]
@@ -412,8 +444,7 @@ def test_moments_that_cannot_be_are_refused(name, tmp_path):
     with pytest.raises(mm.MMNeuronError, match=said):
         wrong.check()
     with pytest.raises(mm.MMNeuronError):
-        wrong.save(tmp_path / "wrong.safetensors")
-        Moments.load(tmp_path / "wrong.safetensors")
+        saved_and_loaded(wrong, tmp_path / "wrong.safetensors")
 
 
 def test_files_are_exact_and_the_frame_says_what_they_hold(tmp_path):

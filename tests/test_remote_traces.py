@@ -18,7 +18,7 @@ from nnsight.intervention.backends.remote import RemoteError
 from nnsight.modeling.huggingface import _ID_CACHE
 from test_site_values import changed
 
-from interventions import keep, writes
+from interventions import keep, moments, writes
 from mmneuron_lens import Lens
 from mmneuron_lens.runtime import remote
 
@@ -144,3 +144,16 @@ def test_what_is_wrong_there_is_said_in_a_line(lenses):
         lens.apply(change)
     with pytest.raises(RemoteError, match=r"No site 'llm.mlp.acts'"), lens.trace(batch, remote=URL):
         _ = lens["llm.mlp.acts"]
+
+
+@pytest.mark.parametrize("name", ["llava_next", "instructblip"])
+def test_moments_read_there_are_those_read_here(name, lenses):
+    """What they call travels with them, and their fold joins batches there."""
+    lens = lenses[name]
+    batches = [lens.encode(pictures((40, 56), (64, 30)), ["Is it red?", "why"]), lens.encode(pictures((32, 32)), ["x"])]
+    graph = moments.at([site for site in lens.sites if site.endswith((".act", ".post"))])
+    here, there = lens.run(graph, batches), lens.run(graph, batches, remote=URL)
+    assert set(here) == set(there)
+    for key, found in here.items():
+        for part, value in found.items():
+            assert torch.equal(there[key][part], value), (key, part)

@@ -10,6 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from interventions.errors import InvalidValue
 from interventions.moments import ABOVE
 from mmneuron_lens.artifacts.artifact import Artifact
 from mmneuron_lens.artifacts.counts import BUCKETS, as_kept, as_stored
@@ -71,7 +72,11 @@ class Moments(Artifact):
 
         - site: whose neurons are counted, `llm.mlp.act`.
         - value: "act" for the activation, "post" for what the down projection is given.
+
+        Raises `InvalidValue` for another value.
         """
+        if value not in ("act", "post"):
+            raise InvalidValue(f"value is {value!r:.40}; choose from act, post.")
         behind = f"{site.removesuffix('.act')}.post"
         return behind if value == "post" and behind in self.sums else site
 

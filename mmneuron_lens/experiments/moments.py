@@ -64,10 +64,10 @@ def moments_piece(
     Raises `NotFinite` for activations that say nothing of their neurons.
     """
     tensors: dict[str, Tensor] = {}
-    kinds = {site: prompt_kinds(site) for site in moment_sites(lens)}
+    kinds, dtype = {site: prompt_kinds(site) for site in moment_sites(lens)}, lens.dtype
     for site, names in kinds.items() if out else ():
         found: dict[str, Tensor] = dict(out["moments", site])
-        refuse_tally(site, found.pop("not finite"), lens.dtype)
+        refuse_tally(site, found.pop("not finite"), dtype)
         if lens.architecture.place(site).layers is None:
             found = {name: value[None] for name, value in found.items()}
         found = {name: value[:, : len(names)].cpu() for name, value in found.items()}

@@ -13,11 +13,11 @@ from mmneuron_lens.neurons.selectors.registry import Scores, selector
 
 _SOURCE = """MINER (arXiv 2410.04819), as its authors' code writes it. There, of each sample, modality and layer, the
 probability of activity, mean, maximum and two attention-weighted sums of the activations are each scaled from 0 to 1
-over the layer's neurons, averaged over samples, and weighed by 0, .25, .25, .5 and 0; a modality's set is the top 2 % of all
-neurons. Here, a bucket of images takes the place of a sample, for moments keep no samples apart; the attention-weighted
-terms are left out, for they need the attention of each sample, and the other weights are those of the code over their
-sum; a domain's score is the mean over the kinds of token it has. It asks how important a neuron is to a domain, not
-whether it is more so than to others."""
+over the layer's neurons, averaged over samples, and weighed by 0, .25, .25, .5 and 0; a modality's set is the top 2 %
+of all neurons. Here, a bucket of images takes the place of a sample, for moments keep no samples apart; the
+attention-weighted terms are left out, for they need the attention of each sample, and the other weights are those of
+the code over their sum; a domain's score is the mean over the kinds of token it has. It asks how important a neuron is
+to a domain, not whether it is more so than to others."""
 
 
 @selector("miner", needs=("counts", "moments"), source=_SOURCE, value="act", probability=0.0, mean=0.25, maximum=0.25)
