@@ -41,8 +41,9 @@ def test_the_page_runs_from_top_to_bottom(monkeypatch, tmp_path):
 def test_every_method_of_ours_is_in_the_table_with_its_parameters():
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     ours = {name: one for name, one in SELECTORS.items() if one.function.__module__.startswith(OURS)}
-    assert rows.keys() == ours.keys()
+    assert len(ours) >= 4
+    assert ours.keys() <= rows.keys()
     for name, one in ours.items():
         for parameter, usual in one.defaults.items():
-            assert f"`{parameter}={usual}`" in rows[name]
+            assert f"`{parameter}={usual}`".replace("'", '"') in rows[name]
         assert all(need in rows[name] for need in one.needs)
