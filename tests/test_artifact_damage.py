@@ -20,6 +20,7 @@ import mmneuron_lens
 from interventions.errors import StorageFailed
 from mmneuron_lens.artifacts.answers import Answer, Answers
 from mmneuron_lens.artifacts.artifact import Artifact
+from mmneuron_lens.artifacts.attributions import Attributions
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
 from mmneuron_lens.artifacts.deviations import MEASURES, Deviations
@@ -84,6 +85,13 @@ def selection() -> Selection:
     return Selection(
         "m", ("common", "medical"), masks, entropy, values, tokens, {FLAT: 0.5, SITE: 0.25}, numbers, {"method": "dape"}
     )
+
+
+def attributions() -> Attributions:
+    questions = torch.tensor([2] + [0] * (BUCKETS - 1))
+    sums = (torch.arange(BUCKETS * 3).double() - 20).view(BUCKETS, 1, 3) / 8
+    named: list[Any] = [{site: value for site in (FLAT, SITE)} for value in (questions, sums, sums.abs())]
+    return Attributions("m", "medical", questions, *named, {"alpha": 1.0}, 2, {"seed": 1})
 
 
 def entropies() -> Entropies:
@@ -211,7 +219,8 @@ MADE: dict[str, Any] = {
     "more counts": counts(200),
     "moments": moments(),
     "piece of moments": piece_of_moments(),
-    "selection": selection(),
+    "selection": replace(selection(), scores={SITE: torch.tensor([[[0.5, float("nan")], [1.0, 2.0]]]).double()}),
+    "attributions": attributions(),
     "false discovery": FalseDiscovery("m", {SITE: 2, FLAT: 1}, {SITE: (1, 0), FLAT: (0, 0)}, {"seed": 1}),
     "overlap": HalvesOverlap("m", {SITE: (1, 2)}, {SITE: (3, 4)}, {"seed": 1}),
     "effect sizes": EffectSizes(

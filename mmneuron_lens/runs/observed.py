@@ -18,7 +18,7 @@ from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.observed import Observed, observed
 from mmneuron_lens.neurons.selectors.registry import HOW, selector_named
 from mmneuron_lens.runs.attributions import attributions_stage
-from mmneuron_lens.runs.folder import RunError, counted, file_of, files_in
+from mmneuron_lens.runs.folder import RunError, counted, file_of, files_in, refuse_misplaced
 from mmneuron_lens.runs.store import Store
 
 BESIDE: dict[str, type[Any]] = {"moments": Moments, "attributions": Attributions}
@@ -42,16 +42,16 @@ def observed_on(
 ) -> tuple[Observed, dict[str, dict[str, str]]]:
     """As `observed_in`, with attributions made on these samples where a method needs them and the store has none.
 
-    - moments: of the same domains, where the store keeps none.
+    - moments: of the same samples, where they were taken; else those in the store's folder.
     - asked: settings of `attributions_stage`.
 
     Raises `InvalidValue` where a method needs moments and there are none.
     """
     needs = selector_named(method).needs
+    if "moments" in needs and store.folder is None and not moments:
+        raise InvalidValue(f"{method} needs moments, which a run's folder keeps; {HOW['moments']}, and give out=RUN.")
     made = attributions_stage(lens, samples_by_domain, store, **asked) if "attributions" in needs else {}
     if store.folder is None:
-        if "moments" in needs and not moments:
-            raise InvalidValue(f"{method} needs moments, and there are none; {HOW['moments']}.")
         return observed(counts, moments, list(made.values())), {}
     return observed_in(store.folder, counts, method)
 
@@ -73,7 +73,9 @@ def observed_in(run: str | Path, counts: Sequence[Counts], method: str) -> tuple
                 raise RunError(
                     f"{method} needs {kind}, and {run} has none of {one.model} in {one.domain}; make them: `{command}`"
                 )
-            found.setdefault(kind, []).append(BESIDE[kind].load(file))
+            held = BESIDE[kind].load(file)
+            refuse_misplaced(run, file, kind, held.model, held.domain)
+            found.setdefault(kind, []).append(held)
             cited.setdefault(kind, {})[one.domain] = content_hash(file)
     return observed(counts, **found), cited
 
