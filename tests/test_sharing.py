@@ -254,6 +254,18 @@ def test_an_interrupted_push_is_not_read_and_goes_on(
     push_run(run, url)
     assert lies_at(url).keys() == {*SENT, MANIFEST}
     pull_run(url, tmp_path / "pulled")
+    # The same where it replaces another run, of which nothing is left in the end.
+    (run / "index.html").write_text("<p>another page</p>")
+    (run / "neurons.csv").unlink()
+    left[0] = 4
+    with monkeypatch.context() as patched:
+        patched.setattr(RemoteFolder, "put", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            push_run(run, url, replace=True)
+    with pytest.raises(FileMissing, match="the push to it was not finished"):
+        pull_run(url, tmp_path / "replaced")
+    push_run(run, url)
+    assert lies_at(url).keys() == {*SENT, MANIFEST} - {"neurons.csv"}
 
 
 def test_what_lies_there_is_not_written_over_unasked(run: Path, url: str) -> None:
