@@ -184,7 +184,10 @@ def test_no_path_of_this_machine_leaves(run: Path, name: str, monkeypatch: pytes
         one = replace(one, provenance={**one.provenance, "corpus": {"name": path}})
         one.save(run / "counts" / "m" / "common.safetensors")
     elif name == "neurons.parquet":
-        pl.DataFrame({"model": [MODEL, path], "neuron": [0, 1]}).write_parquet(run / name)
+        # Compressed, so that the path stands nowhere in the bytes.
+        texts = ["!", *(f"m{number}" for number in range(3000)), path]
+        pl.DataFrame({"domains": [[text] for text in texts]}).write_parquet(run / name)
+        assert path.encode() not in (run / name).read_bytes()
     else:
         (run / name).write_text(f"<p>{run}/counts</p>")
     with pytest.raises(InvalidValue, match=rf"{name}.*: names /.*, a folder of this machine, so nothing is sent"):
@@ -254,6 +257,18 @@ def test_an_interrupted_push_is_not_read_and_goes_on(
     push_run(run, url)
     assert lies_at(url).keys() == {*SENT, MANIFEST}
     pull_run(url, tmp_path / "pulled")
+    # The same where it replaces another run, of which nothing is left in the end.
+    (run / "index.html").write_text("<p>another page</p>")
+    (run / "neurons.csv").unlink()
+    left[0] = 4
+    with monkeypatch.context() as patched:
+        patched.setattr(RemoteFolder, "put", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            push_run(run, url, replace=True)
+    with pytest.raises(FileMissing, match="the push to it was not finished"):
+        pull_run(url, tmp_path / "replaced")
+    push_run(run, url)
+    assert lies_at(url).keys() == {*SENT, MANIFEST} - {"neurons.csv"}
 
 
 def test_what_lies_there_is_not_written_over_unasked(run: Path, url: str) -> None:
@@ -352,7 +367,7 @@ PATHS = [
     "tables/x.csv.", "tables/x .csv ", ".locks/x.lock", "tables/.hidden.csv", "tables/a\nb.csv", "tables/a\x00b.csv",
     "tables/\u202eb.csv", f"tables/{'x' * 300}.csv", "counts/m/common.pieces/jobs/run.json", "run.json", "notes.txt",
     "problems.txt", "tables/x.csv/../y.csv", "~/x.csv", "manifest.json", "unfinished.json", "MANIFEST.JSON", "x.exe",
-    "index.html/x",
+    "index.html/x", "tables/a./x.csv", "tables/a /x.csv", "tables/ a/x.csv",
 ]  # fmt: skip
 DOCUMENTS: dict[str, Any] = {
     "not JSON": "{",

@@ -275,6 +275,24 @@ def test_never_reached_counts_all_and_says_so(lens: mm.Lens, corpus: mm.Corpus, 
         mm.identify(lens, corpus, out=tmp_path, batch_size=1, exact=True)
 
 
+def test_a_domain_that_is_enough_stops_and_the_others_go_on(
+    lens: mm.Lens, corpus: mm.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certain, uncertain = OverlapInterval(0.9, 0.8, 1.0), OverlapInterval(0.9, 0.1, 1.0)
+    seen: list[dict[str, int]] = []
+
+    def looked(counts: list[Counts], rule: EnoughRule) -> dict[str, OverlapInterval]:
+        seen.append({one.domain: one.samples for one in counts})
+        return {"common": uncertain, "medical": certain}
+
+    monkeypatch.setattr("mmneuron_lens.runs.until.overlaps", looked)
+    found = counted(lens, corpus, None, batch_size=16)
+    assert [one["medical"] for one in seen] == [16, 22, 22, 22]
+    assert [one["common"] for one in seen] == sorted({one["common"] for one in seen})
+    assert {domain: told(one)["images"] for domain, one in found.items()} == {"common": 16, "medical": 11}
+    assert {domain: told(one)["enough"] for domain, one in found.items()} == {"common": False, "medical": True}
+
+
 class Killed(Exception):
     """What ends a count after so many steps."""
 

@@ -97,6 +97,8 @@ def _searched(content: Path | bytes) -> bytes:
     if isinstance(content, bytes):
         return content
     if content.suffix == ".parquet":
-        texts = pl.read_parquet(content).select(pl.col(pl.String).unique().implode())
-        return "\n".join(text or "" for column in texts for text in column.explode()).encode()
+        columns = pl.read_parquet(content).iter_columns()
+        flat = [one.explode() if one.dtype == pl.List(pl.String) else one for one in columns]
+        texts = [text for one in flat if one.dtype == pl.String for text in one.unique() if text is not None]
+        return "\n".join(texts).encode()
     return content.read_bytes()

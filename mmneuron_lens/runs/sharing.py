@@ -19,7 +19,7 @@ from mmneuron_lens.runs.manifest import LARGEST, RunManifest, SharedFile
 from mmneuron_lens.runs.remote_folder import TOGETHER, Content, RemoteFolder, remote_folder
 from mmneuron_lens.runs.run_card import card_of
 from mmneuron_lens.runs.shared_files import shared_of
-from mmneuron_lens.runs.shared_kinds import CARD, MANIFEST, UNFINISHED
+from mmneuron_lens.runs.shared_kinds import CARD, MANIFEST, UNFINISHED, kind_of_file
 from mmneuron_lens.runs.store import LOCKS
 
 AGAIN = "it is not kept. Pull again, or have the run pushed again."
@@ -75,7 +75,7 @@ def push_run(
     place.put({UNFINISHED: json.dumps({"sha256": manifest.digest}).encode()})
     _sent(place, contents, progress)
     _refuse_changed(contents, manifest)
-    place.remove(sorted((old.paths if old else set()) - manifest.paths))
+    place.remove(sorted(_of_a_run(old, there) - manifest.paths))
     place.put({MANIFEST: manifest.packed()})
     place.remove([UNFINISHED])
     say(f"sent {len(manifest.files)} files, {manifest.size:,} bytes: {place.shown}")
@@ -142,6 +142,13 @@ def _manifest(place: RemoteFolder) -> RunManifest:
             f"{place.shown}: holds no run, since it has no {MANIFEST}; check the URL, and log in if it is private."
         )
     return found
+
+
+def _of_a_run(old: RunManifest | None, there: set[str]) -> set[str]:
+    """The files at a place that are of the run before this one, or of one whose push was not finished."""
+    if old is not None:
+        return old.paths
+    return {name for name in there if kind_of_file(name)} if UNFINISHED in there else set()
 
 
 def _refuse_other(place: RemoteFolder, old: RunManifest | None, there: set[str], replace: bool) -> None:
