@@ -23,9 +23,7 @@ from mmneuron_lens.report.flow_figure import probe_figure
 def probed(tmp_path_factory):
     """A lens, one question an image of two domains, and their probes."""
     folder = write_corpus(tmp_path_factory.mktemp("corpus"), ("common", "medical"), images=6)
-    samples = {
-        domain: some_of(some, None, 1) for domain, some in by_domain(read_folder(folder)[0]).items()
-    }
+    samples = {domain: some_of(some, None, 1) for domain, some in by_domain(read_folder(folder)[0]).items()}
     lens = tiny_lens("llava_next")
     return lens, samples, read_domain_probes(lens, samples, folds=3, shuffles=2, batch_size=4)
 
