@@ -30,7 +30,6 @@ from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.artifacts.text_states import TextStates
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.frames import with_frames_that_fit
-from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.corpora.sample_list import SampleList
 from mmneuron_lens.evaluation.claims import claims
@@ -41,6 +40,9 @@ from mmneuron_lens.paper import page as paper_page
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper import run as whole
 from mmneuron_lens.paper.drawn import drawn_corpus
+from mmneuron_lens.paper.further import flow, probes
+from mmneuron_lens.paper.layers import figure_6, figure_7
+from mmneuron_lens.paper.model_run import ModelRun
 from mmneuron_lens.paper.other_lenses import HEADING
 from mmneuron_lens.paper.page import paper_of
 from mmneuron_lens.report import latex
@@ -396,10 +398,10 @@ def test_numbers_beyond_the_paper_are_those_of_the_artifacts(run):
     table = pl.read_csv(run / "tables" / "flow.csv").filter(pl.col("domain") == "remote_sensing")
     assert found.asked == LITTLE.flow_questions
     assert table["change"].to_list() == pytest.approx(found.change().mean(-1).flatten().tolist())
-    probes = LayerProbes.load(run / "probes" / f"{NAME}.safetensors")
+    read = LayerProbes.load(run / "probes" / f"{NAME}.safetensors")
     table = pl.read_csv(run / "tables" / "probes.csv")
-    assert table["accuracy"].to_list() == pytest.approx((100 * probes.accuracy()).flatten().tolist())
-    assert len(probes.labels) == 2 * 4
+    assert table["accuracy"].to_list() == pytest.approx((100 * read.accuracy()).flatten().tolist())
+    assert len(read.labels) == 2 * 4
     (traces, near) = (
         kind.load(run / folder / NAME / "document.safetensors")
         for kind, folder in ((LensTrace, "traces_jacobian"), (Neighbours, "neighbours"))
@@ -420,21 +422,18 @@ def test_without_what_goes_beyond_the_paper_the_page_is_as_it_was_and_says_so(ru
     shutil.copytree(run, tmp_path / "run")
     for folder in ("flow", "probes", "entropies_jacobian", "traces_jacobian", "neighbours"):
         shutil.rmtree(tmp_path / "run" / folder)
-    page = paper_of(tmp_path / "run")
-    items = {item.name: item for item in page.sections}
-    assert items["Flow"].missing == "no attention was cut."
-    assert items["Probes"].missing == "no probes were fitted."
-    assert "Flow: no attention was cut." in page.not_run
-    assert not any(HEADING in part for part in items["Figure 6"].after)
-    assert [one.name for one in items["Figure 7"].pictures] == ["figure_7_entropy"]
+    left = [ModelRun(tmp_path / "run", MODEL)]
+    assert flow(left).missing == "no attention was cut."
+    assert probes(left).missing == "no probes were fitted."
+    assert not any(HEADING in part for part in figure_6(left).after)
+    assert [one.name for one in figure_7(left).pictures] == ["figure_7_entropy"]
+    assert any(HEADING in part for part in figure_6([ModelRun(run, MODEL)]).after)
 
 
 def test_a_plan_without_it_leaves_it_out(tmp_path):
     with pytest.raises(InvalidValue, match="probe_images is -1; give 0, which leaves it out, or more"):
         replace(LITTLE, probe_images=-1)
     lens = tiny_lens("llava")
-    questions = Questions("none", {}, {}, Problems(tmp_path))
-    read_further(
-        lens, questions.identification, {}, {}, replace(LITTLE, **dict.fromkeys(BEYOND, 0)), Store(tmp_path), {}
-    )
+    nothing = replace(LITTLE, **dict.fromkeys(BEYOND, 0))
+    read_further(lens, {"common": []}, {"common": []}, {}, nothing, Store(tmp_path), {})
     assert not any(tmp_path.iterdir())

@@ -35,10 +35,11 @@ def corpus(tmp_path):
     return by_domain(read_folder(write_corpus(tmp_path, images=3))[0])
 
 
-def plain_distributions(lens, batch):
+def plain_distributions(lens, batch, matrices=None):
     """Log probabilities of the next token at every layer, [layer, token, vocabulary], from transformers alone.
 
-    transformers returns its last hidden state after the final norm, so that one is unembedded as it is.
+    transformers returns its last hidden state after the final norm, so that one is unembedded as it is. Others are
+    multiplied by a matrix each, if there are any.
     """
     with torch.no_grad():
         out = lens.module(**batch.inputs, output_hidden_states=True)
@@ -46,7 +47,9 @@ def plain_distributions(lens, batch):
         language = lens.module.model.language_model if hasattr(lens.module, "model") else None
         norm = language.norm if language is not None else lens.module.language_model.model.norm
         head = lens.module.lm_head if language is not None else lens.module.language_model.lm_head
-        logits = [head(norm(state[0])) for state in states[:-1]] + [head(states[-1][0])]
+        first = [state[0] for state in states[:-1]]
+        first = first if matrices is None else [one @ matrix.T for one, matrix in zip(first, matrices, strict=False)]
+        logits = [head(norm(state)) for state in first] + [head(states[-1][0])]
         torch.testing.assert_close(logits[-1], out.logits[0])
     return torch.stack(logits).double().log_softmax(-1)
 
@@ -253,29 +256,7 @@ def test_entropies_of_the_jacobian_lens_are_those_of_the_states_it_maps(corpus, 
     for sample in samples:
         batch, _ = encode(lens, [sample], "identification")
         assert batch is not None
-        language = (
-            lens.module.model.language_model if hasattr(lens.module, "model") else lens.module.language_model.model
-        )
-        head = lens.module.lm_head if hasattr(lens.module, "lm_head") else lens.module.language_model.lm_head
-        paths = {"embedding": language.layers[0], **{str(number): one for number, one in enumerate(language.layers)}}
-        seen: list[torch.Tensor] = []
-        handles = [
-            module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-            if name == "embedding"
-            else module.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
-            for name, module in paths.items()
-        ]
-        with torch.no_grad():
-            lens.module(**batch.inputs)
-            for handle in handles:
-                handle.remove()
-            logs = (
-                torch.stack(
-                    [head(language.norm(state[0] @ matrix.T)) for state, matrix in zip(seen, matrices, strict=True)]
-                )
-                .double()
-                .log_softmax(-1)
-            )
+        logs = plain_distributions(lens, batch, matrices)
         entropy = -(logs.exp() * logs).sum(-1)
         for number, kind in enumerate(("image", "text")):
             chosen = torch.tensor([one == kind for one in batch.kind[0]])
