@@ -18,7 +18,7 @@ def test_the_page_runs_from_top_to_bottom(monkeypatch, tmp_path, capsys) -> None
     monkeypatch.chdir(tmp_path)
     text, scope = PAGE.read_text(), dict[str, Any]()
     found = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(found) == text.count("```python") == 4
+    assert len(found) == text.count("```python") == 5
     for code in found:
         exec(compile(code, "lenses.md", "exec"), scope)
     jacobian, tuned, out = scope["jacobian"], scope["tuned"], scope["out"]
@@ -29,6 +29,8 @@ def test_the_page_runs_from_top_to_bottom(monkeypatch, tmp_path, capsys) -> None
     last = [out[name, "llm.residual"][0]["entropy"][-1] for name in ("logit_lens", "jacobian_lens", "tuned_lens")]
     assert bool((last[0] == last[1]).all())
     assert bool((last[0] == last[2]).all())
+    assert scope["near"].kinds == ("image", "text")
+    assert len(scope["bank"].tokens) <= 4000
     shown = capsys.readouterr().out
     assert "jacobian_lens tensor" in shown
     assert scope["trace"].parameters["lens"] == "tuned lens"

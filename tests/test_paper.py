@@ -15,13 +15,19 @@ from conftest import pictures, tiny_lens
 from published_formats.make import write_all
 from test_cli import mmneuron
 
+from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import Answers
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.deviations import Deviations
 from mmneuron_lens.artifacts.entropies import Entropies
+from mmneuron_lens.artifacts.flow import KnockOutFlow
 from mmneuron_lens.artifacts.format import ArtifactError, content_hash
+from mmneuron_lens.artifacts.layer_probes import LayerProbes
+from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.neighbours import Neighbours
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.artifacts.text_states import TextStates
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.frames import with_frames_that_fit
 from mmneuron_lens.corpora.sample import Sample
@@ -34,6 +40,10 @@ from mmneuron_lens.paper import page as paper_page
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper import run as whole
 from mmneuron_lens.paper.drawn import drawn_corpus
+from mmneuron_lens.paper.further import flow, probes
+from mmneuron_lens.paper.layers import figure_6, figure_7
+from mmneuron_lens.paper.model_run import ModelRun
+from mmneuron_lens.paper.other_lenses import HEADING
 from mmneuron_lens.paper.page import paper_of
 from mmneuron_lens.report import latex
 from mmneuron_lens.report.claims_table import claims_table
@@ -41,6 +51,7 @@ from mmneuron_lens.runs import deviate as deviating
 from mmneuron_lens.runs.keys import StoreConflict
 from mmneuron_lens.runs.plan import BEYOND, Plan
 from mmneuron_lens.runs.questions import Questions, corpus_questions
+from mmneuron_lens.runs.reading_stages import read_further
 from mmneuron_lens.runs.store import Store
 
 MODEL = "embedded/instructblip"
@@ -361,3 +372,68 @@ def test_the_run_says_what_it_was_made_with(run):
     assert key == answers.settings
     assert key["selection"] == content_hash(run / "selection" / f"{NAME}.safetensors")
     assert key["generation"]["num_beams"] == 2
+
+
+def test_what_is_not_in_the_paper_stands_behind_it_and_says_so(run):
+    html = (run / "index.html").read_text()
+    sections = {name: body for name, body in re.findall(r'<section id="([^"]*)">(.*?)</section>', html, re.DOTALL)}
+    case, more = sections["figure-6"].split(f"<h3>{HEADING}</h3>")
+    assert case.count('<table class="heat">') == 2
+    assert '<div class="lens"' in case
+    assert re.findall(r"<caption>([^<]*)</caption>", more) == ["Logit lens", "Jacobian lens", "Nearest words"] * 2
+    assert re.findall(r"<caption>([^<]*)</caption>", sections["figures-10-13"])[2:] == [
+        *(["Logit lens", "Jacobian lens", "Nearest words"] * 2),
+    ]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", sections["figure-7"], re.DOTALL)
+    assert ["Not in the paper" in one for one in captions] == [False, True]
+    assert "Not in the paper; arXiv 2411.18620." in sections["flow"]
+    assert f"The Q-Former of {MODEL} reads the question before the language model does" in sections["flow"]
+    assert "Not in the paper. Ridge regression" in sections["probes"]
+    for stem in ("entropy_jacobian", f"flow_{NAME}", "probes"):
+        assert (run / "figures" / f"{stem}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_numbers_beyond_the_paper_are_those_of_the_artifacts(run):
+    found = KnockOutFlow.load(run / "flow" / NAME / "remote_sensing.safetensors")
+    table = pl.read_csv(run / "tables" / "flow.csv").filter(pl.col("domain") == "remote_sensing")
+    assert found.asked == LITTLE.flow_questions
+    assert table["change"].to_list() == pytest.approx(found.change().mean(-1).flatten().tolist())
+    read = LayerProbes.load(run / "probes" / f"{NAME}.safetensors")
+    table = pl.read_csv(run / "tables" / "probes.csv")
+    assert table["accuracy"].to_list() == pytest.approx((100 * read.accuracy()).flatten().tolist())
+    assert len(read.labels) == 2 * 4
+    (traces, near) = (
+        kind.load(run / folder / NAME / "document.safetensors")
+        for kind, folder in ((LensTrace, "traces_jacobian"), (Neighbours, "neighbours"))
+    )
+    own = LensTrace.load(run / "traces" / "1" / NAME / "document.safetensors")
+    assert own.id == traces.id == near.id
+    assert own.labels == traces.labels == near.labels
+    # At the last layer the Jacobian lens is the logit lens.
+    assert torch.equal(own.tokens[-1], traces.tokens[-1])
+    bank = TextStates.load(run / "text_states" / f"{NAME}.safetensors")
+    assert near.parameters["states in the bank"] == len(bank.tokens)
+    entropies = Entropies.load(run / "entropies_jacobian" / NAME / "document.safetensors")
+    table = pl.read_csv(run / "tables" / "entropy_jacobian.csv").filter(pl.col("domain") == "document")
+    assert table["entropy"].to_list() == pytest.approx(entropies.mean().T.flatten().tolist())
+
+
+def test_without_what_goes_beyond_the_paper_the_page_is_as_it_was_and_says_so(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for folder in ("flow", "probes", "entropies_jacobian", "traces_jacobian", "neighbours"):
+        shutil.rmtree(tmp_path / "run" / folder)
+    left = [ModelRun(tmp_path / "run", MODEL)]
+    assert flow(left).missing == "no attention was cut."
+    assert probes(left).missing == "no probes were fitted."
+    assert not any(HEADING in part for part in figure_6(left).after)
+    assert [one.name for one in figure_7(left).pictures] == ["figure_7_entropy"]
+    assert any(HEADING in part for part in figure_6([ModelRun(run, MODEL)]).after)
+
+
+def test_a_plan_without_it_leaves_it_out(tmp_path):
+    with pytest.raises(InvalidValue, match="probe_images is -1; give 0, which leaves it out, or more"):
+        replace(LITTLE, probe_images=-1)
+    lens = tiny_lens("llava")
+    nothing = replace(LITTLE, **dict.fromkeys(BEYOND, 0))
+    read_further(lens, {"common": []}, {"common": []}, {}, nothing, Store(tmp_path), {})
+    assert not any(tmp_path.iterdir())

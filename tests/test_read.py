@@ -10,7 +10,7 @@ from html import escape
 import numpy
 import pytest
 import torch
-from conftest import pictures
+from conftest import pictures, tiny_lens
 from drawn_corpus import write_corpus
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -21,6 +21,7 @@ from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.embed import component_rows, embed_images, principal_components
 from mmneuron_lens.experiments.entropy import entropy_rows, read_entropy
+from mmneuron_lens.experiments.fit_on_samples import fit_on_samples
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.report import heat
 from mmneuron_lens.report.heat_figure import heat_figure
@@ -34,10 +35,11 @@ def corpus(tmp_path):
     return by_domain(read_folder(write_corpus(tmp_path, images=3))[0])
 
 
-def plain_distributions(lens, batch):
+def plain_distributions(lens, batch, matrices=None):
     """Log probabilities of the next token at every layer, [layer, token, vocabulary], from transformers alone.
 
-    transformers returns its last hidden state after the final norm, so that one is unembedded as it is.
+    transformers returns its last hidden state after the final norm, so that one is unembedded as it is. Others are
+    multiplied by a matrix each, if there are any.
     """
     with torch.no_grad():
         out = lens.module(**batch.inputs, output_hidden_states=True)
@@ -45,7 +47,9 @@ def plain_distributions(lens, batch):
         language = lens.module.model.language_model if hasattr(lens.module, "model") else None
         norm = language.norm if language is not None else lens.module.language_model.model.norm
         head = lens.module.lm_head if language is not None else lens.module.language_model.lm_head
-        logits = [head(norm(state[0])) for state in states[:-1]] + [head(states[-1][0])]
+        first = [state[0] for state in states[:-1]]
+        first = first if matrices is None else [one @ matrix.T for one, matrix in zip(first, matrices, strict=False)]
+        logits = [head(norm(state)) for state in first] + [head(states[-1][0])]
         torch.testing.assert_close(logits[-1], out.logits[0])
     return torch.stack(logits).double().log_softmax(-1)
 
@@ -237,3 +241,29 @@ def test_principal_components_by_the_covariance():
         assert min(abs(points[:, number] - other).max(), abs(points[:, number] + other).max()) < 1e-9
     again, _ = principal_components(vectors.flip(0))
     assert again[::-1] == pytest.approx(points)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "instructblip"])
+def test_entropies_of_the_jacobian_lens_are_those_of_the_states_it_maps(corpus, name):
+    """unembed(J h) of plain hidden states with torch alone, position by position."""
+    lens = tiny_lens(name)
+    samples = corpus["medical"][:3]
+    made = fit_on_samples(lens, samples)
+    found = read_entropy(lens, samples, batch_size=2, fitted=made)
+    assert found.parameters["lens"] == "jacobian lens"
+    matrices = [made.embedding, *made.jacobian]
+    total, counted = torch.zeros(len(matrices), 2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    for sample in samples:
+        batch, _ = encode(lens, [sample], "identification")
+        assert batch is not None
+        logs = plain_distributions(lens, batch, matrices)
+        entropy = -(logs.exp() * logs).sum(-1)
+        for number, kind in enumerate(("image", "text")):
+            chosen = torch.tensor([one == kind for one in batch.kind[0]])
+            total[:, number] += entropy[:, chosen].sum(1)
+            counted[number] += int(chosen.sum())
+    assert torch.equal(found.tokens.sum(0), counted)
+    torch.testing.assert_close(found.mean(), total / counted, rtol=1e-4, atol=1e-5)
+    plain = read_entropy(lens, samples, batch_size=2)
+    assert torch.equal(plain.mean()[-1], found.mean()[-1])
+    assert not torch.allclose(plain.mean()[1], found.mean()[1], rtol=1e-3)

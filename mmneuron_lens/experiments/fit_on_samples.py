@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from interventions import Graph
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.jacobian_lens import JacobianLens
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.frames import asked_as
-from mmneuron_lens.batching.left_out import LeftOut
+from mmneuron_lens.batching.left_out import LeftOut, attributed
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.folder import Problems
@@ -19,6 +20,7 @@ from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.fit_jacobian import fit_jacobian_lens
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.runtime.batch import Batch
 
 POSITIONS = 1024
 """Of the prompts of a batch together, at most: the activations of so many are kept for the backward passes."""
@@ -57,7 +59,15 @@ def fit_on_samples(
     # Of equal numbers of prompts, or an output dimension would rest on the few of the last batch.
     steps = -(-len(asked) // rows)
     parts = [asked[len(asked) * one // steps : len(asked) * (one + 1) // steps] for one in range(steps)]
-    batches = [batch for some in parts if (batch := encode(lens, some, prompt, left, **encoding)[0]) is not None]
+
+    def checked(some: Sequence[Sample]) -> Batch | None:
+        batch, _ = encode(lens, some, prompt, left, **encoding)
+        if batch is not None:
+            lens.run(Graph(), batch)
+        return batch
+
+    # A forward first: a prompt that the model refuses is named and left out, and not the whole fit.
+    batches = [batch for some in parts if (batch := attributed(some, checked, left, lambda one: one)[0]) is not None]
     if not batches:
         raise InvalidValue(f"None of {len(samples)} questions can be read, so no lens is fitted on them.")
     shortest = min(int((one.fields["llm"]["weight"] > 0).sum(1).min()) for one in batches)

@@ -20,7 +20,9 @@ from interventions.sites import GROUP_KINDS
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.artifacts.text_states import TextStates
 from mmneuron_lens.batching.control_tokens import ControlTokens
+from mmneuron_lens.batching.left_out import LeftOut, attributed
 from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.prompts import without_image_lines
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.knock_out import knocked_out
@@ -123,12 +125,31 @@ def read_text_states(
     )
 
 
-def texts_of(lens: Lens, samples: Sequence[Sample]) -> list[str]:
-    """Each question with its first answer as a text, but for those that hold a control token of this model."""
-    control = ControlTokens(lens.processor)
-    texts = [" ".join([without_image_lines(one.question)[0].strip(), *one.answers[:1]]) for one in samples]
-    return [text for text in dict.fromkeys(texts) if control.first_in(text) is None]
+def texts_of(lens: Lens, samples: Sequence[Sample], problems: Problems | None = None) -> list[str]:
+    """Each question with its first answer as a text, but for those that hold a control token of this model.
 
+    - problems: where samples are named whose text the model refuses, by a forward each few; none is tried without it
+    """
+    control = ControlTokens(lens.processor)
+    by_text: dict[str, Sample] = {}
+    for one in samples:
+        by_text.setdefault(" ".join([without_image_lines(one.question)[0].strip(), *one.answers[:1]]), one)
+    texts = [text for text in by_text if text.strip() and control.first_in(text) is None]
+    if problems is None:
+        return texts
+    left, kept = LeftOut(problems), list[str]()
+    for start in range(0, len(texts), _TRIED):
+
+        def tried(some: Sequence[str]) -> bool:
+            batch, cut = _alone(lens, some)
+            lens.run(Graph(cut), batch)
+            return True
+
+        kept += attributed(texts[start : start + _TRIED], tried, left, by_text.__getitem__)[1]
+    return kept
+
+
+_TRIED = 32
 
 _GREY = "a grey picture, to which no text position attends"
 

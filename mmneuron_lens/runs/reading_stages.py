@@ -139,7 +139,9 @@ class _Stages:
         if needs_picture(self.lens) and (why := why_uncut(self.lens)):
             self.store.say(f"{self.lens.name}: no neighbours among states of texts: {why}")
             return
-        texts = texts_of(self.lens, [one for some in identification.values() for one in some[:number]])
+        texts = texts_of(
+            self.lens, [one for some in identification.values() for one in some[:number]], self.shared["problems"]
+        )
         own = {"texts": texts, "most": most, "seed": self.plan.seed}
         bank = self._one(
             "text_states", "states of texts", TextStates, own,
