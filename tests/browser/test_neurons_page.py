@@ -140,6 +140,17 @@ def test_a_search_finds_by_site_layer_and_neuron(page, run):
         page.fill("#search", asked)
         exact = [one for one in rows if f"{one['layer']}/{one['neuron']}" == asked]
         assert shown(page) == named(exact or [one for one in rows if keeps(one)]), asked
+    short = next(
+        one
+        for one in rows
+        if any(
+            more["layer"] == one["layer"] and re.fullmatch(f"{one['neuron']}[0-9]+", str(more["neuron"]))
+            for more in rows
+        )
+    )
+    place = (short["layer"], short["neuron"])
+    page.fill("#search", "/".join(map(str, place)))
+    assert shown(page) == named([one for one in rows if (one["layer"], one["neuron"]) == place])
     page.fill("#search", "nothing like this")
     assert page.locator(".card").count() == 0
     assert page.locator("#none").is_visible()
