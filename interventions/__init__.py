@@ -38,7 +38,7 @@ from interventions.sweeping import Sweep, sweep
 from interventions.targets import answer_log_probability, logit_difference
 from interventions.top_activations import top_activations
 from interventions.top_images import top_images
-from interventions.unembedding import jacobian_lens, lens_entropy, logit_lens, tuned_lens
+from interventions.unembedding import jacobian_entropy, jacobian_lens, lens_entropy, logit_lens, tuned_lens
 from interventions.values import gradient, value_of
 from interventions.write_in import neuron_write_in
 
@@ -67,6 +67,7 @@ __all__ = [
     "direct_logit_attribution",
     "gradient",
     "integrated_gradients",
+    "jacobian_entropy",
     "jacobian_lens",
     "keep",
     "knock_out_attention",

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from interventions.errors import StorageFailed
 
@@ -21,25 +22,33 @@ def write_atomically(path: str | Path, content: bytes | str, private: bool = Fal
 
     Raises `StorageFailed` naming the file when the disk is full or the folder cannot be written.
     """
+    with storage_errors(path), atomic_file(path, private) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: str | Path, private: bool = False) -> Generator[BinaryIO]:
+    """A file that takes its name, and the place of an old one, when the block ends; if it raises, nothing is left.
+
+    Arguments as of `write_atomically`. Raises `OSError`.
+    """
     path = Path(path)
-    content = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    with storage_errors(path):
-        path.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
-        mode = 0o600 if private else 0o666
-        try:
-            with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    path.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+    mode = 0o600 if private else 0o666
+    try:
+        with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def sweep(path: str | Path) -> None:

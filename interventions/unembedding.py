@@ -102,6 +102,33 @@ def lens_entropy(
     Returns the sum, float64 `[kind]`, and the number of positions, int64 `[kind]`; a run divides them and gives
     float64 `[kind]`.
     """
+    return _entropy_by_kind(hidden, unembed, weight, kind, chunk)
+
+
+@reads("llm.residual", over="mean", unembed=_UNEMBED, weight=batch_field("weight"), kind=batch_field("kind"))
+def jacobian_entropy(
+    hidden: Float[Tensor, "*where hidden"],
+    jacobian: Float[Tensor, "hidden hidden"],
+    unembed: Callable[[Tensor], Tensor],
+    weight: Int[Tensor, "*where"],
+    kind: Bool[Tensor, "*where kind"],
+    chunk: int = _CHUNK,
+) -> tuple[Float[Tensor, " kind"], Int[Tensor, " kind"]]:
+    """Mean entropy of what the Jacobian lens decodes, by kind of position, in nats: of unembed(J h).
+
+    - jacobian: `[hidden, hidden]`, output by input, as of `jacobian_lens`; `JacobianLens.bound_entropy(lens)` binds it
+    - all others, and what comes back: as of `lens_entropy`
+    """
+    return _entropy_by_kind(_mapped(hidden, jacobian), unembed, weight, kind, chunk)
+
+
+def _entropy_by_kind(
+    hidden: Float[Tensor, "*where hidden"],
+    unembed: Callable[[Tensor], Tensor],
+    weight: Int[Tensor, "*where"],
+    kind: Bool[Tensor, "*where kind"],
+    chunk: int,
+) -> tuple[Float[Tensor, " kind"], Int[Tensor, " kind"]]:
     entropy = _lens_by_chunks(hidden.flatten(0, -2), unembed, 1, chunk)[2]
     counted = (weight[..., None] * kind).flatten(0, -2)
     # Where a position does not count, it may hold anything.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +77,10 @@ def count(
         int | None,
         typer.Option(min=1, help="Also keep so many top activations of every neuron, for mmneuron neurons."),
     ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(help="Count only until two halves of the data select the same neurons to this overlap: 0.9."),
+    ] = None,
     remote: Remote = None,
     replace: Replace = False,
     plan: PlanFile = None,
@@ -86,22 +91,27 @@ def count(
     questions.jsonl is one object with domain, image (or images), question and answer; bad rows are named, counted and
     skipped.
     """
+    from mmneuron_lens.artifacts.counts import Counts
     from mmneuron_lens.batching.gather import Shard
     from mmneuron_lens.lens import Lens
     from mmneuron_lens.runs.count import count_stage
     from mmneuron_lens.runs.folder import file_of
     from mmneuron_lens.runs.moments import moments_stage
+    from mmneuron_lens.runs.until import count_until, enough_line, rule_of
 
-    stage = moments_stage if moments else count_stage
     mine, store = Shard.parse(shard), store_of(out, replace)
+    rule = rule_of(until, mine)
+    refuse_useless({"--moments": moments, "--top": top is not None}, "" if rule is None else "--until")
     asked = corpus_of(corpus, domain, images, questions_per_image)
     quiet_loading()
     lens = Lens(model, **model_settings(remote, dtype, device, device_map, quantize), discover=discover)
+    counted = (moments_stage if moments else count_stage) if rule is None else partial(count_until, rule=rule)
+    parts = {"shard": mine, "again": command_line(remote), "top": top} if rule is None else {}
     try:
-        counts = stage(
-            lens, asked.by_domain(), store, shard=mine, workers=workers, again=command_line(remote),
+        counts = counted(
+            lens, asked.by_domain(), store, workers=workers,
             batch_size=batch_size, corpus=asked.name, exact=exact, frames=frames, problems=asked.problems,
-            progress=bar, top=top,
+            progress=bar, **parts,
         )  # fmt: skip
     finally:
         print_problems(asked.problems, out)
@@ -110,6 +120,8 @@ def count(
             echo(file_of(out, "counts", lens.name, name))
             if moments:
                 echo(file_of(out, "moments", lens.name, name))
+            if rule is not None and isinstance(found, Counts):
+                echo(enough_line(found))
     whole = all(found is not None for found in counts.values())
     say(f"Next: mmneuron select {out}" if whole else f"Next, with the other shards: mmneuron merge {out} --out ...")
 

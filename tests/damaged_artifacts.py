@@ -18,7 +18,7 @@ FREE = ("parameters", "provenance", "settings", "facts", "key", "reasons", "note
 
 SIGNED = (
     *("means", "embeddings", "effect-sizes", "neuron-effects", "jacobian lens", "tuned lens"),
-    *("top-activations", "neuron-examples"),
+    *("top-activations", "neuron-examples", "text-states", "neighbours"),
 )
 """Kinds whose numbers may be negative."""
 
@@ -75,7 +75,7 @@ def other_tensor(kind: str, tensors: dict[str, torch.Tensor], undefined: tuple[s
     old = tensors[name]
     ways: dict[str, Callable[[], torch.Tensor]] = {
         "an axis more": lambda: old[None],
-        "another type": lambda: old.to(torch.float16),
+        "another type": lambda: old.to(torch.float32 if old.dtype == torch.float16 else torch.float16),
         "complex": lambda: old.to(torch.complex64),
     }
     if old.numel() and old.is_floating_point() and not name.startswith(undefined):

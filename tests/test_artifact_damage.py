@@ -26,16 +26,20 @@ from mmneuron_lens.artifacts.deviations import MEASURES, Deviations
 from mmneuron_lens.artifacts.effect_sizes import Effect, EffectSizes, Interval
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.entropies import Entropies
+from mmneuron_lens.artifacts.flow import KnockOutFlow
 from mmneuron_lens.artifacts.format import ArtifactError, read_lines
 from mmneuron_lens.artifacts.jacobian_lens import JacobianLens
+from mmneuron_lens.artifacts.layer_probes import LayerProbes
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.means import Means
 from mmneuron_lens.artifacts.moments import Moments
+from mmneuron_lens.artifacts.neighbours import Neighbours, TextPlace
 from mmneuron_lens.artifacts.neuron_effects import NeuronEffects
 from mmneuron_lens.artifacts.neuron_examples import AROUND, SIDE, NeuronExamples, ShownSample
 from mmneuron_lens.artifacts.neuron_words import NeuronTokens, WrittenWords
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.selection import Selection, groups_of
+from mmneuron_lens.artifacts.text_states import TextStates
 from mmneuron_lens.artifacts.top_activations import TopActivations
 from mmneuron_lens.artifacts.tuned_lens import TunedLens
 from mmneuron_lens.batching.gather import Held, Piece
@@ -133,6 +137,35 @@ def tuned() -> TunedLens:
     return TunedLens("m", "f", *maps, *held_out, 4, 20, 5, {"kinds": None})
 
 
+def flow() -> KnockOutFlow:
+    chances = torch.tensor([0.9, 0.5]).double(), torch.rand(2, 3, 2).double()
+    return KnockOutFlow(
+        "m", "medical", ("image to last", "question to last"), ("1", "2"), torch.tensor([4, 0]), *chances, 1, 3
+    )
+
+
+def text_states() -> TextStates:
+    states = torch.nn.functional.normalize(torch.randn(4, 8), dim=-1).half()
+    places = torch.tensor([1, 1, 2, 2]), torch.tensor([0, 1, 0, 1]), torch.tensor([1, 2, 1, 2])
+    return TextStates("m", "f", ("a b c", "d e\u2028f"), ("b", "f", "b", "f"), states, *places, {"most": 4})
+
+
+def neighbours() -> Neighbours:
+    found: dict[str, TextPlace] = {
+        "0": {"token": "b", "layer": 1, "text": "a b c", "place": 1},
+        "3": {"token": "f", "layer": 2, "text": "d e\u2028f", "place": 2},
+    }
+    states, cosines = torch.tensor([[[3], [0]], [[0], [3]]]), torch.tensor([[[0.5], [0.25]], [[1.0], [0.75]]])
+    names = ("embedding", "1"), ("a", "b"), ("image", "text")
+    return Neighbours("m", "medical", "7", "What is it?", *names, states, cosines, found)
+
+
+def layer_probes() -> LayerProbes:
+    right, shuffled = torch.rand(2, 3, 4) > 0.5, torch.rand(2, 3, 5).double()
+    labels = ("common", "medical", "common", "medical")
+    return LayerProbes("m", ("common", "medical"), ("1", "2", "3", "4"), labels, right, shuffled)
+
+
 def effect(memberships: int) -> Effect:
     some: Interval = {"value": 0.3, "low": -0.1, "high": 1.5}
     nothing: Interval = {"value": None, "low": None, "high": None}
@@ -216,6 +249,22 @@ MADE: dict[str, Any] = {
     "top activations": top_activations(),
     "examples of neurons": neuron_examples(),
     "words of neurons": words(),
+    "flow": flow(),
+    "no flow": KnockOutFlow(
+        "m",
+        "medical",
+        ("image to last",),
+        (),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(0).double(),
+        torch.zeros(1, 3, 0).double(),
+        1,
+        3,
+        "it answers none right.",
+    ),
+    "text states": text_states(),
+    "neighbours": neighbours(),
+    "layer probes": layer_probes(),
 }
 
 

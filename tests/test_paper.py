@@ -39,7 +39,7 @@ from mmneuron_lens.report import latex
 from mmneuron_lens.report.claims_table import claims_table
 from mmneuron_lens.runs import deviate as deviating
 from mmneuron_lens.runs.keys import StoreConflict
-from mmneuron_lens.runs.plan import Plan
+from mmneuron_lens.runs.plan import BEYOND, Plan
 from mmneuron_lens.runs.questions import Questions, corpus_questions
 from mmneuron_lens.runs.store import Store
 
@@ -59,11 +59,16 @@ LITTLE = Plan(
     ablation_draws=1,
     permutations=2,
     fraction=0.05,
+    flow_questions=2,
+    jacobian_prompts=2,
+    jacobian_images=1,
+    neighbour_texts=4,
     generation={"num_beams": 2, "length_penalty": -1.0, "max_new_tokens": 3, "do_sample": False},
 )
 SECTIONS = [
     *("Figure 2", "Figure 5", "Table 1", "Table 2", "Table 3", "Figure 6", "Figure 7", "Table 4", "Figure 9"),
     *("Figures 10–13", "Table 6", "Table 7", "Table 8", "Table 9", "Controls", "Cross matrix"),
+    *("Flow", "Probes"),
 ]
 
 
@@ -293,6 +298,7 @@ def test_published_corpora_through_their_own_readers_and_scores(tmp_path):
     (tmp_path / "corpora" / "docvqa" / "train_v1.0_withQT.json").write_text(json.dumps(broken))
     said: list[str] = []
     plan = replace(LITTLE, budget=400, cross=False, random_draws=0, ablation_draws=0, deviation_questions=1)
+    plan = replace(plan, **dict.fromkeys(BEYOND, 0))
     out = tmp_path / "run"
     arguments = {"models": [MODEL], "corpora": tmp_path / "corpora", "questions": 2}
     whole.paper_command(Store(out, say=said.append), plan, **arguments)

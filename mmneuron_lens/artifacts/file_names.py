@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 
+from interventions.errors import InvalidValue
+
 LONGEST = 100
 """Characters of a file name, its ending apart."""
 
@@ -26,3 +28,15 @@ def file_name(name: str) -> str:
     if plain == name.replace("/", "+") and "+" not in name:
         return plain
     return f"{plain}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
+
+
+def refuse_unportable(path: str) -> None:
+    """Raises `InvalidValue` for a path with `/` that leaves its folder, is hidden, or is no file on some system."""
+    parts = path.split("/")
+    for part in parts:
+        plain = re.fullmatch(r"[^\\:*?\"<>|\x00-\x1f\x7f]{1,200}", part) is not None and part.isprintable()
+        device = part.partition(".")[0].strip().lower() in _DEVICES
+        if not plain or device or part.startswith((".", " ")) or part.endswith((".", " ")):
+            raise InvalidValue(f"{path!r:.200} is no path that stays in its folder on every system.")
+    if len(path) > 1000:
+        raise InvalidValue(f"{path!r:.200}... is a path of {len(path)} characters, and 1000 are taken.")

@@ -132,10 +132,8 @@ def read_artifact(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[
     """
     path = Path(path)
     content = read_sealed(path, kind)
+    document = read_document(path, content)
     try:
-        size = int.from_bytes(content[:8], "little")
-        text = _loads(content[8 : 8 + size]).get("__metadata__", {}).get(HEADER)
-        document = _loads(text)
         tensors = load(content)
     except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path}: not an artifact ({error}); check the path.") from error
@@ -144,6 +142,18 @@ def read_artifact(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[
     return {name: tensors[name] for name in names}, {
         key: value for key, value in document.items() if key not in RESERVED
     }
+
+
+def read_document(path: str | Path, content: bytes) -> Any:
+    """The JSON document in the header of a safetensors file of these bytes, checksum, kind and version included.
+
+    Raises `ArtifactError` where there is none.
+    """
+    try:
+        size = int.from_bytes(content[:8], "little")
+        return _loads(_loads(content[8 : 8 + size]).get("__metadata__", {}).get(HEADER))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not an artifact ({error}); check the path.") from error
 
 
 def write_lines(

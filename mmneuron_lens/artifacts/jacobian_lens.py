@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from interventions import Intervention, jacobian_lens, per_layer
+from interventions import Intervention, jacobian_entropy, jacobian_lens, per_layer
 from mmneuron_lens.artifacts.artifact import Artifact
 from mmneuron_lens.artifacts.fitted_model import STREAM, HasModel, asked_sites, refuse_other_model
 from mmneuron_lens.artifacts.fitting import refuse_range, refuse_tensor, refuse_unless
@@ -47,10 +47,18 @@ class JacobianLens(Artifact):
 
         Raises `InvalidValue` for another model than the one it was fitted on, `UnknownName` for another site.
         """
+        chosen = self._matrices(lens, sites)
+        return jacobian_lens.at(list(chosen)).bind(jacobian=per_layer(chosen), top_k=top_k)
+
+    def bound_entropy(self, lens: HasModel, *, sites: Sequence[str] | str = STREAM) -> Intervention:
+        """The read `jacobian_entropy` with these matrices; what is given and raised is as of `bound`."""
+        chosen = self._matrices(lens, sites)
+        return jacobian_entropy.at(list(chosen)).bind(jacobian=per_layer(chosen))
+
+    def _matrices(self, lens: HasModel, sites: Sequence[str] | str) -> dict[str, Tensor]:
         refuse_other_model("Jacobian lens", self.model, self.fingerprint, lens)
         values = {"llm.embedding": self.embedding, "llm.residual": self.jacobian}
-        chosen = {site: values[site] for site in asked_sites(sites)}
-        return jacobian_lens.at(list(chosen)).bind(jacobian=per_layer(chosen), top_k=top_k)
+        return {site: values[site] for site in asked_sites(sites)}
 
     def check(self) -> None:
         refuse_tensor("jacobian", self.jacobian, torch.float32, "layer", "hidden", self.jacobian.shape[-1])

@@ -17,6 +17,7 @@ from interventions import batch_field, lens_entropy, reads
 from mmneuron_lens.artifacts.counts import BUCKETS
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import provenance
+from mmneuron_lens.artifacts.jacobian_lens import JacobianLens
 from mmneuron_lens.batching.batches import Step, ids_of, one_domain, sized, steps_of
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.control_tokens import askable
@@ -70,6 +71,7 @@ def read_entropy(
     prompt: Prompt = "identification",
     frames: Frames = "fit",
     prompt_form: PromptForm = "auto",
+    fitted: JacobianLens | None = None,
     keeper: Keeper | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
@@ -77,13 +79,15 @@ def read_entropy(
     """The entropies of one domain's questions: one forward a batch.
 
     - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`.
+    - fitted: a Jacobian lens of this model, of whose distributions the entropy is; the logit lens unless given.
     - keeper: where the batches that are done are kept; memory unless given.
 
-    Raises `InvalidValue` for samples of several domains or none, `NotFinite` for hidden states that are infinite or
-    NaN.
+    Raises `InvalidValue` for samples of several domains or none, or a lens of another model, `NotFinite` for hidden
+    states that are infinite or NaN.
     """
     domain = one_domain(samples, "entropies")
-    graph, left = lens_entropy.at(READ_AT) | top_one, LeftOut(problems)
+    read = lens_entropy.at(READ_AT) if fitted is None else fitted.bound_entropy(lens).named("lens_entropy")
+    graph, left = read | top_one, LeftOut(problems)
     asked, put = asked_as(lens, askable(lens, samples, prompt, problems), prompt, frames, prompt_form)
 
     def run(step: Step, opened: Opener) -> Piece:
@@ -114,7 +118,7 @@ def read_entropy(
         for name, value in values.items():
             total[name][group] = value
     facts: dict[str, Any] = {"prompt": prompt, "batch size": batch_size, "below": CONFIDENT, "unit": "nats"}
-    facts |= put
+    facts |= put | ({} if fitted is None else {"lens": fitted.kind})
     return Entropies(
         model=lens.name,
         domain=domain,

@@ -137,25 +137,41 @@ def fit_probes(
     a kind of position, and what `lens.run` raises.
     """
     features = _features(lens, batches, site, position)
-    classes = tuple(sorted({str(label) for label in labels}))
+    names = [str(label) for label in labels]
+    right, control = cross_validated(features, names, groups, folds, ridge, shuffles, seed)
+    parameters = {"folds": folds, "ridge": ridge, "seed": seed, "shuffles": shuffles}
+    return Probes(lens.name, site, position, tuple(sorted(set(names))), right, control, parameters)
+
+
+def cross_validated(
+    features: Float[Tensor, "layer sample feature"],
+    labels: Sequence[str],
+    groups: Sequence[Hashable] | None = None,
+    folds: int = 5,
+    ridge: float = 0.1,
+    shuffles: int = 5,
+    seed: int = 0,
+) -> tuple[Bool[Tensor, "layer sample"], Float64[Tensor, "layer shuffle"]]:
+    """Probes of each layer's features, settings as of `fit_probes`.
+
+    Returns whether each sample was classified right by the probe that had not seen it, and the accuracy of probes of
+    shuffled labels.
+    """
+    classes = tuple(sorted(set(labels)))
     _check(features.shape[1], labels, classes, groups, folds)
-    target = torch.tensor([classes.index(str(label)) for label in labels], device="cpu")
+    target = torch.tensor([classes.index(label) for label in labels], device="cpu")
     generator = torch.Generator("cpu").manual_seed(seed)
     group = _numbered(range(len(labels)) if groups is None else groups)
     fold = _folds(target, group, folds, generator, even=groups is None)
     shuffled = [_shuffled(target, group, generator) for _ in range(shuffles)]
     right = torch.zeros(len(features), len(labels), dtype=torch.bool, device="cpu")
     control = torch.zeros(len(features), shuffles, dtype=torch.float64, device="cpu")
-    for layer, some in enumerate(features.double()):
-        found = predicted(some, torch.stack([target, *shuffled]), fold, len(classes), ridge)
+    for layer, some in enumerate(features):
+        found = predicted(some.double(), torch.stack([target, *shuffled]), fold, len(classes), ridge)
         right[layer] = found[0] == target
-        control[layer] = (
-            torch.stack([(found[1 + number] == one).double().mean() for number, one in enumerate(shuffled)])
-            if shuffles
-            else control[layer]
-        )
-    parameters = {"folds": folds, "ridge": ridge, "seed": seed, "shuffles": shuffles}
-    return Probes(lens.name, site, position, classes, right, control, parameters)
+        for number, one in enumerate(shuffled):
+            control[layer, number] = (found[1 + number] == one).double().mean()
+    return right, control
 
 
 def predicted(

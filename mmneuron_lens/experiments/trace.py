@@ -5,7 +5,8 @@ fitted one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -59,13 +60,8 @@ def trace_sample(
     NaN.
     """
     read_by = logit_lens.at(READ_AT).bind(top_k=top_k) if fitted is None else fitted.bound(lens, top_k=top_k)
-    (asked,), put = asked_as(lens, askable(lens, [sample], prompt), prompt, frames, prompt_form)
-    batch, _ = encode(lens, [asked], prompt, frames=frames, prompt_form=prompt_form)
-    assert batch is not None
-    named = positions_of(sample.domain) if positions == "paper" else positions
-    kinds = batch.kind[0]
-    chosen = sorted({place_of(one, kinds) for one in (range(len(kinds)) if named is None else named)})
-    out = lens.run(read_by.at(READ_AT, positions=chosen), batch)
+    one = one_question(lens, sample, prompt, frames, prompt_form, positions)
+    out = lens.run(read_by.at(READ_AT, positions=one.chosen), one.batch)
     embedded, layers = (out[read_by.name, site][0] for site in READ_AT)
     refuse_not_finite(READ_AT[0], embedded["entropy"], lens.dtype, layered=False)
     refuse_not_finite(READ_AT[1], layers["entropy"], lens.dtype, layered=True)
@@ -74,6 +70,7 @@ def trace_sample(
         token: readable(lens.processor.tokenizer, int(token))
         for token in sorted({str(one) for one in read["tokens"].flatten().tolist()})
     }
+    asked, batch = one.asked, one.batch
     seen = shown(lens, asked, open_images(asked) or [], frames)[0] if asked.images else []
     return LensTrace(
         model=lens.name,
@@ -83,19 +80,55 @@ def trace_sample(
         prompt=prompt_of(lens, asked, prompt, len(seen), prompt_form),
         expected=sample.answers,
         layers=("embedding", *map(str, range(1, len(read["tokens"])))),
-        labels=tuple(_labels(lens, batch)[place] for place in chosen),
-        kinds=tuple(kinds[place] for place in chosen),
+        labels=one.labels,
+        kinds=one.kinds,
         tokens=read["tokens"],
         probabilities=read["probabilities"].float(),
         entropy=read["entropy"].float(),
-        boxes=boxes_of(batch)[chosen],
+        boxes=boxes_of(batch)[one.chosen],
         pictures=tuple(_small(picture) for picture in seen),
         words=words,
         parameters={
-            **{"prompt": prompt, "top k": top_k, "positions": "all" if positions is None else chosen, **put},
+            **{"prompt": prompt, "top k": top_k, "positions": "all" if positions is None else one.chosen, **one.put},
             **({} if fitted is None else {"lens": fitted.kind}),
         },
         provenance=provenance(**lens.model.facts()),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class OneQuestion:
+    """A question as a batch of one row.
+
+    - asked: the sample with as many images as fit. put: what an artifact says of how it is asked.
+    - chosen: columns of the prompt, in order; labels, kinds: a name and "image" or "text" of each.
+    """
+
+    asked: Sample
+    put: dict[str, Any]
+    batch: Batch
+    chosen: list[int]
+    labels: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+
+def one_question(
+    lens: Lens,
+    sample: Sample,
+    prompt: Prompt,
+    frames: Frames,
+    prompt_form: PromptForm,
+    positions: Sequence[Position] | Literal["paper"] | None,
+) -> OneQuestion:
+    """A question as it is asked, and the positions that are read of it; settings and errors as of `trace_sample`."""
+    (asked,), put = asked_as(lens, askable(lens, [sample], prompt), prompt, frames, prompt_form)
+    batch, _ = encode(lens, [asked], prompt, frames=frames, prompt_form=prompt_form)
+    assert batch is not None
+    named = positions_of(sample.domain) if positions == "paper" else positions
+    kinds, labels = batch.kind[0], _labels(lens, batch)
+    chosen = sorted({place_of(one, kinds) for one in (range(len(kinds)) if named is None else named)})
+    return OneQuestion(
+        asked, put, batch, chosen, tuple(labels[place] for place in chosen), tuple(kinds[place] for place in chosen)
     )
 
 

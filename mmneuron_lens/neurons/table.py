@@ -14,7 +14,9 @@ from interventions.errors import InvalidValue
 from interventions.sites import unknown
 from mmneuron_lens.artifacts.attributions import Attributions
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.moments import Moments
 from mmneuron_lens.artifacts.selection import Selection, module_of, probability_columns
+from mmneuron_lens.neurons.activity import activity
 from mmneuron_lens.neurons.controls import filled_cells, in_order_of, probability_of_cells
 from mmneuron_lens.neurons.effects import RESAMPLES, Cells, log_odds, measured_columns, redrawn_effects
 from mmneuron_lens.neurons.observed import Observed, observed
@@ -97,6 +99,7 @@ def _rows(seen: Observed, selection: Selection, site: str, of: Of, resamples: in
         **_effects(cells, flat, domain, len(selection.domains), resamples, seed),
         "f": f_statistic(cells, len(selection.domains))[flat].numpy(),
         "reaches_logits": pl.Series([known.reaches(site, layer) for layer in _list(chosen.layers)], dtype=pl.Boolean),
+        **_activity(seen.moments, site, chosen, domain),
         **_attributed(seen.attributions, site, chosen, domain),
     }
     return pl.DataFrame(columns).with_columns(pl.col(pl.Float64).fill_nan(None))
@@ -164,6 +167,17 @@ def f_statistic(cells: Cells, domains: int) -> Float64[Tensor, " neuron"]:
     return (
         torch.where(within > 0, between / (within / free), torch.nan) if free > 0 else torch.full_like(whole, torch.nan)
     )
+
+
+def _activity(
+    moments: tuple[Moments, ...], site: str, chosen: Chosen, domain: Int64[Tensor, " neuron"]
+) -> dict[str, Any]:
+    """Mean and maximum of act and post in the neuron's domain; null without moments."""
+    names = ("mean_act", "max_act", "mean_post", "max_post")
+    if not moments:
+        return {name: pl.repeat(None, len(domain), dtype=pl.Float64, eager=True) for name in names}
+    found = activity(moments, site)
+    return {name: found[name][chosen.layers, chosen.neurons, domain].double().numpy() for name in names}
 
 
 def _attributed(

@@ -15,12 +15,13 @@ from mmneuron_lens.artifacts.positions import place_of, positions_of
 from mmneuron_lens.experiments.entropy import entropy_rows
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, domains_of, sources_of, stacked
+from mmneuron_lens.paper.other_lenses import SCROLLING, beside, jacobian_entropy, said_of_lenses
 from mmneuron_lens.report import tables
 from mmneuron_lens.report.heat import heat_of, heat_table
 from mmneuron_lens.report.hover import hover
 from mmneuron_lens.report.html_text import html, joined
 from mmneuron_lens.report.layer_figures import entropy_figure
-from mmneuron_lens.report.sections import Grid, Picture, Section
+from mmneuron_lens.report.sections import Grid, Picture, Section, Source
 from mmneuron_lens.report.tables import domain_name
 
 
@@ -60,8 +61,11 @@ def figure_6(runs: Sequence[ModelRun], cases: Cases | None = None) -> Section:
             hover(trace.document(), trace.pictures, f"lens of {run.model}"),
         )
     ]
-    sources = tuple(source for run, trace in chosen for source in run.sources("traces", domain=trace.domain))
-    return Section(title, text, after=tuple(after), sources=sources, name="Figure 6")
+    after.append(said_of_lenses(chosen))
+    for run, trace in chosen:
+        if part := beside(run, trace, _positions(trace, cases)[0], cases.even):
+            after += [html("<h3>{}</h3>", run.model), part]
+    return Section(title, text, after=tuple(after), sources=_sources(chosen), name="Figure 6")
 
 
 def figures_10_to_13(runs: Sequence[ModelRun], cases: Cases | None = None) -> Section:
@@ -74,13 +78,19 @@ def figures_10_to_13(runs: Sequence[ModelRun], cases: Cases | None = None) -> Se
     after: list[Markup] = []
     for run in runs:
         inner = joined(
-            _case(trace, cases) + hover(trace.document(), trace.pictures, f"lens of {run.model}, {trace.domain}")
+            _case(trace, cases)
+            + hover(trace.document(), trace.pictures, f"lens of {run.model}, {trace.domain}")
+            + beside(run, trace, _positions(trace, cases)[0], cases.even)
             for owner, trace in others
             if owner is run
         )
         after.append(html("<details><summary>{}</summary>{}</details>", run.model, inner))
-    sources = tuple(source for run, trace in others for source in run.sources("traces", domain=trace.domain))
-    return Section(title, after=tuple(after), sources=sources, name="Figures 10–13")
+    return Section(title, after=tuple(after), sources=_sources(others), name="Figures 10–13")
+
+
+def _sources(cases: Sequence[tuple[ModelRun, LensTrace]]) -> tuple[Source, ...]:
+    kinds = ("traces", "jacobian traces", "neighbours")
+    return tuple(source for run, trace in cases for source in run.sources(*kinds, domain=trace.domain))
 
 
 def _first_case(run: ModelRun) -> LensTrace | None:
@@ -90,22 +100,29 @@ def _first_case(run: ModelRun) -> LensTrace | None:
 
 def _case(trace: LensTrace, cases: Cases) -> Markup:
     """One question: what some of its tokens decode to at every layer."""
-    asked = [one for name in cases.at for one in (positions_of(trace.domain) if name == "paper" else (name,))]
-    tables, absent = [], []
-    for position in asked or _first_and_last(trace):
-        try:
-            tables.append(_heat(trace, position, cases.even))
-        except OutOfRange as error:
-            absent.append(f"Not shown: {error}")
+    positions, absent = _positions(trace, cases)
+    tables = [_heat(trace, position, cases.even) for position in positions]
     last = trace.last("text")
     question = html(
         "<b>{}</b> {} Answer: {}; the model’s most likely next token: {}.",
         *(domain_name(trace.domain), trace.question, " / ".join(trace.expected), trace.best(last)),
     )
     said = joined(html('<p class="note">{}</p>', one) for one in absent)
-    scrolling = '<div class="scroll" tabindex="0" role="region" aria-label="heatmap">{}</div>'
-    row = joined(html(scrolling, one) for one in tables)
+    row = joined(html(SCROLLING, one) for one in tables)
     return html('<div class="case"><p>{}</p>{}<div class="pair">{}</div></div>', question, said, row)
+
+
+def _positions(trace: LensTrace, cases: Cases) -> tuple[list[str], list[str]]:
+    """The positions of a question that are shown, and what is said of those that it does not have."""
+    asked = [one for name in cases.at for one in (positions_of(trace.domain) if name == "paper" else (name,))]
+    there, absent = list[str](), list[str]()
+    for position in asked or _first_and_last(trace):
+        try:
+            place_of(position, trace.kinds)
+            there.append(position)
+        except OutOfRange as error:
+            absent.append(f"Not shown: {error}")
+    return there, absent
 
 
 def _first_and_last(trace: LensTrace) -> tuple[str, str]:
@@ -139,8 +156,9 @@ def figure_7(runs: Sequence[ModelRun]) -> Section:
     picture = Picture("figure_7_entropy", caption, lambda theme: entropy_figure(frame, theme))
     wide = tables.wide(frame.drop("tokens"), "entropy", domains_of(read))
     grid = Grid("entropy", "The numbers behind the figure", wide, folded=True, decimals=3, long=frame)
-    sources = sources_of(read, "entropies")
-    return Section(title, (), (grid,), (picture,), sources=sources, name="Figure 7")
+    sources = sources_of(read, "entropies", "jacobian entropies")
+    grids, pictures = jacobian_entropy(runs)
+    return Section(title, (), (grid, *grids), (picture, *pictures), sources=sources, name="Figure 7")
 
 
 def table_9(runs: Sequence[ModelRun]) -> Section:

@@ -20,8 +20,11 @@ from mmneuron_lens.artifacts.effect_sizes import EffectSizes
 from mmneuron_lens.artifacts.embeddings import Embeddings
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.file_names import file_name
+from mmneuron_lens.artifacts.flow import KnockOutFlow
 from mmneuron_lens.artifacts.format import content_hash
+from mmneuron_lens.artifacts.layer_probes import LayerProbes
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.neighbours import Neighbours
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.artifacts.selection import Selection
@@ -46,6 +49,11 @@ KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "traces": ("traces/1/{}/*.safetensors", LensTrace.load),
     "comparison": ("comparison/{}.safetensors", Comparison.load),
     "planted": ("planted/{}.safetensors", Comparison.load),
+    "flow": ("flow/{}/*.safetensors", KnockOutFlow.load),
+    "probes": ("probes/{}.safetensors", LayerProbes.load),
+    "jacobian entropies": ("entropies_jacobian/{}/*.safetensors", Entropies.load),
+    "jacobian traces": ("traces_jacobian/{}/*.safetensors", LensTrace.load),
+    "neighbours": ("neighbours/{}/*.safetensors", Neighbours.load),
 }
 """Where a run keeps the artifacts of a model, by kind, and how they are read; a `*` stands for a domain."""
 
@@ -137,6 +145,28 @@ class ModelRun:
     def planted(self) -> Comparison | None:
         """The comparison of neurons whose weights were written."""
         return self._one("planted")
+
+    @property
+    def flow(self) -> list[KnockOutFlow]:
+        return self._all("flow")
+
+    @property
+    def probes(self) -> LayerProbes | None:
+        return self._one("probes")
+
+    @property
+    def jacobian_entropies(self) -> list[Entropies]:
+        return self._all("jacobian entropies")
+
+    @property
+    def jacobian_traces(self) -> list[LensTrace]:
+        """The questions of `traces`, by the Jacobian lens."""
+        return self._all("jacobian traces")
+
+    @property
+    def neighbours(self) -> list[Neighbours]:
+        """The questions of `traces`, by the nearest words in context."""
+        return self._all("neighbours")
 
     @property
     def evidence(self) -> Evidence:

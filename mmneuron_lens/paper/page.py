@@ -15,6 +15,7 @@ from mmneuron_lens.paper.ablation import cross_matrix, table_2, table_3
 from mmneuron_lens.paper.comparison import compared
 from mmneuron_lens.paper.control_section import controls
 from mmneuron_lens.paper.corpora import figure_2, table_4
+from mmneuron_lens.paper.further import flow, probes
 from mmneuron_lens.paper.layers import Cases, figure_6, figure_7, figures_10_to_13, table_9
 from mmneuron_lens.paper.model_run import ModelRun
 from mmneuron_lens.paper.neurons_page import pages_beside
@@ -92,6 +93,7 @@ def paper_of(out: str | Path, cases: Cases | None = None) -> Page:
         figure_2(runs), figure_5(runs), table_1(runs), table_2(runs), table_3(runs), figure_6(runs, cases),
         figure_7(runs), table_4(runs), figure_9(runs), figures_10_to_13(runs, cases), table_6(runs),
         *tables_of_13b(runs), table_9(runs), controls(runs), cross_matrix(runs),
+        flow(runs), probes(runs),
         *([compared(runs)] if any(run.comparison for run in runs) else []),
     )  # fmt: skip
     return Page(

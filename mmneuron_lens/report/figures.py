@@ -93,19 +93,24 @@ def themed(theme: Theme) -> Iterator[Ink]:
         yield INKS[theme]
 
 
-def panels(titles: list[str], height: float, legend: list[Any]) -> tuple[Figure, list[Axes]]:
+def panels(titles: list[str], height: float, legend: list[Any], columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Panels one under the other, readable on a narrow screen, with one legend above them.
 
     - height: of a panel, in inches.
     - legend: matplotlib's handles.
+    - columns: panels side by side, which then share their axes.
 
     Raises `InvalidValue` where there is no panel.
     """
     if not titles:
         raise InvalidValue("the frame has no rows to draw; give one with at least one module or site.")
-    figure = Figure(figsize=(7.0, height * len(titles) + 0.45), layout=ConstrainedLayoutEngine(hspace=0.06))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(7.0, height * rows + 0.45), layout=ConstrainedLayoutEngine(hspace=0.06))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(titles), 1, squeeze=False)[:, 0].tolist()
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=columns > 1, sharey=columns > 1).flatten().tolist()
+    for panel in axes[len(titles) :]:
+        panel.remove()
+    axes = axes[: len(titles)]
     for panel, title in zip(axes, lettered_titles(titles), strict=True):
         panel.set_title(title)
     _add_legend(figure, legend)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from markupsafe import Markup
 
-from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.neighbours import Neighbours
 from mmneuron_lens.report.html_text import html, joined
 
 BLUE = (8, 69, 148)
@@ -15,14 +16,36 @@ BLUE = (8, 69, 148)
 
 @dataclass(frozen=True)
 class Heat:
-    """Words and their probabilities, [row][rank], best first."""
+    """Words and their probabilities, [row][rank], best first.
+
+    - told: what is said of a word that is pointed at, [row][rank]; its probability where there is none.
+    """
 
     rows: tuple[str, ...]
     words: tuple[tuple[str, ...], ...]
     probabilities: tuple[tuple[float, ...], ...]
+    told: tuple[tuple[str, ...], ...] = ()
 
 
-def heat_of(trace: LensTrace, position: int, even: bool = False) -> Heat:
+class HasRows(Protocol):
+    """A `LensTrace` or `Neighbours`: by layer its name, the words of a position, and how much each is it."""
+
+    def rows(self, position: int, even: bool = False) -> list[tuple[str, tuple[str, ...], tuple[float, ...]]]: ...
+
+
+def neighbour_heat(found: Neighbours, position: int, even: bool = False) -> Heat:
+    """A position by its nearest words in context, coloured by cosine; see `heat_of`."""
+    told = tuple(
+        tuple(
+            f"cosine {cosine:.2f}; token {one['place'] + 1} of “{one['text']}” after layer {one['layer']}"
+            for one, cosine in zip(places, cosines, strict=True)
+        )
+        for _, places, cosines in found.places(position, even)
+    )
+    return replace(heat_of(found, position, even), told=told)
+
+
+def heat_of(trace: HasRows, position: int, even: bool = False) -> Heat:
     """A position of a question as in Figure 6: a row a layer, a column a rank.
 
     - position: an index into `trace.labels`.
@@ -49,13 +72,15 @@ def heat_table(heat: Heat, caption: str = "") -> Markup:
     ranks = max(map(len, heat.words), default=0)
     head = joined(html('<th scope="col">Top {}</th>', rank + 1) for rank in range(ranks))
     body = Markup("")
-    for name, words, probabilities in zip(heat.rows, heat.words, heat.probabilities, strict=True):
+    chances = tuple(tuple(f"{100 * value:.1f} %" for value in row) for row in heat.probabilities)
+    rows = zip(heat.rows, heat.words, heat.probabilities, heat.told or chances, strict=True)
+    for name, words, probabilities, told in rows:
         cells = joined(
             html(
-                '<td style="background:{};color:{};text-align:center" title="{} %">{}</td>',
-                *(colour(value), ink(value), f"{100 * value:.1f}", word),
+                '<td style="background:{};color:{};text-align:center" title="{}">{}</td>',
+                *(colour(value), ink(value), said, word),
             )
-            for word, value in zip(words, probabilities, strict=True)
+            for word, value, said in zip(words, probabilities, told, strict=True)
         )
         body += html('<tr><th scope="row">{}</th>{}</tr>', name, cells)
     return html(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # A notebook's first import should not load torch.
     from mmneuron_lens.artifacts.lens_trace import LensTrace
+    from mmneuron_lens.artifacts.neighbours import Neighbours
 
 
 def register(ipython: Any) -> None:
@@ -15,6 +16,7 @@ def register(ipython: Any) -> None:
     """
     formatter = ipython.display_formatter.formatters["text/html"]
     formatter.for_type_by_name("mmneuron_lens.artifacts.lens_trace", "LensTrace", trace_html)
+    formatter.for_type_by_name("mmneuron_lens.artifacts.neighbours", "Neighbours", neighbours_html)
 
 
 def trace_html(trace: LensTrace) -> str:
@@ -22,7 +24,26 @@ def trace_html(trace: LensTrace) -> str:
     from mmneuron_lens.artifacts.table_html import NO_MATH
     from mmneuron_lens.report.heat import heat_of, heat_table
 
-    shown = [trace.position("image", 1 if trace.kinds.count("image") > 1 else 0)] if "image" in trace.kinds else []
-    shown += [trace.last("text")] if "text" in trace.kinds else []
-    parts = [heat_table(heat_of(trace, place), f"{trace.labels[place]} → {trace.best(place)}") for place in shown]
+    parts = [
+        heat_table(heat_of(trace, place), f"{trace.labels[place]} → {trace.best(place)}")
+        for place in _shown(trace.kinds)
+    ]
     return NO_MATH.format("".join(parts))
+
+
+def neighbours_html(found: Neighbours) -> str:
+    """Two heatmaps: the nearest words in context of the second image token and the last text token, by layer."""
+    from mmneuron_lens.artifacts.table_html import NO_MATH
+    from mmneuron_lens.report.heat import heat_table, neighbour_heat
+
+    parts = [
+        heat_table(neighbour_heat(found, place), f"{found.labels[place]}, nearest words")
+        for place in _shown(found.kinds)
+    ]
+    return NO_MATH.format("".join(parts))
+
+
+def _shown(kinds: tuple[str, ...]) -> list[int]:
+    """The second image token, or the only one, and the last text token."""
+    images, texts = ([place for place, one in enumerate(kinds) if one == kind] for kind in ("image", "text"))
+    return images[:2][-1:] + texts[-1:]

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.jacobian_lens import JacobianLens
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.artifacts.neighbours import Neighbours
 from mmneuron_lens.artifacts.positions import Position
 from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.artifacts.text_states import TextStates
 from mmneuron_lens.artifacts.tuned_lens import TunedLens
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.progress import Progress, quietly
@@ -26,8 +28,10 @@ from mmneuron_lens.evaluation.deviation import DeviationTable
 from mmneuron_lens.experiments.conditions import Match, Off
 from mmneuron_lens.experiments.entropy import read_entropy as read_domain
 from mmneuron_lens.experiments.moments import counts_from
+from mmneuron_lens.experiments.neighbours import read_neighbours
 from mmneuron_lens.experiments.trace import trace_sample
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.neurons.enough import EnoughRule
 from mmneuron_lens.neurons.selection import PUBLISHED
 from mmneuron_lens.neurons.selectors.registry import selector_named
 from mmneuron_lens.runs.answer import answer_stage, score_stage
@@ -39,6 +43,7 @@ from mmneuron_lens.runs.moments import moments_stage
 from mmneuron_lens.runs.neuron_tables import write_neurons
 from mmneuron_lens.runs.observed import observed_on
 from mmneuron_lens.runs.store import Store
+from mmneuron_lens.runs.until import count_until
 
 
 def identify(
@@ -59,6 +64,7 @@ def identify(
     exact: bool = False,
     workers: int = 0,
     moments: bool = False,
+    until: float | None = None,
     out: str | Path | None = None,
     replace: bool = False,
     jobs: Mapping[str, Any] | None = None,
@@ -74,6 +80,8 @@ def identify(
     - batch_size, prompt, frames, prompt_form, exact: how questions are asked; see `experiments.count.plan_count`.
     - workers: processes that decode images ahead.
     - moments: also keep how strongly each neuron is active, from the same forwards (docs/moments.md).
+    - until: count a domain only until its neurons from two halves of what was counted have this overlap, such as 0.9;
+      see `neurons.enough`. Not on a server.
     - out: a run's folder, in which a call that was stopped goes on, as `mmneuron count` and `select` do; nothing is
       kept without it; the table of neurons (`neurons.parquet`, `neurons.csv`) is written there too. replace: what lies
       there and was made otherwise is made again.
@@ -87,13 +95,21 @@ def identify(
         raise InvalidValue(
             f"{corpus.name} has one domain, {', '.join(domains)}; neurons are specific to one of several."
         )
-    asked: dict[str, Any] = {"batch_size": batch_size, "prompt": prompt, "frames": frames, "prompt_form": prompt_form}
-    asked |= {"corpus": corpus.name, "exact": exact, "workers": workers, "jobs": jobs}
-    asked |= {"problems": corpus.problems, "progress": progress}
+    asked: dict[str, Any] = {
+        "corpus": corpus.name, "batch_size": batch_size, "prompt": prompt, "frames": frames, "prompt_form": prompt_form,
+        "exact": exact, "workers": workers, "problems": corpus.problems, "progress": progress,
+    }  # fmt: skip
     moments = moments or "moments" in selector_named(method).needs
-    taken = moments_stage(lens, domains, store, **asked) if moments else {}
-    counts = {domain: counts_from(one) for domain, one in taken.items() if one is not None}
-    counts = counts or count_stage(lens, domains, store, **asked)
+    if moments and until is not None:
+        raise InvalidValue(f"until is {until}, and moments are of the whole corpus; leave one of them out.")
+    taken = moments_stage(lens, domains, store, jobs=jobs, **asked) if moments else {}
+    if moments:
+        counts = {domain: counts_from(one) for domain, one in taken.items() if one is not None}
+    elif until is None:
+        counts = count_stage(lens, domains, store, jobs=jobs, **asked)
+    else:
+        rule = EnoughRule(until, fraction, percentile, dict(kinds or {}), seed)
+        counts = count_until(lens, domains, store, rule=rule, **asked)
     made = {domain: one for domain, one in counts.items() if one is not None}
     cited = {} if out is None else {name: content_hash(file_of(out, "counts", lens.name, name)) for name in made}
     put: dict[str, Any] = {"batch_size": batch_size, "frames": frames, "prompt_form": prompt_form, "workers": workers}
@@ -188,6 +204,32 @@ def deviate(
     return DeviationTable(found)
 
 
+@overload
+def read_layers(
+    lens: Lens,
+    sample: Sample,
+    *,
+    prompt: Prompt = ...,
+    frames: Frames = ...,
+    prompt_form: PromptForm = ...,
+    top_k: int = ...,
+    positions: Sequence[Position] | Literal["paper"] | None = ...,
+    fitted: JacobianLens | TunedLens | None = ...,
+    neighbours: None = ...,
+) -> LensTrace: ...
+@overload
+def read_layers(
+    lens: Lens,
+    sample: Sample,
+    *,
+    prompt: Prompt = ...,
+    frames: Frames = ...,
+    prompt_form: PromptForm = ...,
+    top_k: int = ...,
+    positions: Sequence[Position] | Literal["paper"] | None = ...,
+    fitted: None = ...,
+    neighbours: TextStates,
+) -> Neighbours: ...
 def read_layers(
     lens: Lens,
     sample: Sample,
@@ -198,7 +240,8 @@ def read_layers(
     top_k: int = 5,
     positions: Sequence[Position] | Literal["paper"] | None = None,
     fitted: JacobianLens | TunedLens | None = None,
-) -> LensTrace:
+    neighbours: TextStates | None = None,
+) -> LensTrace | Neighbours:
     """What every position of a question decodes to at every layer (Figure 6), by the logit lens or a fitted one.
 
     - prompt, frames, prompt_form: as of `ablate`.
@@ -207,12 +250,18 @@ def read_layers(
       token), "text -5" (the fifth text token from the end); "paper": those of the question's domain in the paper's
       Figures 6 and 10 to 13, which show `trace.rows(place, even=True)`. All of them unless given.
     - fitted: a `JacobianLens` or `TunedLens` of this model (docs/lenses.md); the logit lens unless given
+    - neighbours: a bank of text states of this model; then the nearest words in context come back (docs/lenses.md)
 
-    Raises `InvalidValue` for an image that cannot be read or a lens of another model, `OutOfRange` for a position that
-    the prompt does not have.
+    Raises `InvalidValue` for an image that cannot be read, a lens or bank of another model, or both at once,
+    `OutOfRange` for a position that the prompt does not have.
     """
     put: dict[str, Any] = {"prompt": prompt, "frames": frames, "prompt_form": prompt_form}
-    return trace_sample(lens, sample, top_k=top_k, positions=positions, fitted=fitted, **put)
+    put |= {"top_k": top_k, "positions": positions}
+    if neighbours is None:
+        return trace_sample(lens, sample, fitted=fitted, **put)
+    if fitted is not None:
+        raise InvalidValue(f"A question is read by a {fitted.kind} or by its neighbours; give one of them.")
+    return read_neighbours(lens, sample, neighbours, **put)
 
 
 def read_entropy(

@@ -35,6 +35,7 @@ def count_stage(
     top: int | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
+    kind: str = "counts",
     **planned: Any,
 ) -> dict[str, Counts | None]:
     """The counts of every domain, each made unless it is there.
@@ -44,6 +45,7 @@ def count_stage(
     - again: the command line that runs this, for `mmneuron jobs resume`.
     - jobs: settings of `Jobs`, where the lens runs on a server.
     - top: also keep so many top activations of every neuron, in the same pass; not with a shard.
+    - kind: where in the run they are kept.
     - planned: settings of `plan_count`.
 
     Raises `InvalidValue` for `top` with a shard.
@@ -55,7 +57,7 @@ def count_stage(
     made: dict[str, Counts | None] = {}
     for domain, samples in samples_by_domain.items():
         plan = plan_count(lens, samples, problems=problems, **planned)
-        key = counts_key(plan)
+        key = counts_key(plan, kind)
 
         def steps(
             keeper: Keeper, shard: Shard = WHOLE, plan: CountPlan = plan, read: TopRead | None = None
@@ -90,6 +92,6 @@ def count_stage(
     return made
 
 
-def counts_key(plan: CountPlan) -> Key:
+def counts_key(plan: CountPlan, kind: str = "counts") -> Key:
     """The key of a domain's counts."""
-    return key_of("counts", plan.facts["model id"], plan.domain, facts=plan.facts)
+    return key_of(kind, plan.facts["model id"], plan.domain, facts=plan.facts)

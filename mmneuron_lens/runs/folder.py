@@ -5,6 +5,8 @@ selections/METHOD/MODEL.safetensors, selections_wider/ alike: of other methods t
 moments/MODEL/DOMAIN.safetensors    attributions/MODEL/DOMAIN.safetensors
 controls/MODEL/*.safetensors        answers/MODEL.jsonl             official_scores/MODEL.jsonl
 deviations/MODEL/DOMAIN.safetensors, entropies/ and traces/NUMBER/ alike; embeddings/MODEL.safetensors; means/
+flow/MODEL/DOMAIN.safetensors, entropies_jacobian/, traces_jacobian/ and neighbours/ alike
+probes/MODEL.safetensors, jacobian/ and text_states/ alike
 neurons.parquet    neurons.csv    tables/*.csv    figures/*.png    index.html
 """
 

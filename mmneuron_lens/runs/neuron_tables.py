@@ -8,16 +8,13 @@ from pathlib import Path
 import polars as pl
 
 from interventions.files import write_atomically
-from mmneuron_lens.artifacts.attributions import Attributions
-from mmneuron_lens.artifacts.counts import Counts
-from mmneuron_lens.artifacts.moments import Moments
 from mmneuron_lens.artifacts.neuron_effects import NeuronEffects
-from mmneuron_lens.artifacts.selection import Selection
+from mmneuron_lens.artifacts.selection import Selection, probability_columns
 from mmneuron_lens.evaluation.single_effects import with_effects
-from mmneuron_lens.neurons.observed import Observed, observed
 from mmneuron_lens.neurons.table import Of, neuron_table
 from mmneuron_lens.report.csv_files import csv
-from mmneuron_lens.runs.folder import file_of, files_in, selected_models
+from mmneuron_lens.runs.folder import file_of, selected_models
+from mmneuron_lens.runs.observed import all_observed_in
 
 NAME = "neurons"
 """Of the files, without their endings."""
@@ -36,8 +33,8 @@ def write_neurons(run: str | Path, *, counts_in: str | Path | None = None, of: O
     frames: list[pl.DataFrame] = []
     for model in selected_models(run):
         selection = Selection.load(file_of(run, "selection", model))
-        seen = observed_in(source, model, selection.domains)
-        table = neuron_table(seen, selection, of) if seen.counts else selection.to_frame()
+        seen = all_observed_in(source, model, selection.domains)
+        table = neuron_table(seen, selection, of) if seen.counts else _uncounted(selection)
         files = [file_of(source, "neuron_effects", model, domain) for domain in selection.domains]
         effects = [NeuronEffects.load(file) for file in files if file.is_file()]
         frames.append(with_effects(table, effects) if seen.counts else table)
@@ -52,16 +49,16 @@ def write_neurons(run: str | Path, *, counts_in: str | Path | None = None, of: O
     return files
 
 
-def observed_in(run: str | Path, model: str, domains: tuple[str, ...]) -> Observed:
-    """What a run measured of a model: its counts, and moments and attributions where it has those of every domain."""
-    counts = [Counts.load(file) for file in files_in(file_of(run, "counts", model).with_suffix(""))]
-    counts = [one for one in counts if one.domain in domains]
-    found: dict[str, list[Path]] = {}
-    for kind in ("moments", "attributions"):
-        files = [file_of(run, kind, model, domain) for domain in domains]
-        found[kind] = files if all(file.is_file() for file in files) else []
-    return observed(
-        counts,
-        [Moments.load(file) for file in found["moments"]],
-        [Attributions.load(file) for file in found["attributions"]],
+def _uncounted(selection: Selection) -> pl.DataFrame:
+    """What a selection alone says; `domain` is that of the highest probability among those a neuron belongs to."""
+    frame = selection.to_frame()
+    names = probability_columns(selection.domains)
+    inside = [
+        pl.when(pl.col("domains").list.contains(domain)).then(pl.col(name)).otherwise(-1.0)
+        for domain, name in names.items()
+    ]
+    highest = pl.concat_list(inside).list.arg_max()
+    return frame.with_columns(
+        pl.lit(True).alias("selected"),
+        pl.lit(pl.Series([list(selection.domains)])).first().list.get(highest).alias("domain"),
     )

@@ -18,7 +18,7 @@ from mmneuron_lens.lens import Lens
 from mmneuron_lens.neurons.observed import Observed, observed
 from mmneuron_lens.neurons.selectors.registry import HOW, selector_named
 from mmneuron_lens.runs.attributions import attributions_stage
-from mmneuron_lens.runs.folder import RunError, counted, file_of
+from mmneuron_lens.runs.folder import RunError, counted, file_of, files_in
 from mmneuron_lens.runs.store import Store
 
 BESIDE: dict[str, type[Any]] = {"moments": Moments, "attributions": Attributions}
@@ -76,6 +76,20 @@ def observed_in(run: str | Path, counts: Sequence[Counts], method: str) -> tuple
             found.setdefault(kind, []).append(BESIDE[kind].load(file))
             cited.setdefault(kind, {})[one.domain] = content_hash(file)
     return observed(counts, **found), cited
+
+
+def all_observed_in(run: str | Path, model: str, domains: Sequence[str]) -> Observed:
+    """Everything that a run has of a model: counts, and moments and attributions where it has those of every domain.
+
+    - domains: whose counts are taken.
+    """
+    files = files_in(file_of(run, "counts", model).with_suffix(""))
+    counts = [one for one in map(Counts.load, files) if one.domain in domains]
+    found: dict[str, list[Any]] = {}
+    for kind, codec in BESIDE.items():
+        beside = [file_of(run, kind, model, one.domain) for one in counts]
+        found[kind] = list(map(codec.load, beside)) if all(file.is_file() for file in beside) else []
+    return observed(counts, **found)
 
 
 def attributed_run(

@@ -30,6 +30,7 @@ from mmneuron_lens.runs.folder import file_of, key_of
 from mmneuron_lens.runs.identify import select_stage
 from mmneuron_lens.runs.plan import Plan
 from mmneuron_lens.runs.questions import Questions
+from mmneuron_lens.runs.reading_stages import read_further
 from mmneuron_lens.runs.store import Codec, Store
 
 ByDomain = Mapping[str, Sequence[Sample]]
@@ -94,7 +95,7 @@ def read_model(
     store: Store,
     shared: dict[str, Any],
 ) -> None:
-    """What needs forwards alone: deviations, entropies, embeddings and traces."""
+    """What needs forwards alone: deviations, entropies, embeddings, traces, and what goes beyond the paper."""
     facts = {**lens.model.facts(), "batch size": plan.batch_size}
     put: dict[str, Any] = {"frames": plan.frames, "prompt_form": plan.prompt_form}
 
@@ -140,6 +141,8 @@ def read_model(
             LensTrace,
             lambda samples, _: trace_sample(lens, samples[0], **put),
         )
+    first = {domain: some[: min(1, plan.traces)] for domain, some in shown.items()}
+    read_further(lens, identification, evaluation, first, plan, store, shared)
 
 
 def _chosen(samples: Sequence[Sample], ids: Sequence[str]) -> list[Sample]:

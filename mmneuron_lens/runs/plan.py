@@ -13,6 +13,11 @@ from mmneuron_lens.corpora.frames import FRAMES, Frames
 from mmneuron_lens.experiments.ablate import PAPER_GENERATION
 from mmneuron_lens.experiments.conditions import Off
 
+BEYOND = (
+    *("flow_questions", "probe_images", "jacobian_prompts", "jacobian_images", "neighbour_texts", "neighbour_states"),
+)
+"""The amounts of a plan that are of what is not in the paper."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -24,6 +29,11 @@ class Plan:
     those of every stage, see `batching.encoding.encode`. Figures 6 and 10 to 13 show the questions of the ids
     `lens_questions`, or the first ones, at the positions `lens_at` (`artifacts.positions.place_of`, or "paper"), in all
     layers or the even ones.
+
+    What goes beyond the paper, of which 0 leaves each out: `flow_questions` a domain have their attention cut layer by
+    layer; `probe_images` a domain are read by linear probes; the Jacobian lens is fitted on `jacobian_prompts` of all
+    domains together, and its entropy read on `jacobian_images` a domain; `neighbour_texts` questions a domain, with
+    their answers, make the bank of text states, of at most `neighbour_states`.
     """
 
     identification_images: int | None = 300
@@ -34,6 +44,12 @@ class Plan:
     entropy_images: int | None = 100
     embedding_images: int | None = 100
     traces: int = 1
+    flow_questions: int = 32
+    probe_images: int = 60
+    jacobian_prompts: int = 16
+    jacobian_images: int = 20
+    neighbour_texts: int = 60
+    neighbour_states: int = 20_000
     lens_questions: tuple[str, ...] = ()
     lens_at: tuple[str, ...] = ()
     even_layers: bool = False
@@ -59,6 +75,9 @@ class Plan:
         Off(self.off, self.factor, means={})  # pyright: ignore[reportArgumentType]
         for position in self.lens_at:
             check_position(position)
+        for name in BEYOND:
+            if getattr(self, name) < 0:
+                raise InvalidValue(f"{name} is {getattr(self, name)}; give 0, which leaves it out, or more.")
         for name, value, choices in (("frames", self.frames, FRAMES), ("prompt form", self.prompt_form, PROMPT_FORMS)):
             if value not in choices:
                 raise InvalidValue(unknown(name, value, choices))
