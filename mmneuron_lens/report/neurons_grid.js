@@ -20,7 +20,7 @@ const gridOf = (element, build) => {
     const total = Math.ceil(order.length / columns);
     const above = -element.getBoundingClientRect().top;
     const first = Math.max(0, Math.min(total - 1, Math.floor((above - SPARE) / step)));
-    const last = Math.min(total, Math.max(0, Math.ceil((above + innerHeight + SPARE) / step)));
+    const last = Math.min(total, Math.max(first + 1, Math.ceil((above + innerHeight + SPARE) / step)));
     const here = new Set();
     for (let place = first * columns; place < Math.min(order.length, last * columns); place += 1) here.add(order[place]);
     for (const [row, card] of rows) if (!here.has(row)) { card.remove(); rows.delete(row); }
