@@ -121,6 +121,7 @@ def _row(made: Made, site: str, layer: int, neuron: int, selected: bool, draw: n
         "attribution": attribution, "attribution_rank": float(draw.random()) if made.measured else None,
         "effect": effect, "effect_low": None if effect is None else effect - 0.01,
         "effect_high": None if effect is None else effect + 0.01,
+        "effect_rank": None if effect is None else float(draw.random()),
     }  # fmt: skip
 
 

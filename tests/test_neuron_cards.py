@@ -85,7 +85,8 @@ def test_the_tables_data_are_the_frame(run):
         sites = [site["site"] for site in table["sites"]]
         assert [sites[one] for one in columns["site"]] == [row["site"] for row in rows]
         for name in ("layer", "neuron", "selected", "reaches_logits", "entropy", "log_odds", "log_odds_low",
-                     "attribution", "attribution_rank", "effect", "effect_low", "effect_high"):  # fmt: skip
+                     "attribution", "attribution_rank", "effect", "effect_low", "effect_high",
+                     "effect_rank"):  # fmt: skip
             assert columns[name] == [row[name] for row in rows], name
         assert [made.domains[one] for one in columns["domain"]] == [row["domain"] for row in rows]
         assert [[made.domains[one] for one in some] for some in columns["domains"]] == [row["domains"] for row in rows]
@@ -325,7 +326,7 @@ def test_the_outline_goes_around_the_largest_twentieth():
 def test_colours_grow_with_activation():
     shown = coloured(torch.tensor([[0.0, 63.75, 255.0]]))[0].tolist()
     assert [one[:3] for one in shown] == [list(RAMP[0]), list(RAMP[1]), list(RAMP[-1])]
-    assert [one[3] for one in shown] == [0, 92, 184]
+    assert [one[3] for one in shown] == [0, 46, 184]
 
 
 def test_numbers_read_as_people_write_them():
@@ -353,3 +354,25 @@ def test_the_pages_of_a_run_link_to_its_neurons(run, tmp_path):
     shown = render(Page("t", "l", (), (), beside=pages_beside(run)))
     assert f'<a href="{href}">{text} →</a>' in shown
     assert (run / href).is_file()
+
+
+def test_a_table_of_a_selection_alone_and_examples_alone_have_cards(tmp_path):
+    out = write_run(tmp_path / "a", Made(shapes={"llm.mlp.act": (2, 20)}, share=0.2), pictures=False)
+    whole = pl.read_parquet(out / "neurons.parquet")
+    whole.drop("selected", "domain", "log_odds", "effect").write_parquet(out / "neurons.parquet")
+    publish_neurons(out)
+    _, (table,), (cards,) = read_page(out / "neurons")
+    domains = whole["domain"].to_list()
+    assert [Made().domains[one] for one in table["columns"]["domain"]] == domains
+    assert table["columns"]["selected"] == [1] * len(whole)
+    some = whole.head(3)
+    some.write_parquet(out / "neurons.parquet")
+    publish_neurons(out, most=5)
+    _, _, (cards,) = read_page(out / "neurons")
+    assert [bool(card["bars"]) for card in cards] == [True] * 3 + [False] * 2
+    assert all(card["examples"] for card in cards)
+    (out / "neurons.parquet").unlink()
+    publish_neurons(out)
+    _, _, (cards,) = read_page(out / "neurons")
+    assert sorted((card["layer"], card["neuron"]) for card in cards) == [*whole.select("layer", "neuron").iter_rows()]
+    assert all("mmneuron select RUN" in card["missing"][0] for card in cards)

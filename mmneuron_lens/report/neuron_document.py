@@ -18,7 +18,7 @@ TEXTS = {
     "bars": "Share of tokens on which its activation is above zero.",
     "odds": "against the other domains, log-odds",
     "attribution": "Attribution (activation × gradient of the right answer’s log-probability)",
-    "effect": "Measured effect against random neurons",
+    "effect": "Measured effect: change of the right answer’s log-probability without it, in nats",
     "contribution": "Adds to the logit of the right answer’s first token",
     "top": "raises",
     "bottom": "lowers",
@@ -83,7 +83,7 @@ def neuron_document(sources: NeuronSources, place: int) -> dict[str, Any]:
         "scale": max((end for _, rows in bars for one in rows for end in one[1:4] if end is not None), default=0) or 1,
         "odds": _interval(row, "log_odds"),
         "attribution": _attribution(row),
-        "effect": _interval(row, "effect"),
+        "effect": _effect(row),
         "writes": writes,
         "examples": examples or [],
         "unseen": EXAMPLES_MISSING if examples is None else UNSEEN,
@@ -150,6 +150,12 @@ def _interval(row: dict[str, Any], name: str) -> dict[str, Any] | None:
     return {"value": value, "low": low, "high": high, "text": text, "ends": _ends(value, low, high)}
 
 
+def _effect(row: dict[str, Any]) -> dict[str, Any] | None:
+    found, rank = _interval(row, "effect"), _finite(row["effect_rank"])
+    than = "" if rank is None else f"larger than that of {100 * rank:.1f} % of random neurons"
+    return None if found is None else {**found, "than": than}
+
+
 def _ends(value: float, low: float | None, high: float | None) -> list[float]:
     """Zero, low, high and value on a line that holds them all, in per cent of its length."""
     marks = [0.0, value if low is None else low, value if high is None else high, value]
@@ -208,6 +214,8 @@ def _example(sources: NeuronSources, found: NeuronExamples, site: str, place: in
         "outline": "" if level is None else _path(outline(values, level)),
         "box": None if which < 0 or math.isnan(box[0]) else [round(one, 4) for one in box],
         "words": words,
+        # Tokens of whole words bring no space of their own.
+        "spaced": any(isinstance(word, str) and word[:1].isspace() for word, *_ in words),
     }
 
 

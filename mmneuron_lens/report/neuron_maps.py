@@ -49,7 +49,7 @@ def coloured(values: Float32[Tensor, "height width"]) -> UInt8[Tensor, "height w
     place = share * (len(RAMP) - 1)
     below = place.floor().long().clamp(max=len(RAMP) - 2)
     colour = ramp[below] + (place - below)[..., None] * (ramp[below + 1] - ramp[below])
-    opacity = 255 * OPACITY * share.sqrt()
+    opacity = 255 * OPACITY * share
     return torch.cat([colour, opacity[..., None]], dim=-1).round().to(torch.uint8)
 
 

@@ -105,7 +105,7 @@ class NeuronSources:
 OPTIONAL = (
     *("entropy", "log_odds", "log_odds_low", "log_odds_high", "difference", "f", "reaches_logits"),
     *("mean_act", "max_act", "mean_post", "max_post", "attribution", "attribution_rank"),
-    *("effect", "effect_low", "effect_high"),
+    *("effect", "effect_low", "effect_high", "effect_rank"),
 )
 """Columns that a table may lack."""
 

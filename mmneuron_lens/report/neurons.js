@@ -4,7 +4,7 @@ const dialog = byId("open");
 const opened = byId("opened");
 const search = byId("search");
 const chooser = byId("model");
-const choices = ["module", "domain", "layer", "reach", "effect", "order"].map(byId);
+const choices = ["module", "domain", "layer", "reach", "selected", "effect", "order"].map(byId);
 const shortly = (number) => (number === null ? "–" : number.toPrecision(3).replace("-", "−"));
 
 let table = null;
@@ -51,9 +51,13 @@ const filters = {
   domain: (row, value) => table.columns.domain[row] === +value || table.columns.domains[row].includes(+value),
   layer: (row, value) => table.columns.layer[row] === +value,
   reach: (row, value) => (table.columns.reaches_logits[row] === 0) === (value === "no"),
-  effect: (row, value) => (value === "attribution"
-    ? table.columns.attribution_rank[row] > 0.95
-    : table.columns.effect_low[row] !== null && (table.columns.effect_low[row] > 0 || table.columns.effect_high[row] < 0)),
+  selected: (row, value) => table.columns.selected[row] === +value,
+  effect: (row, value) => {
+    const { attribution_rank: among, effect_rank: amongRandom, effect_low: low, effect_high: high } = table.columns;
+    if (value === "attribution") return among[row] > 0.95;
+    if (value === "random") return amongRandom[row] > 0.95;
+    return low[row] !== null && (low[row] > 0 || high[row] < 0);
+  },
 };
 
 // Smallest first; of what is ranked by size, the largest; rows without a number last, ties in the table's order.
@@ -67,7 +71,7 @@ const keys = {
 
 const update = (again) => {
   const found = asked();
-  const limits = choices.slice(0, 5).filter((one) => one.value);
+  const limits = choices.slice(0, -1).filter((one) => one.value);
   const count = table.columns.site.length;
   passes = new Uint8Array(count);
   const order = [];
@@ -126,7 +130,8 @@ const showModel = async (model) => {
   options(byId("domain"), "all domains", table.domains.map((name, place) => [name, place]));
   const layers = [...new Set(table.columns.layer)].sort((a, b) => a - b);
   options(byId("layer"), "all layers", layers.map((layer) => [`layer ${layer}`, layer]));
-  byId("reach").value = byId("effect").value = "";
+  for (const id of ["reach", "selected", "effect"]) byId(id).value = "";
+  byId("chosen").hidden = !table.columns.selected.includes(0);
   byId("kept").textContent = run.models[model].kept;
   const legend = byId("legend");
   legend.textContent = "";

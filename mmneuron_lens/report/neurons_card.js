@@ -4,12 +4,12 @@ const tinted = (element, table, place) => element.style.setProperty("--colour", 
 const domainOf = (parent, table, place, name) => {
   const element = make("span", "domain", parent);
   tinted(make("i", "swatch", element), table, place);
-  element.append(name ?? table.domains[place]);
+  element.append(name ?? table.domains[place] ?? "not counted");
   return element;
 };
 
-const wordsOf = (parent, words) => {
-  const line = make("span", "words", parent);
+const wordsOf = (parent, words, spaced) => {
+  const line = make("span", spaced ? "words" : "words apart", parent);
   for (const [word, share, top] of words) {
     const text = typeof word === "string";
     const one = make("span", text ? "" : "pictured", line, text ? word : `${word} image tokens`);
@@ -50,7 +50,7 @@ const examplesOf = (parent, card, table) => {
     domainOf(caption, table, one.domain, one.domain_name);
     make("span", "asked", caption, one.question);
     make("span", "replied", caption, one.answers.join(", "));
-    if (one.words.length) wordsOf(caption, one.words);
+    if (one.words.length) wordsOf(caption, one.words, one.spaced);
   }
 };
 
@@ -105,7 +105,7 @@ const numbersOf = (parent, card, table) => {
   if (card.attribution || card.effect) make("h3", "", parent, "What it does to the answers");
   if (card.attribution) sentence(parent, run.texts.attribution, card.attribution.text, card.attribution.than);
   if (card.effect) {
-    sentence(parent, run.texts.effect, card.effect.text);
+    sentence(parent, run.texts.effect, card.effect.text, card.effect.than);
     rangeOf(parent, card.effect, table, own);
   }
   if (card.writes && (card.writes.top.length || card.writes.contribution)) writesOf(parent, card.writes);

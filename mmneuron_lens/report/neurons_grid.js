@@ -20,7 +20,7 @@ const gridOf = (element, build) => {
     const total = Math.ceil(order.length / columns);
     const above = -element.getBoundingClientRect().top;
     const first = Math.max(0, Math.min(total - 1, Math.floor((above - SPARE) / step)));
-    const last = Math.min(total, Math.max(0, Math.ceil((above + innerHeight + SPARE) / step)));
+    const last = Math.min(total, Math.max(first + 1, Math.ceil((above + innerHeight + SPARE) / step)));
     const here = new Set();
     for (let place = first * columns; place < Math.min(order.length, last * columns); place += 1) here.add(order[place]);
     for (const [row, card] of rows) if (!here.has(row)) { card.remove(); rows.delete(row); }
@@ -107,7 +107,7 @@ const thumbnailCard = (row, table) => {
     for (const one of found.examples.filter((some) => some.ratio !== null).slice(0, THUMBNAILS)) stage(one, tiles, 120, "");
     const best = found.examples[0];
     if (!best) make("span", "quiet", line, found.unseen);
-    else if (best.words.length) wordsOf(line, best.words.slice(Math.max(0, best.words.findIndex((one) => one[2]) - 6)));
+    else if (best.words.length) wordsOf(line, best.words.slice(Math.max(0, best.words.findIndex((one) => one[2]) - 6)), best.spaced);
     else make("span", "asked", line, best.question);
     const [, all] = found.bars[0] ?? ["", []];
     const most = Math.max(...all.map((one) => one[1] ?? 0)) || 1;

@@ -3,7 +3,7 @@ const ROW = { least: 4, most: 14, height: 190 };
 const GUTTER = 26;
 const TOP = 4;
 const ACROSS = 1200;
-const FAINT = 0.22;
+const FAINT = 0.15;
 const NEAR = 5;
 
 // All neurons without a card, however many: a pixel has the mean colour of those that lie in it.
@@ -106,7 +106,7 @@ const mapOf = (parent, table, place, open, say) => {
     };
     painted(0.08, 1, some(0, 0));
     painted(0.16, 1.5, some(0, 1));
-    painted(0.4, 1.5, some(1, 0));
+    painted(0.26, 1.5, some(1, 0));
     painted(1, 2, some(1, 1));
     context.globalAlpha = 1;
   };

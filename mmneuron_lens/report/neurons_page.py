@@ -27,7 +27,7 @@ TOGETHER = 16
 
 NUMBERS = (
     *("log_odds", "log_odds_low", "log_odds_high", "entropy", "attribution", "attribution_rank"),
-    *("effect", "effect_low", "effect_high"),
+    *("effect", "effect_low", "effect_high", "effect_rank"),
 )
 """Columns that the page sorts and filters by, in full precision; they may be null."""
 

@@ -25,7 +25,7 @@ const colours = (() => {
       const [low, high] = [run.ramp[first][channel], run.ramp[first + 1][channel]];
       table[4 * value + channel] = low + (place - first) * (high - low);
     }
-    table[4 * value + 3] = 255 * run.opacity * Math.sqrt(value / 255);
+    table[4 * value + 3] = run.opacity * value;
   }
   return table;
 })();

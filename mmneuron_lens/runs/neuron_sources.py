@@ -56,10 +56,20 @@ def _table(run: Path, may_lack: bool) -> pl.DataFrame:
         frame = pl.read_parquet(file)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InvalidValue(f"{file}: is no table ({error}); write it again with `mmneuron select {run}`.") from error
+    frame = _of_a_selection_alone(frame)
     missing = [name for name in NEEDED if name not in frame.columns]
     if missing:
         raise InvalidValue(f"{file}: lacks {', '.join(missing)}; write it again with `mmneuron select {run}`.")
     return frame
+
+
+def _of_a_selection_alone(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows with `selected` and `domain`, which a model without counts lacks: its neurons are the selected ones."""
+    lacking = [pl.lit(None, NEEDED[name]).alias(name) for name in ("selected", "domain") if name not in frame.columns]
+    if "domains" not in frame.columns:
+        return frame
+    own = pl.coalesce("domain", pl.col("domains").list.first())
+    return frame.with_columns(lacking).with_columns(own.alias("domain"), pl.col("selected").fill_null(True))
 
 
 def _of_model(

@@ -97,9 +97,10 @@ def test_every_order_is_the_frames(page, run):
         "effect": lambda row: None if row["effect"] is None else -abs(row["effect"]),
         "layer": lambda row: row["layer"],
     }
-    page.select_option("#module", "LLM · llm.mlp.act")
-    rows = [row for row in rows if row["site"] == "llm.mlp.act"]
-    assert len(rows) == 77
+    assert shown(page) == named(by(rows, orders["log_odds"]))
+    page.select_option("#module", "Vision Encoder · vision.mlp.act")
+    rows = [row for row in rows if row["site"] == "vision.mlp.act"]
+    assert len(rows) == 19
     for name, key in orders.items():
         page.select_option("#order", name)
         assert shown(page) == named(by(rows, key)), name
@@ -112,6 +113,7 @@ def test_filters_leave_the_rows_that_they_name(page, run):
         ("layer", "3"): lambda row: row["layer"] == 3,
         ("reach", "no"): lambda row: not row["reaches_logits"],
         ("effect", "attribution"): lambda row: row["attribution_rank"] > 0.95,
+        ("effect", "random"): lambda row: row["effect_rank"] is not None and row["effect_rank"] > 0.95,
         ("effect", "measured"): lambda row: row["effect"] is not None and row["effect_low"] * row["effect_high"] > 0,
     }
     for (name, value), keeps in cases.items():
@@ -138,6 +140,17 @@ def test_a_search_finds_by_site_layer_and_neuron(page, run):
         page.fill("#search", asked)
         exact = [one for one in rows if f"{one['layer']}/{one['neuron']}" == asked]
         assert shown(page) == named(exact or [one for one in rows if keeps(one)]), asked
+    short = next(
+        one
+        for one in rows
+        if any(
+            more["layer"] == one["layer"] and re.fullmatch(f"{one['neuron']}[0-9]+", str(more["neuron"]))
+            for more in rows
+        )
+    )
+    place = (short["layer"], short["neuron"])
+    page.fill("#search", "/".join(map(str, place)))
+    assert shown(page) == named([one for one in rows if (one["layer"], one["neuron"]) == place])
     page.fill("#search", "nothing like this")
     assert page.locator(".card").count() == 0
     assert page.locator("#none").is_visible()
@@ -297,3 +310,29 @@ def test_thousands_of_cards_are_not_thousands_of_elements(page, run):
     names = pl.Series(page.evaluate("[...document.querySelectorAll('.card')].map(c => c.ariaLabel)"))
     assert names.str.contains(r"^[a-z.]+ \d+/\d+, ").all()
     assert not re.search("undefined|NaN|null", page.inner_text("main"))
+
+
+def test_neurons_that_were_not_selected_are_fainter_and_can_be_left_out(browser, tmp_path):  # noqa: F811
+    made = Made(shapes={"llm.mlp.act": (2, 30)}, unselected=True, examples=False)
+    out = write_run(tmp_path, made, pictures=False)
+    publish_neurons(out, most=50)
+    with opened(browser, out) as page:
+        assert page.inner_text("#count") == "50 neurons"
+        page.select_option("#selected", "1")
+        rows = by([row for row in rows_of(out, MODEL) if row["selected"]], lambda row: -row["log_odds"])
+        assert shown(page) == named(rows)
+        page.select_option("#selected", "")
+        # The middle of a neuron's cell, where no line is: selected ones are opaque, those without a card the faintest.
+        strength = {row["neuron"] + 30 * row["layer"]: number for number, row in enumerate(rows_of(out, MODEL))}
+        seen = page.evaluate(
+            "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => { const c ="
+            " document.querySelector('canvas.map'), x = c.getContext('2d'), w = (c.width - 26) / 30;"
+            " const high = (c.height - 4) / 2; done([0, 1].flatMap(layer => [...Array(30).keys()].map(n =>"
+            " [...x.getImageData(26 + (n + 0.5) * w, 4 + (layer + 0.4) * high, 1, 1).data]))); })))"
+        )
+        stage = np.array([243, 244, 246])
+        away = {at: np.abs(np.array(pixel[:3]) - stage).sum() for at, pixel in enumerate(seen)}
+        groups = [[away[at] for at, place in strength.items() if low <= place < high]
+                  for low, high in ((0, 6), (6, 50), (50, 60))]  # fmt: skip
+        assert min(groups[0]) > max(groups[1])
+        assert np.mean(groups[1]) >= np.mean(groups[2]) > 10
