@@ -174,7 +174,8 @@ def between(row: Mapping[str, Any], name: str) -> str:
 
 def points(row: Mapping[str, Any], name: str) -> str:
     """The same, in percentage points."""
-    return _with_ends(row, name, lambda value: f"{value:.1f}".replace("-", "−"))
+    # Adding 0 takes the sign of what rounds to 0 away.
+    return _with_ends(row, name, lambda value: f"{round(value, 1) + 0.0:.1f}".replace("-", "−"))
 
 
 def _with_ends(row: Mapping[str, Any], name: str, shown: Any) -> str:

@@ -145,6 +145,20 @@ def compared_methods(methods: Sequence[str]) -> tuple[str, ...]:
     return named
 
 
+def comparable(store: Store, model: str, methods: Sequence[str]) -> list[str]:
+    """The methods for which everything is there that they need beside counts; of the others is said what is missing."""
+    found: list[str] = []
+    for name in methods:
+        needs = [kind for kind in (() if name == DRAWN else selector_named(name).needs) if kind in BESIDE]
+        folders = [] if store.folder is None else [file_of(store.folder, kind, model).with_suffix("") for kind in needs]
+        missing = needs if store.folder is None else [folder.parent.name for folder in folders if not folder.is_dir()]
+        if missing:
+            store.say(f"{model}: {name} is not compared, which needs {' and '.join(missing)}")
+        else:
+            found.append(name)
+    return found
+
+
 def scores_of(seen: Observed, methods: Parameters) -> dict[str, Scores]:
     """By method, with these parameters, its scores of what was observed."""
     return {name: selector_named(name).scores(seen, **given) for name, given in methods.items()}
