@@ -13,7 +13,7 @@ from mmneuron_lens import Lens, load_corpus
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.evaluation.planted import IMPORTANT, PLANTED, PlantedCheck
 from mmneuron_lens.experiments import planted as planted_file
-from mmneuron_lens.experiments.planted import SEEN, plant, planted_check
+from mmneuron_lens.experiments.planted import plant, planted_check
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def study() -> SimpleNamespace:
     torch.set_num_threads(1)
     lens = Lens("embedded/instructblip")
     by_domain = load_corpus("drawn", images=5, questions_per_image=1).by_domain().values()
-    samples = [one for some in zip(*by_domain, strict=True) for one in some][: SEEN + 16]
+    samples = [one for some in zip(*by_domain, strict=True) for one in some][:16]
     weights = {name: value.clone() for name, value in lens.module.state_dict().items()}
     check = planted_check(lens, samples, sets=20, size=2, draws=5)
     return SimpleNamespace(lens=lens, samples=samples, weights=weights, check=check)
@@ -46,11 +46,11 @@ def test_the_model_itself_is_untouched(study):
 
 
 def test_planted_neurons_matter_as_plain_hooks_say(study):
-    planted = plant(study.lens, study.samples[:SEEN], sets=20, size=2)
+    planted = plant(study.lens, study.samples, sets=20, size=2)
     module = planted.lens.module
     layer = len(module.language_model.model.layers) - 1
     down = f"language_model.model.layers.{layer}.mlp.act_fn"
-    batch, _ = encode(planted.lens, study.samples[SEEN : SEEN + 4], "evaluation", answered=True)
+    batch, _ = encode(planted.lens, study.samples[::6], "evaluation", answered=True)
     assert batch is not None
     answer = batch.fields["llm"]["answer"]
 
@@ -61,7 +61,7 @@ def test_planted_neurons_matter_as_plain_hooks_say(study):
         return (logits.gather(-1, answer.clamp_min(0)[..., None])[..., 0] * (answer >= 0)).sum(1)
 
     before, comparison = likely(None), study.check.comparison
-    for one in planted.sets:
+    for one in planted.sets[::4]:
         change = likely(one.masks["llm.mlp.act"][layer]) - before
         if one.method.startswith(IMPORTANT):
             # Every answer is less likely without it.
@@ -69,7 +69,7 @@ def test_planted_neurons_matter_as_plain_hooks_say(study):
         else:
             assert not bool(change.any())
         said = comparison.place(one.method, PLANTED, one.fraction)
-        ids = [f"{sample.domain} {sample.id}" for sample in study.samples[SEEN : SEEN + 4]]
+        ids = [f"{sample.domain} {sample.id}" for sample in study.samples[::6]]
         columns = [comparison.questions.index((PLANTED, name)) for name in ids]
         assert torch.allclose(comparison.change[said, columns], change, atol=2e-4)
 
@@ -82,4 +82,4 @@ def test_a_check_that_finds_nothing_says_so(study):
 
 def test_more_sets_than_fit_are_refused(study):
     with pytest.raises(ValueError, match=r"2000 sets of 2 are more than half of the layer's 512 neurons"):
-        planted_file.plant(study.lens, study.samples[:SEEN], sets=1000, size=2)
+        planted_file.plant(study.lens, study.samples, sets=1000, size=2)
