@@ -25,7 +25,6 @@ if "margin" not in SELECTORS:
     selector("margin", needs=("moments",))(lambda observed: {})
 
 
-@selector("drawn by tests", seed=0)
 def drawn_by_tests(observed: Observed, seed: int) -> Scores:
     """A random order of all neurons, which is no random draw of the comparison."""
     generator = torch.Generator().manual_seed(seed)

@@ -15,7 +15,7 @@ from drawn_corpus import write_corpus
 from hooks import hooked, neuron_paths
 
 from interventions.errors import InvalidValue, UnknownName
-from mmneuron_lens.artifacts.comparison import Compared, Comparison
+from mmneuron_lens.artifacts.comparison import Compared, NeuronComparison
 from mmneuron_lens.batching.prompting import prompt_of
 from mmneuron_lens.corpora.folder import Problems, by_domain, open_images, read_folder
 from mmneuron_lens.corpora.records import RecordProblems
@@ -224,7 +224,7 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_bits(study, tmp_path,
     steps = sum(-(-len(some) // 2) for some in study.asked.values())
     # Of each batch that was left, once with the answer and once without.
     assert len(asked) == 2 * (steps - done)
-    for one in (found, Comparison.load(file_of(tmp_path, "comparison", study.lens.name))):
+    for one in (found, NeuronComparison.load(file_of(tmp_path, "comparison", study.lens.name))):
         assert (one.conditions, one.questions, one.parameters) == (whole.conditions, whole.questions, whole.parameters)
         for name, value in whole.packed()[0].items():
             assert torch.equal(getattr(one, name).nan_to_num(9), value.nan_to_num(9)), name
@@ -286,7 +286,7 @@ FRACTIONS = (0.01, 0.1)
 
 
 @pytest.fixture(scope="module")
-def made() -> Comparison:
+def made() -> NeuronComparison:
     """Two methods and domains at two fractions, three draws each, eight questions a domain, of random numbers."""
     noise = numpy.random.default_rng(3)
     domains, conditions = ("x", "y"), []
@@ -305,7 +305,7 @@ def made() -> Comparison:
     change[[0, 2], :8] -= 1.0
     change[5, 8:] += 2.0
     unknown = torch.full((len(conditions), len(questions)), torch.nan)
-    return Comparison(
+    return NeuronComparison(
         "m", domains, ("a", "b"), tuple(conditions), questions, -torch.ones(16), torch.from_numpy(change),
         torch.from_numpy(change).abs(), torch.full((16,), torch.nan), unknown,
     )  # fmt: skip
@@ -437,7 +437,7 @@ def test_doses_and_faithfulness(study):
 
 def test_a_damaged_comparison_is_refused(made, tmp_path):
     made.save(tmp_path / "c.safetensors")
-    again = Comparison.load(tmp_path / "c.safetensors")
+    again = NeuronComparison.load(tmp_path / "c.safetensors")
     assert (again.conditions, again.questions) == (made.conditions, made.questions)
     assert again.to_frame().equals(made.to_frame())
     broken = {

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from interventions.errors import InvalidValue
 from interventions.targets import answer_log_probability
-from mmneuron_lens.artifacts.comparison import Comparison
+from mmneuron_lens.artifacts.comparison import NeuronComparison
 from mmneuron_lens.batching.answer_tokens import answer_tokens
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.gather import Keeper
@@ -108,7 +108,7 @@ def planted_comparison(
     keeper: Keeper | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
-) -> Comparison:
+) -> NeuronComparison:
     """The comparison of every planted set, as a method of its own, with as many random neurons of the copy's.
 
     - samples: questions with answers, of any domains. It is known that the neurons matter to these, by which the
