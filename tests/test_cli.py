@@ -6,14 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
+import compared_selectors  # noqa: F401
 import polars as pl
 import pytest
 import torch
 from drawn_corpus import write_rows
 from typer.testing import CliRunner
 
-from mmneuron_lens.artifacts.answers import Answers
+from mmneuron_lens.artifacts.comparison import NeuronComparison
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.cli import app
@@ -193,7 +195,7 @@ def test_wrong_usage_is_exit_code_2(arguments):
     assert mmneuron(*arguments).exit_code == 2
 
 
-@pytest.mark.parametrize("command", ["demo", "count", "select", "show"])
+@pytest.mark.parametrize("command", ["demo", "count", "select", "compare", "show"])
 def test_every_help_has_an_example(command):
     result = mmneuron(command, "--help")
     assert result.exit_code == 0
@@ -221,17 +223,21 @@ def test_a_small_demo_goes_the_whole_way(tmp_path):
         return items
 
     domains = ("common", "medical")
-    plan = DemoPlan(identification_images=5, evaluation_images=2, random_draws=1, permutations=2, fraction=0.05)
+    amounts = {"identification_images": 5, "evaluation_images": 2, "random_draws": 1, "permutations": 2}
+    plan = DemoPlan(**amounts, fraction=0.05, compared=(0.2,), planted=0)
     page = demo(Store(tmp_path, say=said.append), domains=domains, plan=plan, progress=progress)
     for model in ("embedded+llava-next", "embedded+instructblip", "embedded+idefics3"):
         assert len(list((tmp_path / "counts" / model).iterdir())) == 2
         assert (tmp_path / "selection" / f"{model}.safetensors").is_file()
-        assert len(Answers.load(tmp_path / "answers" / f"{model}.jsonl")) == 2 * 4 * 3
-        assert len(list((tmp_path / "figures").glob(f"*_{model}.png"))) == 3
+        comparison = NeuronComparison.load(tmp_path / "comparison" / f"{model}.safetensors")
+        assert (len(comparison.questions), comparison.fractions, comparison.methods) == (2 * 4, (0.05, 0.2), ("dape",))
+        # Of both kinds over layers, the curves and the matrix.
+        assert len(list((tmp_path / "figures").glob(f"*_{model}.png"))) == 4
     frames = {file.stem: pl.read_csv(file) for file in (tmp_path / "tables").glob("*.csv")}
-    assert frames["ablation"].columns[:4] == ["model", "module", "condition", "domain"]
-    assert len(frames["ablation"]) == 3 * 2 * 3
-    assert len(frames["ablation_against_random"]) == 3 * 2
+    # A row a domain and fraction of its own questions, and at 5 % of those of the other.
+    assert len(frames["comparison"]) == 3 * 2 * (2 + 1)
+    assert len(frames["comparison_accuracy"]) == 3 * 2
+    assert len(frames["comparison_matrix"]) == 3 * 2 * 2
     models = {"embedded/llava-next", "embedded/instructblip", "embedded/idefics3"}
     assert all(set(frame["model"]) == models for name, frame in frames.items() if name != "corpora")
     assert page == tmp_path / "index.html"
@@ -242,14 +248,15 @@ def test_a_small_demo_goes_the_whole_way(tmp_path):
     assert set(links) <= set(anchors)
     assert not re.search(r'(src|srcset|href)="(?!data:|#)', html)
     assert "counting medical" in named
-    assert "answering common under 3 conditions" in named
+    assert sum(name.startswith("comparing dape under ") for name in named) == 3
+    assert sum(one.endswith("margin is not compared, which needs moments") for one in said) == 3
     assert said[0] == f"drawing 7 images in each of 2 domains into {tmp_path / 'corpus'}"
     assert "embedded/llava-next: counting active neurons, medical" in said
     assert said[-1] == "drawing figures and writing the page"
     before = {file: file.read_bytes() for file in tmp_path.rglob("tables/*.csv")}
     again = mmneuron("show", tmp_path)
-    title = "Accuracy in per cent with neurons off in all modules, embedded/llava-next"
-    assert title in " ".join(again.stdout.split())
+    assert "at 5 %, switching off the neurons that dape calls specific to a domain changes" in html
+    assert "right answer in nats, 5 % of the neurons off, embedded/llava-next" in " ".join(again.stdout.split())
     # What is there was made with fewer permutations, or another fraction: not replaced unless this is asked for.
     for fraction, differs in (
         ("0.05", "permutations is 2 there and 20 here"),
@@ -260,11 +267,43 @@ def test_a_small_demo_goes_the_whole_way(tmp_path):
         assert differs in result.stderr
         assert "--replace" in result.stderr
     assert mmneuron("select", tmp_path, "--fraction", "0.05", "--replace").exit_code == 0
-    # The same selection keeps the answers that belong to it; another one lets them go.
     assert all(file.read_bytes() == content for file, content in before.items() if file.stem != "control")
+    # A comparison belongs to the counts, and goes with them.
+    for file in (tmp_path / "counts" / "embedded+idefics3").iterdir():
+        counts = Counts.load(file)
+        replace(counts, samples=counts.samples + 1).save(file)
     assert mmneuron("select", tmp_path, "--fraction", "0.1", "--replace").exit_code == 0
-    assert not (tmp_path / "tables" / "ablation.csv").exists()
-    assert not list((tmp_path / "figures").glob("*_ablation_*.png"))
+    compared = pl.read_csv(tmp_path / "tables" / "comparison.csv")
+    assert set(compared["model"]) == models - {"embedded/idefics3"}
+    assert not (tmp_path / "figures" / "comparison_curves_embedded+idefics3.png").exists()
+
+
+def test_compare_says_which_neurons_matter_on_the_page_and_in_the_terminal(run, corpus, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    out = tmp_path / "run"
+    assert mmneuron("select", out, "--fraction", "0.05").exit_code == 0
+    words = ["compare", out, *MODEL, "--corpus", corpus, "--methods", "dape,random", "--fractions", "0.05,0.2"]
+    words += ["--draws", 2, "--images", 2, "--questions-per-image", 1, "--accuracy", "--amplify", "--max-new-tokens", 2]
+    result = mmneuron(*words)
+    assert result.exit_code == 0, result.stderr
+    found = NeuronComparison.load(out / "comparison" / "embedded+instructblip.safetensors")
+    assert (found.methods, found.fractions, len(found.questions)) == (("dape",), (0.05, 0.2), 4)
+    assert {one.strength for one in found.conditions if one.fraction == 0.05} == {-1, 0, 1, 2, 3}
+    assert "right answer in nats, 5 % of the neurons off" in " ".join(result.stdout.split())
+    html = (out / "index.html").read_text()
+    assert "No question was answered with neurons off." not in html
+    assert (out / "figures" / "comparison_doses_embedded+instructblip.png").is_file()
+    again = mmneuron(*words)
+    assert "already done: embedded/instructblip: comparing the neurons of dape with random ones" in again.stderr
+    for wrong, says in (
+        (["--fractions", "much"], "--fractions is 'much'; write shares with commas, such as 0.01,0.05."),
+        (["--methods", "dap"], "Unknown selection method 'dap'. Did you mean 'dape'?"),
+        (["--methods", "margin", "--replace"], "margin needs moments of embedded/instructblip, which are not there;"),
+        (["--seed", "1"], "holds another value: seed is 0 there and 1 here"),
+    ):
+        refused = mmneuron(*words, *wrong)
+        assert refused.exit_code == 1
+        assert says in refused.stderr
 
 
 def test_a_corpus_without_a_good_row_is_a_problem(tmp_path):

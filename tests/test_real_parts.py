@@ -394,6 +394,8 @@ def test_the_model_is_assembled_once_and_loads(tmp_path, cache, monkeypatch):
 
 
 def test_the_demo_runs_on_the_assembled_model(tmp_path, monkeypatch):
+    import compared_selectors  # noqa: F401
+
     from mmneuron_lens.artifacts.selection import Selection
     from mmneuron_lens.paper.demo import SMOL, SMOL_PLAN, demo, demo_plan
     from mmneuron_lens.runs.store import Store
@@ -405,14 +407,14 @@ def test_the_demo_runs_on_the_assembled_model(tmp_path, monkeypatch):
     assert demo_plan([SMOL]) is SMOL_PLAN
     plan = replace(
         SMOL_PLAN, identification_images=3, identification_questions=1, evaluation_images=1, evaluation_questions=1,
-        random_draws=1, permutations=2,
+        random_draws=1, permutations=2, compared=(0.05,),
     )  # fmt: skip
     html = demo(Store(tmp_path / "run"), models=[SMOL], plan=plan).read_text(encoding="utf-8")
     assert "Domain-specific neurons of embedded/smol" in html
     assert "vision encoder and language model are real, published ones" in html
     selection = Selection.load(tmp_path / "run" / "selection" / "embedded+smol.safetensors")
     assert selection.model == "embedded/smol"
-    assert (tmp_path / "run" / "answers" / "embedded+smol.jsonl").is_file()
+    assert (tmp_path / "run" / "comparison" / "embedded+smol.safetensors").is_file()
 
 
 def test_a_missing_extra_says_how_to_get_it(monkeypatch):

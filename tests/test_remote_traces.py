@@ -14,12 +14,16 @@ import pytest
 import tiny_models
 import torch
 from conftest import pictures
+from drawn_corpus import write_corpus
 from nnsight.intervention.backends.remote import RemoteError
 from nnsight.modeling.huggingface import _ID_CACHE
 from test_site_values import changed
 
 from interventions import keep, moments, writes
 from mmneuron_lens import Lens
+from mmneuron_lens.corpora.folder import by_domain, read_folder
+from mmneuron_lens.experiments.compare import compare
+from mmneuron_lens.neurons.compared import chosen_sets, with_draws, with_strengths
 from mmneuron_lens.runtime import remote
 
 # transformers' own: a processor makes an array of a tensor, which numpy 2 wants asked otherwise.
@@ -157,3 +161,27 @@ def test_moments_read_there_are_those_read_here(name, lenses):
     for key, found in here.items():
         for part, value in found.items():
             assert torch.equal(there[key][part], value), (key, part)
+
+
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_a_comparison_of_neurons_is_the_same_as_here(name, lenses, place, monkeypatch, tmp_path):
+    """How far the state moves, the answers behind the prompts, and generations, all in the other process."""
+    lens = lenses[name]
+    corpus = by_domain(read_folder(write_corpus(tmp_path, images=1))[0])
+    asked, domains = {domain: some[:2] for domain, some in corpus.items()}, tuple(corpus)
+    neurons = lens.architecture.place("llm.mlp.act").sizes["neuron"]
+    noise = torch.Generator().manual_seed(0)
+    scores = {"drawn": {"llm.mlp.act": torch.rand(3, neurons, len(domains), dtype=torch.float64, generator=noise)}}
+    sets = with_strengths(with_draws(chosen_sets(scores, domains, (0.2,)), 1), (1.0,), (0.2,))
+    settings = {"methods": ("drawn",), "domains": domains, "accuracy": (0.2,), "max_new_tokens": 2}
+    here = compare(lens, sets, asked, **settings)
+    sent = []
+    genuine = place.server.run
+    monkeypatch.setattr(place.server, "run", lambda *given: sent.append(given[0]) or genuine(*given))
+    monkeypatch.setattr(lens, "_remote", URL)
+    there = compare(lens, sets, asked, **settings)
+    # A job with the answers, and one that generates, for each batch.
+    assert len(sent) == 2 * len(domains)
+    assert float(here.change.nan_to_num().abs().max()) > 1e-3
+    for field in ("before", "change", "deviation", "right"):
+        assert torch.equal(getattr(here, field).nan_to_num(9), getattr(there, field).nan_to_num(9)), field

@@ -49,7 +49,7 @@ class Compared:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Artifact):
+class NeuronComparison(Artifact):
     """Every question of one model under every condition that it was asked under.
 
     - `conditions`; `questions`: (domain, id) of each.
@@ -144,7 +144,7 @@ class Comparison(Artifact):
         return tensors, {**told, "conditions": [asdict(one) for one in self.conditions]}
 
     @classmethod
-    def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Comparison:
+    def unpacked(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> NeuronComparison:
         own: dict[str, Any] = {
             "domains": tuple(metadata["domains"]),
             "methods": tuple(metadata["methods"]),
@@ -185,4 +185,4 @@ FRAME: dict[str, Any] = {
     **dict.fromkeys(("domain", "id"), pl.String()),
     **dict.fromkeys(("before", "change", "deviation", "right"), pl.Float64()),
 }
-"""Columns of `Comparison.to_frame`."""
+"""Columns of `NeuronComparison.to_frame`."""

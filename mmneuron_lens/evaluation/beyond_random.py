@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.comparison import Comparison
+from mmneuron_lens.artifacts.comparison import NeuronComparison
 from mmneuron_lens.metrics.intervals import mean_interval
 
 Measure = Literal["change", "deviation", "right"]
@@ -19,24 +19,24 @@ AT = 0.01
 """The fraction that is spoken of first: the paper's."""
 
 
-def fraction_of(comparison: Comparison) -> float:
+def fraction_of(comparison: NeuronComparison) -> float:
     """The fraction that is spoken of first: `AT` where it was compared, or the nearest to it."""
     return min(comparison.fractions, key=lambda one: abs(numpy.log(one / AT)))
 
 
-def measured(comparison: Comparison, place: int, domain: str, measure: Measure = "change") -> Numbers:
+def measured(comparison: NeuronComparison, place: int, domain: str, measure: Measure = "change") -> Numbers:
     """A condition's values on the questions of a domain, float64 [question]; none where they were not asked."""
     values = getattr(comparison, measure)[place, comparison.asked(domain)].double().numpy()
     return values[~numpy.isnan(values)]
 
 
-def drawn(comparison: Comparison, place: int, domain: str, measure: Measure = "change") -> Numbers:
+def drawn(comparison: NeuronComparison, place: int, domain: str, measure: Measure = "change") -> Numbers:
     """The mean over the draws matched to a condition, float64 [question]; none where there are no draws."""
     draws = [measured(comparison, one, domain, measure) for one in comparison.conditions[place].draws]
     return numpy.mean(draws, axis=0) if draws else numpy.zeros(0)
 
 
-def beyond_random(comparison: Comparison, place: int, domain: str, measure: Measure = "change") -> Numbers:
+def beyond_random(comparison: NeuronComparison, place: int, domain: str, measure: Measure = "change") -> Numbers:
     """A condition's values less the mean of its matched draws, question by question; below 0 where its neurons matter
     more to the answer than as many random ones.
     """

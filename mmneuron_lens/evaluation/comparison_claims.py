@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmneuron_lens.artifacts.comparison import OFF, Comparison
+from mmneuron_lens.artifacts.comparison import OFF, NeuronComparison
 from mmneuron_lens.evaluation.beyond_random import beyond_random, fraction_of, measured, with_interval
 from mmneuron_lens.evaluation.findings import Claim, Finding, verdict_of
 
 
-def comparison_claims(comparisons: Sequence[Comparison], fraction: float | None = None, seed: int = 0) -> list[Claim]:
+def comparison_claims(
+    comparisons: Sequence[NeuronComparison], fraction: float | None = None, seed: int = 0
+) -> list[Claim]:
     """A claim per method and domain, with a finding per model: "holds" where the difference to as many random neurons,
     of the answer's log-probability, lies with its whole 95 % interval below 0, and so does the change itself. Where
     random neurons off make the answers likelier, neurons that do nothing do not matter more than these.
@@ -33,7 +35,7 @@ def comparison_claims(comparisons: Sequence[Comparison], fraction: float | None 
     ]
 
 
-def matters(comparison: Comparison, method: str, domain: str, fraction: float, seed: int = 0) -> Finding:
+def matters(comparison: NeuronComparison, method: str, domain: str, fraction: float, seed: int = 0) -> Finding:
     """The finding of one method and domain at one fraction; see `comparison_claims`.
 
     Raises `UnknownName` for what was not compared.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from mmneuron_lens.artifacts.comparison import Comparison
+from mmneuron_lens.artifacts.comparison import NeuronComparison
 from mmneuron_lens.artifacts.short_repr import short_repr
 from mmneuron_lens.artifacts.table_html import table_html
 from mmneuron_lens.evaluation.beyond_random import fraction_of
@@ -21,7 +21,7 @@ from mmneuron_lens.evaluation.specificity import cross_matrix_of, specificities
 class ComparisonTable:
     """The neurons of several methods on one model, each beside as many random ones."""
 
-    comparison: Comparison
+    comparison: NeuronComparison
 
     def __repr__(self) -> str:
         return short_repr(self)
@@ -60,7 +60,7 @@ class ComparisonTable:
         return table_html(self.to_frame())
 
 
-def overlaps_of(comparison: Comparison) -> pl.DataFrame:
+def overlaps_of(comparison: NeuronComparison) -> pl.DataFrame:
     """The overlaps of a comparison, with jaccard = shared / either, null of no neurons."""
     frame = pl.DataFrame(list(comparison.overlaps), schema=OVERLAPS)
     return frame.with_columns(pl.when(pl.col("either") > 0).then(pl.col("shared") / pl.col("either")).alias("jaccard"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from mmneuron_lens.artifacts.comparison import Comparison
+from mmneuron_lens.artifacts.comparison import NeuronComparison
 from mmneuron_lens.evaluation.beyond_random import beyond_random, drawn, measured, with_interval
 
 DOSES: dict[str, Any] = {
@@ -19,7 +19,7 @@ DOSES: dict[str, Any] = {
 """Columns of `doses`."""
 
 
-def doses(comparison: Comparison, seed: int = 0) -> pl.DataFrame:
+def doses(comparison: NeuronComparison, seed: int = 0) -> pl.DataFrame:
     """A row per method, domain, fraction and strength, at the fractions where neurons were turned up: model, method,
     domain, fraction, strength, questions; change, random and difference of the own answers' log-probability in nats,
     each with its 95 % interval over questions as `_low` and `_high`. At strength 0 nothing changes.

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.comparison import OFF, Comparison
+from mmneuron_lens.artifacts.comparison import OFF, NeuronComparison
 from mmneuron_lens.evaluation.beyond_random import Numbers, beyond_random, drawn, measured, with_interval
 
 OWN, OTHERS = "own", "others"
@@ -20,7 +20,7 @@ OWN, OTHERS = "own", "others"
 ENDS = ("", "_low", "_high")
 
 
-def curves(comparison: Comparison, seed: int = 0) -> pl.DataFrame:
+def curves(comparison: NeuronComparison, seed: int = 0) -> pl.DataFrame:
     """A row per method, domain, fraction and whose questions are asked ("own", "others"), with the neurons off.
 
     Columns: model, method, domain, fraction, on, neurons, questions; change, random (mean of the matched draws) and
@@ -43,7 +43,7 @@ def curves(comparison: Comparison, seed: int = 0) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _numbers(comparison: Comparison, place: int, domains: Sequence[str], seed: int) -> dict[str, float | None]:
+def _numbers(comparison: NeuronComparison, place: int, domains: Sequence[str], seed: int) -> dict[str, float | None]:
     def each(function: Any, measure: str) -> list[Numbers]:
         return [function(comparison, place, domain, measure) for domain in domains]
 
@@ -59,7 +59,7 @@ def _numbers(comparison: Comparison, place: int, domains: Sequence[str], seed: i
     return found | with_interval("accuracy_difference", *[100 * one for one in each(beyond_random, "right")], seed=seed)
 
 
-def areas(comparison: Comparison, seed: int = 0) -> pl.DataFrame:
+def areas(comparison: NeuronComparison, seed: int = 0) -> pl.DataFrame:
     """The area between a method's curve and that of its matched draws, by method, domain and whose questions are asked.
 
     Columns: model, method, domain, on, area, area_low, area_high, first, last (fractions), questions. By the trapezoid
@@ -89,7 +89,7 @@ AREAS: dict[str, Any] = {
 
 
 def _areas_of(
-    comparison: Comparison, method: str, domain: str, domains: Sequence[str]
+    comparison: NeuronComparison, method: str, domain: str, domains: Sequence[str]
 ) -> tuple[list[float], list[Numbers]]:
     """The fractions, and each question's area over them, domain by domain."""
     places = [
@@ -106,7 +106,7 @@ def _areas_of(
     return fractions, [numpy.trapezoid(group, numpy.log10(fractions), axis=0) for group in groups]
 
 
-def _on(comparison: Comparison, domain: str) -> dict[str, list[str]]:
+def _on(comparison: NeuronComparison, domain: str) -> dict[str, list[str]]:
     others = [other for other in comparison.domains if other != domain]
     return {OWN: [domain], OTHERS: others}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from mmneuron_lens.artifacts.comparison import Comparison
+from mmneuron_lens.artifacts.comparison import NeuronComparison
 from mmneuron_lens.artifacts.short_repr import short_repr
 from mmneuron_lens.artifacts.table_html import table_html
 from mmneuron_lens.evaluation.beyond_random import measured
@@ -23,7 +23,7 @@ PLANTED = "planted"
 class PlantedCheck:
     """What a comparison said of sets of neurons whose weights were written: `comparison`, a method a set."""
 
-    comparison: Comparison
+    comparison: NeuronComparison
 
     def __repr__(self) -> str:
         return short_repr(self)

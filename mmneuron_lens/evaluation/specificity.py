@@ -9,14 +9,14 @@ import numpy
 import polars as pl
 from scipy.stats import permutation_test
 
-from mmneuron_lens.artifacts.comparison import OFF, Comparison
+from mmneuron_lens.artifacts.comparison import OFF, NeuronComparison
 from mmneuron_lens.evaluation.beyond_random import Numbers, beyond_random, with_interval
 
 FLIPS = 9999
 """Sign flips of a test, where there are not fewer in all; with 25 cells Holm asks for p below 0.002."""
 
 
-def cross_matrix_of(comparison: Comparison, fraction: float, seed: int = 0) -> pl.DataFrame:
+def cross_matrix_of(comparison: NeuronComparison, fraction: float, seed: int = 0) -> pl.DataFrame:
     """The corrected cross-domain matrix: D_ij, the change on questions of domain j with the neurons of i off, less the
     mean of as many random ones; a row per method and cell.
 
@@ -45,7 +45,7 @@ MATRIX: dict[str, Any] = {
 """Columns of `cross_matrix_of`."""
 
 
-def specificities(comparison: Comparison, fraction: float, seed: int = 0) -> pl.DataFrame:
+def specificities(comparison: NeuronComparison, fraction: float, seed: int = 0) -> pl.DataFrame:
     """S_i = D_ii - mean over j != i of D_ij, by method and domain: below 0 where neurons matter to their own domain
     more than to others.
 
@@ -99,7 +99,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _cells(comparison: Comparison, method: str, fraction: float) -> dict[tuple[str, str], Numbers]:
+def _cells(comparison: NeuronComparison, method: str, fraction: float) -> dict[tuple[str, str], Numbers]:
     """Each question's change beyond random, by whose neurons are off and whose questions are asked."""
     found: dict[tuple[str, str], Numbers] = {}
     for place, one in enumerate(comparison.conditions):

@@ -19,7 +19,7 @@ from interventions import Graph, batch_field, reads, value_of
 from interventions.sites import SITES
 from interventions.targets import answer_log_probability
 from mmneuron_lens.artifacts.answers import Answer
-from mmneuron_lens.artifacts.comparison import OFF, Compared, Comparison
+from mmneuron_lens.artifacts.comparison import OFF, Compared, NeuronComparison
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.batching.answer_tokens import unanswerable
 from mmneuron_lens.batching.batches import Step, ids_of, sized, steps_of
@@ -84,7 +84,7 @@ def digest_of(one: NeuronSet) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class AskedUnder:
     """Which domains' questions are asked under which conditions, bool [condition, domain].
 
     - read: the answer's log-probability is read. said: an answer is generated.
@@ -99,7 +99,7 @@ def asked_under(
     domains: Sequence[str],
     others: Sequence[float] | None = None,
     accuracy: Sequence[float] = (),
-) -> Asked:
+) -> AskedUnder:
     """A method's neurons are tried on their own domain's questions, and on those of every other domain at the fractions
     `others` (all if None); answers are generated at `accuracy`, of the own domain, with the neurons off. Draws are
     tried on the questions of what is matched to them.
@@ -115,7 +115,7 @@ def asked_under(
             read[number] |= torch.ones_like(own) if everywhere else own
             if one.fraction in accuracy and one.strength == OFF:
                 said[number] |= own
-    return Asked(read, said)
+    return AskedUnder(read, said)
 
 
 def compare(
@@ -136,7 +136,7 @@ def compare(
     problems: Problems | None = None,
     progress: Progress = quietly,
     **generation: Any,
-) -> Comparison:
+) -> NeuronComparison:
     """Asks every question under every condition: few forwards a batch, and one for conditions that do the same.
 
     - sets: as `neurons.compared.with_draws` and `with_strengths` give them. domains: theirs; questions of others are
@@ -175,7 +175,7 @@ def compare(
         values[name] = values[name].masked_fill(~there[:, group], torch.nan)
     values["right_before"] = values["right_before"].masked_fill(~asked.said.any(0)[group], torch.nan)
     facts: dict[str, Any] = {"prompt": "evaluation", "batch size": batch_size, **put, **(parameters or {})}
-    return Comparison(
+    return NeuronComparison(
         model=lens.name,
         domains=tuple(domains),
         methods=tuple(methods),
@@ -216,7 +216,7 @@ def _steps(
 class _Trial:
     """The conditions, and what a batch of a domain comes to under those that it is asked under."""
 
-    def __init__(self, lens: Lens, sets: Sequence[NeuronSet], asked: Asked, settings: Mapping[str, Any]) -> None:
+    def __init__(self, lens: Lens, sets: Sequence[NeuronSet], asked: AskedUnder, settings: Mapping[str, Any]) -> None:
         self.lens, self.asked, self.settings = lens, asked, dict(settings)
         self.digests = [digest_of(one) for one in sets]
         self.graphs = {digest: graph_of(one) for digest, one in zip(self.digests, sets, strict=True)}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from interventions.errors import InvalidValue
 from interventions.targets import answer_log_probability
-from mmneuron_lens.artifacts.comparison import Comparison
+from mmneuron_lens.artifacts.comparison import NeuronComparison
 from mmneuron_lens.batching.answer_tokens import answer_tokens
 from mmneuron_lens.batching.encoding import encode
 from mmneuron_lens.batching.gather import Keeper
@@ -42,10 +42,10 @@ UNSURE = -3.0
 RAISED = 0.8
 """By how many nats all important neurons together raise the answers, at least."""
 
-SEEN = 8
-"""Questions that say how neurons are planted; no other stage asks them."""
+RIDGE = 0.03
+"""Of the fit of input weights, a share of the squared length of what the MLP is given."""
 
-GROUPS = 4
+GROUPS = 2
 """Parts of the sets that have random draws of their own."""
 
 STEPS = 40
@@ -63,24 +63,24 @@ class Planted:
 def plant(lens: Lens, samples: Sequence[Sample], *, sets: int = 20, size: int = 2, seed: int = 0) -> Planted:
     """A copy of a model in which `sets` sets of `size` neurons matter, and as many are as active and idle.
 
-    - samples: a few questions with answers, which say how active neurons are.
+    - samples: questions with answers, to which they matter.
     - seed: of which neurons of the last layer are written.
 
     Raises `InvalidValue` where the layer has too few neurons, or for a model whose final norm is no RMS norm, whose MLP
     is not gated, or whose weights are elsewhere.
     """
     refuse_norm_behind(lens)
+    layer = (lens.architecture.place("llm.mlp.post").layers or 0) - 1
+    neurons = down_projection(lens, layer).shape[1]
+    if 4 * sets * size > neurons:
+        raise InvalidValue(
+            f"{2 * sets} sets of {size} are more than half of the layer's {neurons} neurons; plant fewer, or smaller."
+        )
     batch, _ = encode(lens, samples, "evaluation", answered=True)
     assert batch is not None
     module = copy.deepcopy(lens.module)
     made = Lens.wrap(module, lens.processor, lens.name)
     _turn_down(made, batch)
-    layer = (lens.architecture.place("llm.mlp.post").layers or 0) - 1
-    neurons = down_projection(made, layer).shape[1]
-    if 4 * sets * size > neurons:
-        raise InvalidValue(
-            f"{2 * sets} sets of {size} are more than half of the layer's {neurons} neurons; plant fewer, or smaller."
-        )
     order = torch.randperm(neurons, generator=torch.Generator().manual_seed(seed), device="cpu")
     important, idle = (order[start : start + sets * size].view(sets, size) for start in (0, sets * size))
     strengths = torch.linspace(0.8, 1.2, sets, device="cpu")
@@ -108,19 +108,17 @@ def planted_comparison(
     keeper: Keeper | None = None,
     problems: Problems | None = None,
     progress: Progress = quietly,
-) -> Comparison:
+) -> NeuronComparison:
     """The comparison of every planted set, as a method of its own, with as many random neurons of the copy's.
 
-    - samples: questions with answers, of any domains; the first `SEEN` say how neurons are planted, the others are
-      asked.
+    - samples: questions with answers, of any domains. It is known that the neurons matter to these, by which the
+      comparison is judged; nothing is said of others.
     - sets, size: see `plant`. draws, seed: of random neurons.
 
-    Raises as `plant` and `compare` do, and `InvalidValue` for too few questions.
+    Raises as `plant` and `compare` do.
     """
-    if len(samples) < SEEN + 2:
-        raise InvalidValue(f"{len(samples)} questions are too few to plant and to ask; give {SEEN + 2} or more.")
-    planted = plant(lens, samples[:SEEN], sets=sets, size=size, seed=seed)
-    asked = [replace(one, domain=PLANTED, id=f"{one.domain} {one.id}") for one in samples[SEEN:]]
+    planted = plant(lens, samples, sets=sets, size=size, seed=seed)
+    asked = [replace(one, domain=PLANTED, id=f"{one.domain} {one.id}") for one in samples]
     # Of several kinds together, each beside draws of its own, so that one unlucky draw does not decide about all.
     each = [with_draws(planted.sets[start::GROUPS], draws, seed) for start in range(GROUPS)]
     return compare(
@@ -165,9 +163,10 @@ def _turn_down(made: Lens, batch: Batch) -> None:
 def _make_active(
     made: Lens, layer: int, batch: Batch, written: Int[Tensor, "set neuron"], strengths: Float[Tensor, " set"]
 ) -> None:
-    """Gives the neurons of each set input weights along the mean of what the MLP is given at answers.
+    """Gives the neurons of each set input weights with which they are active about as much at every answer.
 
-    So they are active there about as much whatever the question, some sets more than others.
+    They are the smallest ones that give 1 for all that the MLP is given where an answer of these questions comes next.
+    Some sets are more active than others.
     """
     path = dict(made.architecture.place("llm.mlp.post").paths())[layer].rpartition(".")[0]
     count = down_projection(made, layer).shape[1]
@@ -184,8 +183,11 @@ def _make_active(
         _mean(made, batch)
     finally:
         hook.remove()
-    mean = seen[0].float()[(batch.fields["llm"]["answer"] >= 0).to(seen[0].device)].mean(0)
-    along = mean / mean.square().sum()
+    given = seen[0].float()[(batch.fields["llm"]["answer"] >= 0).to(seen[0].device)]
+    # A little short of 1 where that takes much smaller weights, which say more of other questions.
+    inner = given @ given.T
+    ridge = RIDGE * inner.diagonal().mean() * torch.eye(len(inner), device=inner.device)
+    along = given.T @ torch.linalg.solve(inner + ridge, torch.ones_like(inner[0]))
     with torch.no_grad():
         for neurons, strength in zip(written, strengths.tolist(), strict=True):
             for linear in before:

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from mmneuron_lens.artifacts.comparison import Comparison
+from mmneuron_lens.artifacts.comparison import NeuronComparison
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.evaluation.beyond_random import beyond_random, drawn, fraction_of, measured, with_interval
 from mmneuron_lens.evaluation.comparison_claims import matters
@@ -20,7 +20,8 @@ from mmneuron_lens.evaluation.findings import Finding
 from mmneuron_lens.evaluation.planted import PlantedCheck
 from mmneuron_lens.evaluation.specificity import cross_matrix_of, specificities
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
-from mmneuron_lens.report.comparison_figures import curve_figure, dose_figure, in_digits, matrix_figure, matter_figure
+from mmneuron_lens.report.comparison_figures import curve_figure, dose_figure, matrix_figure, matter_figure
+from mmneuron_lens.report.digits import between
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name, listed
 
@@ -71,7 +72,7 @@ class Judged:
     """What a model's comparison comes to, each computed once."""
 
     model: str
-    comparison: Comparison
+    comparison: NeuronComparison
 
     @cached_property
     def fraction(self) -> float:
@@ -167,21 +168,10 @@ class Judged:
         return pl.DataFrame(rows)
 
 
-def between(row: Mapping[str, Any], name: str) -> str:
-    """A number with its interval: "−0.031 [−0.05, −0.012]"; a dash where there is none."""
-    return _with_ends(row, name, in_digits)
-
-
 def points(row: Mapping[str, Any], name: str) -> str:
-    """The same, in percentage points."""
-    return _with_ends(row, name, lambda value: f"{value:.1f}".replace("-", "−"))
-
-
-def _with_ends(row: Mapping[str, Any], name: str, shown: Any) -> str:
-    value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    if value is None:
-        return "–"
-    return shown(value) if low is None or high is None else f"{shown(value)} [{shown(low)}, {shown(high)}]"
+    """A number of percentage points with its interval."""
+    # Adding 0 takes the sign of what rounds to 0 away.
+    return between(row, name, lambda value: f"{round(value, 1) + 0.0:.1f}".replace("-", "−"))
 
 
 def _how(asked: Sequence[Judged]) -> str:

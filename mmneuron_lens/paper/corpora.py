@@ -34,7 +34,9 @@ def table_4(runs: Sequence[ModelRun]) -> Section:
     for counts in runs[0].counts:
         corpus = counts.provenance.get("corpus")
         name = corpus.get("name") if isinstance(corpus, dict) else corpus
-        answered = len({one.id for one in runs[0].answers if one.domain == counts.domain})
+        asked = {one.id for one in runs[0].answers if one.domain == counts.domain}
+        judged = runs[0].comparison.questions if runs[0].comparison else ()
+        answered = len(asked or {name for domain, name in judged if domain == counts.domain})
         row = {"domain": domain_name(counts.domain), "definition": DEFINITIONS.get(counts.domain), "corpus": name}
         row |= {"identifying questions": counts.samples, "answered questions": answered}
         rows.append({**row, **paper_numbers.corpus(counts.domain)})

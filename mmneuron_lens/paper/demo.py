@@ -17,7 +17,7 @@ from mmneuron_lens.corpora.sample import DOMAINS, Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.paper.drawn import drawn_corpus
 from mmneuron_lens.paper.summary import publish
-from mmneuron_lens.runs.compare import compare_run, planted_stage
+from mmneuron_lens.runs.compare import comparable, compare_run, planted_stage
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.identify import select_stage
 from mmneuron_lens.runs.store import Store
@@ -120,10 +120,11 @@ def demo(
             count_stage(lens, first.by_domain(), store, corpus=corpus.name, again=again, **shared)
             rule = {"fraction": plan.fraction, "permutations": plan.permutations}
             found += select_stage(store.folder, store, model=lens.name, progress=progress, **rule)
+            fractions = sorted({*plan.compared, plan.fraction})
             compare_run(
-                store, store.folder, lens, then.by_domain(), methods=plan.methods, identification=first.by_domain(),
-                corpus=corpus.name, fractions=plan.compared, draws=plan.random_draws, others=(plan.fraction,),
-                accuracy=(plan.fraction,), **shared, **answering,
+                store, store.folder, lens, then.by_domain(), methods=comparable(store, lens.name, plan.methods),
+                fractions=fractions, draws=plan.random_draws, others=(plan.fraction,), accuracy=(plan.fraction,),
+                **shared, **answering,
             )  # fmt: skip
             if name == models[-1] and plan.planted:
                 planted_stage(lens, _mixed(then)[: plan.planted], store, **shared)

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from mmneuron_lens.artifacts.answers import Answer, Answers
-from mmneuron_lens.artifacts.comparison import Comparison
+from mmneuron_lens.artifacts.comparison import NeuronComparison
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.deviations import Deviations
@@ -47,8 +47,8 @@ KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "deviations": ("deviations/{}/*.safetensors", Deviations.load),
     "entropies": ("entropies/{}/*.safetensors", Entropies.load),
     "traces": ("traces/1/{}/*.safetensors", LensTrace.load),
-    "comparison": ("comparison/{}.safetensors", Comparison.load),
-    "planted": ("planted/{}.safetensors", Comparison.load),
+    "comparison": ("comparison/{}.safetensors", NeuronComparison.load),
+    "planted": ("planted/{}.safetensors", NeuronComparison.load),
     "flow": ("flow/{}/*.safetensors", KnockOutFlow.load),
     "probes": ("probes/{}.safetensors", LayerProbes.load),
     "jacobian entropies": ("entropies_jacobian/{}/*.safetensors", Entropies.load),
@@ -137,12 +137,12 @@ class ModelRun:
         return self._all("traces")
 
     @property
-    def comparison(self) -> Comparison | None:
+    def comparison(self) -> NeuronComparison | None:
         """The one of these very counts."""
         return self._one("comparison")
 
     @property
-    def planted(self) -> Comparison | None:
+    def planted(self) -> NeuronComparison | None:
         """The comparison of neurons whose weights were written."""
         return self._one("planted")
 

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from mmneuron_lens.report.digits import in_digits
 from mmneuron_lens.report.figures import Theme, panels, themed
 from mmneuron_lens.report.lettering import lettered, lettered_domains, lettered_titles
 
@@ -156,16 +157,6 @@ def dose_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
         figure.supxlabel("what the neurons’ activations are multiplied by", fontsize=9, color=ink.quiet)
         figure.supylabel("change of log-probability, nats", fontsize=9, color=ink.quiet)
         return figure
-
-
-def in_digits(value: float | None) -> str:
-    """A number in two significant digits, without an exponent: −0.00034; a dash for none."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    text = numpy.format_float_positional(value, precision=2, fractional=False, trim="-")
-    return text.replace("-", "−")
 
 
 def _legend(looks: dict[str, dict[str, Any]]) -> list[Any]:

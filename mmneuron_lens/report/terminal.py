@@ -12,6 +12,7 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
 from mmneuron_lens.echo import plain
 from mmneuron_lens.report.csv_files import read_csv
+from mmneuron_lens.report.digits import between
 from mmneuron_lens.report.page import tables_folder
 from mmneuron_lens.report.tables import domain_name, heading, shown, wide
 from mmneuron_lens.report.unreachable import MARK
@@ -24,13 +25,15 @@ TITLES = {
 }
 """The tables that a terminal shows, besides accuracies; the others are long and lie beside them as CSV."""
 
+ABLATIONS = ("ablation", "ablation_against_random")
+
 
 def terminal_tables(page: str | Path) -> Iterator[Table]:
     """The tables of a page, read from the CSV files beside it; of a model each, a domain a column where it can be.
 
     - page: the path of the page, as `page.write` returns it.
     """
-    files = [tables_folder(Path(page)) / f"{name}.csv" for name in (*TITLES, "ablation", "ablation_against_random")]
+    files = [tables_folder(Path(page)) / f"{name}.csv" for name in (*TITLES, "comparison", *ABLATIONS)]
     frames = {file.stem: _table(file) for file in files if file.is_file()}
     models = frames["neurons_per_domain"]["model"].unique(maintain_order=True) if "neurons_per_domain" in frames else ()
     for model in models:
@@ -47,8 +50,24 @@ def terminal_tables(page: str | Path) -> Iterator[Table]:
                     .otherwise(pl.col("module"))
                 )
                 yield terminal_table(frame, title, _footnote(unreachable))
+        if "comparison" in own and len(own["comparison"]):
+            yield _compared(own["comparison"])
         if "ablation" in own and "ablation_against_random" in own:
             yield from _accuracies(model, own["ablation"], own["ablation_against_random"])
+
+
+def _compared(frame: pl.DataFrame) -> Table:
+    """What a model's neurons do to their own domain's answers at the fraction nearest 1 %, beside random ones."""
+    nearest = min(frame["fraction"].unique().to_list(), key=lambda one: abs(one - 0.01))
+    own = frame.filter((pl.col("fraction") == nearest) & (pl.col("on") == "own"))
+    names = {"change": "change", "random": "as many random", "difference": "difference"}
+    rows = [
+        {"model": row["model"], "method": row["method"], "domain": domain_name(row["domain"])}
+        | {title: between(row, name) for name, title in names.items()}
+        for row in own.iter_rows(named=True)
+    ]
+    title = f"Change of the log-probability of the right answer in nats, {100 * nearest:g} % of the neurons off"
+    return terminal_table(pl.DataFrame(rows), title)
 
 
 def _table(file: Path) -> pl.DataFrame:

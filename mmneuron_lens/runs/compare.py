@@ -10,7 +10,7 @@ from typing import Any
 import mmneuron_lens.neurons.selectors  # noqa: F401  (registers the methods)
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.attributions import Attributions
-from mmneuron_lens.artifacts.comparison import DRAWN, Comparison
+from mmneuron_lens.artifacts.comparison import DRAWN, NeuronComparison
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.moments import Moments
@@ -61,7 +61,7 @@ def compare_stage(
     problems: Problems | None = None,
     progress: Progress = quietly,
     **generation: Any,
-) -> Comparison:
+) -> NeuronComparison:
     """The comparison of several methods on one model.
 
     - seen: what was observed of its neurons, with what the methods need.
@@ -106,7 +106,7 @@ def compare_stage(
             batch_size=batch_size, overlaps=[*overlaps(own), *_halves(seen, chosen, fractions, own, seed)],
             parameters=told, keeper=keeper, problems=problems, progress=progress, **put, **settings,
         ),
-        Comparison,
+        NeuronComparison,
         what=f"{lens.name}: comparing the neurons of {', '.join(named)} with random ones",
     )  # fmt: skip
 
@@ -119,7 +119,7 @@ def planted_stage(
     problems: Problems | None = None,
     progress: Progress = quietly,
     **settings: Any,
-) -> Comparison:
+) -> NeuronComparison:
     """The comparison of neurons whose weights are written in a copy of the model, kept as planted/MODEL.
 
     - samples, settings: of `experiments.planted.planted_comparison`.
@@ -130,7 +130,7 @@ def planted_stage(
         lambda keeper: planted_comparison(
             lens, samples, keeper=keeper, problems=problems, progress=progress, **settings
         ),
-        Comparison,
+        NeuronComparison,
         what=f"{lens.name}: comparing planted neurons with random ones",
     )
 
@@ -143,6 +143,20 @@ def compared_methods(methods: Sequence[str]) -> tuple[str, ...]:
     for name in named:
         selector_named(name)
     return named
+
+
+def comparable(store: Store, model: str, methods: Sequence[str]) -> list[str]:
+    """The methods for which everything is there that they need beside counts; of the others is said what is missing."""
+    found: list[str] = []
+    for name in methods:
+        needs = [kind for kind in (() if name == DRAWN else selector_named(name).needs) if kind in BESIDE]
+        folders = [] if store.folder is None else [file_of(store.folder, kind, model).with_suffix("") for kind in needs]
+        missing = needs if store.folder is None else [folder.parent.name for folder in folders if not folder.is_dir()]
+        if missing:
+            store.say(f"{model}: {name} is not compared, which needs {' and '.join(missing)}")
+        else:
+            found.append(name)
+    return found
 
 
 def scores_of(seen: Observed, methods: Parameters) -> dict[str, Scores]:
@@ -206,7 +220,7 @@ def compare_run(
     problems: Problems | None = None,
     progress: Progress = quietly,
     **settings: Any,
-) -> Comparison:
+) -> NeuronComparison:
     """The comparison on the counts of a run; settings are those of `compare_stage`.
 
     - store: the run's folder. corpus: the name of what the questions are of.

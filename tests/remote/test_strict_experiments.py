@@ -25,8 +25,11 @@ from strict_client import NO_ENVIRONMENT, URL, StrictServer, environment_is_ther
 import mmneuron_lens
 from interventions import logit_difference
 from mmneuron_lens import Lens, load_corpus
+from mmneuron_lens.corpora.sample import DOMAINS
+from mmneuron_lens.experiments.compare import compare
 from mmneuron_lens.experiments.fit_tuned import fit_tuned_lens
 from mmneuron_lens.experiments.token_directions import token_id
+from mmneuron_lens.neurons.compared import chosen_sets, with_draws, with_strengths
 
 pytestmark = pytest.mark.skipif(not environment_is_there(), reason=NO_ENVIRONMENT)
 
@@ -88,3 +91,20 @@ def test_what_goes_over_many_samples(study):
         assert_same(study, probe, batches, labels, position)
     fitted = fit_tuned_lens(study.here, batches[:1], held_out=batches[1], steps=2)
     assert_same(study, tuned_beside_logit, fitted, batches[1], -1)
+
+
+def test_what_compares_neurons(study):
+    """Changes, deviations and generated answers of the comparison, all of which are made where the model is."""
+    by_domain = {domain: some[:2] for domain, some in study.corpus.by_domain().items() if domain in DOMAINS[:2]}
+    generator = torch.Generator().manual_seed(0)
+    width = study.here.architecture.place("llm.mlp.act").sizes["neuron"]
+    scores = {"drawn": {"llm.mlp.act": torch.rand(4, width, 2, dtype=torch.float64, generator=generator)}}
+    sets = with_strengths(with_draws(chosen_sets(scores, DOMAINS[:2], (0.1,)), 1), (1.0,), (0.1,))
+
+    def found(lens: Lens) -> list[Any]:
+        settings: dict[str, Any] = {"methods": ("drawn",), "domains": DOMAINS[:2], "accuracy": (0.1,)}
+        one = compare(lens, sets, by_domain, **settings, max_new_tokens=2)
+        values = (getattr(one, name).nan_to_num(-9) for name in ("change", "deviation", "right"))
+        return [one.before, *values]
+
+    assert_same(study, found)
