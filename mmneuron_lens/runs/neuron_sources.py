@@ -95,10 +95,12 @@ def _of_model(
 
 def _with_others(frame: pl.DataFrame, examples: NeuronExamples | None) -> pl.DataFrame:
     """The rows, and one for each neuron that has examples and no row."""
+    if examples is None:
+        return frame
     there = {*frame.select("site", "layer", "neuron").iter_rows()}
     rows = [
         {"model": examples.model, "module": module_of(site), "site": site, "layer": layer, "neuron": neuron}
-        for site, pairs in (examples.neurons.items() if examples else ())
+        for site, pairs in examples.neurons.items()
         for layer, neuron in pairs.tolist()
         if (site, layer, neuron) not in there
     ]
