@@ -174,7 +174,7 @@ def _examples(made: Made, frame: pl.DataFrame) -> NeuronExamples:
             kept["neurons"].append([row["layer"], row["neuron"]])
             order = sorted(range(len(samples)), key=lambda one: (samples[one].domain != row["domain"], draw.random()))
             for rank in range(made.k):
-                maximum = 6 / (1 + rank) + 0.4 * draw.random()
+                maximum = 8 * 0.6**rank + 0.1 * 0.6**rank * draw.random()
                 on_word = name == "llm.mlp.act" and row["neuron"] % 4 == 0
                 row_at, column_at = draw.integers(SIDE, size=2)
                 kept["activation"].append(maximum)
