@@ -27,7 +27,9 @@ from mmneuron_lens.batching.gather import Shard
 from mmneuron_lens.cli import app
 from mmneuron_lens.corpora.folder import by_domain, read_folder
 from mmneuron_lens.experiments.count import plan_count
+from mmneuron_lens.experiments.examples import read_examples
 from mmneuron_lens.experiments.read_tops import read_tops
+from mmneuron_lens.experiments.tops import listed
 from mmneuron_lens.experiments.written_words import written_words
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runs.count import count_stage
@@ -36,6 +38,7 @@ from mmneuron_lens.runs.folder import RunError, file_of
 from mmneuron_lens.runs.neuron_file import read_neurons
 from mmneuron_lens.runs.store import Store
 from mmneuron_lens.runs.thumbnails import thumbnail
+from mmneuron_lens.runs.tops import tops_stage
 
 MODEL = "embedded/llava-next"
 K = 3
@@ -203,40 +206,36 @@ def _only(found: NeuronExamples, site: str) -> NeuronExamples:
 def test_counting_with_top_activations_is_one_pass_and_both_results(study, tmp_path):
     """The counts of a plain count, byte for byte, and the top activations of a second pass; examples then use them."""
     plain, both, said = Store(tmp_path / "plain"), Store(tmp_path / "both"), list[str]()
-    asked = {"samples_by_domain": study.samples, "batch_size": 3}
+    some = {"medical": study.samples["medical"]}
+    asked = {"samples_by_domain": some, "batch_size": 3}
     count_stage(study.lens, store=plain, **asked)
     count_stage(study.lens, store=both, top=4, **asked)
     counts = {name: content for name, content in files_of(tmp_path / "both").items() if name.startswith("counts/")}
     assert counts == files_of(tmp_path / "plain")
-    for domain, some in study.samples.items():
-        kept = TopActivations.load(file_of(tmp_path / "both", "top_activations", MODEL, domain))
-        due = read_tops(study.lens, plan_count(study.lens, some, batch_size=3), None, 4)
-        assert kept.samples == due.samples
-        assert {*kept.neurons} == {site for site in study.lens.sites if site.endswith(".act")}
-        for part in ("neurons", "activation", "sample", "position"):
-            for site, value in getattr(due, part).items():
-                torch.testing.assert_close(getattr(kept, part)[site], value, rtol=0, atol=0, equal_nan=True)
-        assert len(kept.to_frame()) == sum(int((one >= 0).sum()) for one in kept.sample.values())
+    plan = plan_count(study.lens, some["medical"], batch_size=3)
+    file = file_of(tmp_path / "both", "top_activations", MODEL, "medical")
+    kept, due = TopActivations.load(file), read_tops(study.lens, plan, None, 4)
+    assert kept.samples == due.samples
+    assert {*kept.neurons} == {site for site in study.lens.sites if site.endswith(".act")}
+    for part in ("neurons", "activation", "sample", "position"):
+        for site, value in getattr(due, part).items():
+            torch.testing.assert_close(getattr(kept, part)[site], value, rtol=0, atol=0, equal_nan=True)
+    assert len(kept.to_frame()) == sum(int((one >= 0).sum()) for one in kept.sample.values())
     store = Store(tmp_path / "both", say=said.append)
-    found = examples_stage(study.lens, None, study.samples, store, of=study.masks, k=K, batch_size=3)
+    found = examples_stage(study.lens, None, some, store, of=study.masks, k=K, batch_size=3)
     assert "already done: embedded/llava-next: reading top activations, medical" in said
     assert not file_of(tmp_path / "both", "examples", MODEL, "medical").exists()
+    again = read_examples(study.lens, some, study.masks, K, batch_size=3)
     for name, tensor in found.packed()[0].items():
-        torch.testing.assert_close(tensor, study.found.packed()[0][name], rtol=1e-5, atol=1e-6, equal_nan=True)
+        torch.testing.assert_close(tensor, again.packed()[0][name], rtol=1e-5, atol=1e-6, equal_nan=True)
+    tops_stage(study.lens, store, plan, listed(study.lens, study.masks), 5)
+    assert "it keeps 4 of each neuron, not 5), so that top activations are read again" in said[-2]
     # Counts that are there stay, and a pass is made for the rest.
-    (tmp_path / "both" / "top_activations" / "embedded+llava-next" / "common.safetensors").unlink()
+    file.unlink()
     count_stage(study.lens, store=Store(tmp_path / "both"), top=4, **asked)
     assert counts == {n: c for n, c in files_of(tmp_path / "both").items() if n.startswith("counts/")}
     with pytest.raises(InvalidValue, match=r"top is 4, and shard 1/2"):
         count_stage(study.lens, store=both, top=4, shard=Shard(1, 2), **asked)
-
-
-def test_other_questions_are_read_again(study, tmp_path):
-    said = list[str]()
-    some = {"medical": study.samples["medical"]}
-    count_stage(study.lens, some, Store(tmp_path), top=2, batch_size=3)
-    examples_stage(study.lens, None, some, Store(tmp_path, say=said.append), of=study.masks, k=K, batch_size=3)
-    assert any("it keeps 2 of each neuron, not 3), so that top activations are read again" in line for line in said)
 
 
 class Stopped(Exception):
@@ -326,7 +325,7 @@ def test_the_command(study, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mmneuron_lens.paper.neurons_page", stub)
     run, runner = tmp_path / "run", CliRunner()
     (tmp_path / "chosen.txt").write_text("llm.mlp.act 1/5\nvision.mlp.act 0/3\n")
-    model = ["--model", MODEL, "--corpus", str(study.folder), "--batch-size", "4"]
+    model = ["--model", MODEL, "--corpus", str(study.folder), "--batch-size", "4", "--domain", "medical"]
 
     def told(*arguments: str) -> str:
         done = runner.invoke(app, ["neurons", str(run), *arguments])
@@ -341,7 +340,7 @@ def test_the_command(study, tmp_path, monkeypatch):
     assert Counts.load(file_of(run, "counts", MODEL, "medical")).samples == 4
     of = ["--of", str(tmp_path / "chosen.txt"), "--top", "2"]
     shown = told(*model, *of)
-    assert "already done: embedded/llava-next: reading top activations, common" in shown
+    assert "already done: embedded/llava-next: reading top activations, medical" in shown
     assert f"Page: {run.resolve() / 'neurons' / 'index.html'}" in shown
     found = NeuronExamples.load(file_of(run, "examples", MODEL))
     assert {site: one.tolist() for site, one in found.neurons.items()} == {
