@@ -103,7 +103,7 @@ def _sum(
     if out.dtype == values.dtype:
         torch.mm(weights, values, out=out)
         return
-    groups = weights.unflatten(1, (-1, _ROWS)).transpose(0, 1) @ values.unflatten(0, (-1, _ROWS))
+    groups = weights.reshape(len(weights), -1, _ROWS).transpose(0, 1) @ values.view(-1, _ROWS, values.shape[1])
     torch.sum(groups, 0, dtype=torch.float64, out=out)
 
 
