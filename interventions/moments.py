@@ -103,8 +103,8 @@ def _sum(
     if out.dtype == values.dtype:
         torch.mm(weights, values, out=out)
         return
-    of_kinds = weights.view(len(weights), -1, _ROWS).transpose(0, 1)
-    torch.sum(of_kinds @ values.view(-1, _ROWS, values.shape[1]), 0, dtype=torch.float64, out=out)
+    groups = weights.reshape(len(weights), -1, _ROWS).transpose(0, 1) @ values.view(-1, _ROWS, values.shape[1])
+    torch.sum(groups, 0, dtype=torch.float64, out=out)
 
 
 def _by_kind(rows: Int[Tensor, "kind position"]) -> tuple[Int[Tensor, " real"], list[int]]:
