@@ -5,8 +5,8 @@
 Models are random and narrow, with processors, tiles and patches of the published sizes, so that nothing is fetched. Of
 every picture a PNG is written: at the left the picture with the boxes of some patches, at the right what the tower is
 given of each beside what its box cuts from the picture, which must look alike. Printed is how alike, for all patches of
-the picture: the correlation of their grey values, its median and its least over patches with some contrast, and the
-share of patches that look more like what another box of the tile cuts.
+the picture that its end does not cut and that have some contrast: the correlation of grey values, its median and what
+1 % are below, and the share of patches that look more like what a box half a patch to the right cuts.
 """
 
 from __future__ import annotations
