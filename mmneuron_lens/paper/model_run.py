@@ -195,7 +195,7 @@ class ModelRun:
                 loaded = {file: some for file, some in own.items() if len(some)}
             if kind == "deviations":
                 loaded = {file: one for file, one in loaded.items() if self._fits(one.parameters.get("selection"))}
-            if "*" in KINDS[kind][0]:
+            if loaded and "*" in KINDS[kind][0]:
                 order = self.selection.domains
                 loaded = dict(sorted(loaded.items(), key=lambda item: _place(item[1].domain, order)))
             self._read[kind] = loaded
