@@ -211,7 +211,7 @@ class ModelRun:
             if kind == "comparison":
                 own = {counts.domain: content_hash(file) for file, counts in self._artifacts("counts").items()}
                 loaded = {file: one for file, one in loaded.items() if one.parameters.get("counts", own) == own}
-            if "*" in KINDS[kind][0]:
+            if loaded and "*" in KINDS[kind][0]:
                 order = self.selection.domains
                 loaded = dict(sorted(loaded.items(), key=lambda item: _place(item[1].domain, order)))
             self._read[kind] = loaded

@@ -34,7 +34,7 @@ def said_of_lenses(cases: Sequence[tuple[ModelRun, LensTrace]]) -> Markup:
     ]
     read = bool(banks) or any(run.jacobian_traces for run, _ in cases)
     if not read:
-        return Markup("")
+        return html("")
     text = html("<h3>{}</h3>", HEADING)
     text += html(
         "<p>{}</p>",
@@ -58,8 +58,8 @@ def beside(run: ModelRun, trace: LensTrace, positions: Sequence[str], even: bool
     by_jacobian = next((one for one in run.jacobian_traces if (one.domain, one.id) == (trace.domain, trace.id)), None)
     near = next((one for one in run.neighbours if (one.domain, one.id) == (trace.domain, trace.id)), None)
     if by_jacobian is None and near is None:
-        return Markup("")
-    rows = Markup("")
+        return html("")
+    rows = html("")
     for position in positions:
         place = place_of(position, trace.kinds)
         shown: list[tuple[str, Heat]] = [("Logit lens", heat_of(trace, place, even))]
