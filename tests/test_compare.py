@@ -85,7 +85,8 @@ def by_hand(lens, sample, one):
 def test_every_change_is_that_of_plain_hooks(study):
     found, moved = study.found, 0
     for domain, samples in study.asked.items():
-        sample = samples[1]
+        # The shorter one stands behind padding.
+        sample = min(samples, key=lambda one: len(one.question))
         place = found.questions.index((domain, sample.id))
         before, state = by_hand(study.lens, sample, None)
         assert float(found.before[place]) == pytest.approx(before, abs=1e-4)
