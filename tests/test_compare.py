@@ -457,3 +457,9 @@ def test_a_damaged_comparison_is_refused(made, tmp_path):
     for says, fields in broken.items():
         with pytest.raises(InvalidValue, match=says):
             replace(made, **fields).check()
+
+
+def test_padding_and_the_answer_do_not_move_the_state():
+    before, after = torch.tensor([[[9.0], [3.0], [4.0], [7.0]]]), torch.tensor([[[1.0], [3.0], [1.0], [0.0]]])
+    moved = compare_file.state_change(after, before, torch.tensor([[0, 1, 1, 1]]), prompt=3)
+    assert moved.tolist() == pytest.approx([3 / 5])
