@@ -51,8 +51,11 @@ if TYPE_CHECKING:
     from mmneuron_lens.evaluation.ablation import Ablation
     from mmneuron_lens.evaluation.deviation import DeviationTable
     from mmneuron_lens.lens import Lens
+    from mmneuron_lens.neurons.selectors.registry import selector
     from mmneuron_lens.runs.api import ablate, deviate, identify, read_entropy, read_layers
+    from mmneuron_lens.runs.compare_api import compare
     from mmneuron_lens.runs.identify import Controls, Identified
+    from mmneuron_lens.runs.loaded_run import load_run
     from mmneuron_lens.runs.merging import merge_runs
     from mmneuron_lens.runs.neuron import neuron
     from mmneuron_lens.runtime.batch import Batch
@@ -77,14 +80,17 @@ __all__ = [
     "Sample",
     "Selection",
     "ablate",
+    "compare",
     "count_active",
     "deviate",
     "identify",
     "load_corpus",
+    "load_run",
     "merge_runs",
     "neuron",
     "read_entropy",
     "read_layers",
+    "selector",
     "zero_neurons",
 ]
 
@@ -105,14 +111,17 @@ _HOMES = {
     "Sample": "mmneuron_lens.corpora.sample",
     "Selection": "mmneuron_lens.artifacts.selection",
     "ablate": "mmneuron_lens.runs.api",
+    "compare": "mmneuron_lens.runs.compare_api",
     "count_active": "interventions",
     "deviate": "mmneuron_lens.runs.api",
     "identify": "mmneuron_lens.runs.api",
     "load_corpus": "mmneuron_lens.corpora.load",
+    "load_run": "mmneuron_lens.runs.loaded_run",
     "merge_runs": "mmneuron_lens.runs.merging",
     "neuron": "mmneuron_lens.runs.neuron",
     "read_entropy": "mmneuron_lens.runs.api",
     "read_layers": "mmneuron_lens.runs.api",
+    "selector": "mmneuron_lens.neurons.selectors.registry",
     "zero_neurons": "interventions",
 }
 

@@ -31,6 +31,7 @@ from mmneuron_lens.printing import (
     model_settings,
     print_problems,
     quiet_loading,
+    refuse_useless,
     say,
     store_of,
 )
@@ -48,6 +49,13 @@ def neurons(
         str, typer.Option("--of", metavar="WHICH", help="selected, all, or a file: site layer/neuron a line, or CSV.")
     ] = "selected",
     top: Annotated[int, typer.Option(min=1, help="Images kept of each neuron.")] = 20,
+    attributions: Annotated[
+        bool, typer.Option("--attributions", help="Also what each neuron adds to right answers, by gradients.")
+    ] = False,
+    effects: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also switch off so many selected neurons of each domain and module, one at a time."),
+    ] = None,
     domain: Domains = None,
     images: Images = None,
     questions_per_image: QuestionsPerImage = None,
@@ -87,32 +95,57 @@ def neurons(
         settings = model_settings(remote, dtype, device, device_map, quantize)
         _read(
             run, asked, of, model, {**settings, "discover": discover}, k=top, again=command_line(remote),
-            replace=replace, batch_size=batch_size, exact=exact, frames=frames, workers=workers,
+            attributions=attributions, effects=effects, replace=replace, batch_size=batch_size, exact=exact,
+            frames=frames, workers=workers,
         )  # fmt: skip
+    else:
+        refuse_useless({"--attributions": attributions, "--effects": effects}, "no --model and --corpus")
+    from mmneuron_lens.runs.folder import selected_models
+    from mmneuron_lens.runs.neuron_tables import write_neurons
+
+    if selected_models(run):
+        write_neurons(run)
     from mmneuron_lens.paper.neurons_page import publish_neurons
 
     echo(f"Page: {publish_neurons(run).resolve()}")
 
 
 def _read(
-    run: Path, asked: Any, of: str, model: str, settings: dict[str, Any], *, replace: bool, **shared: Any
+    run: Path,
+    asked: Any,
+    of: str,
+    model: str,
+    settings: dict[str, Any],
+    *,
+    attributions: bool,
+    effects: int | None,
+    replace: bool,
+    **shared: Any,
 ) -> None:
     """Reads what is not there yet of the examples of a model's neurons."""
     from mmneuron_lens.artifacts.selection import Selection
     from mmneuron_lens.lens import Lens
+    from mmneuron_lens.runs.attributions import attributions_stage
     from mmneuron_lens.runs.examples import examples_stage
-    from mmneuron_lens.runs.folder import file_of
+    from mmneuron_lens.runs.folder import RunError, file_of
+    from mmneuron_lens.runs.neuron_effects import effects_stage
     from mmneuron_lens.runs.neuron_file import read_neurons
 
     lens = Lens(model, **settings)
     which: Any = of if of in ("selected", "all") else read_neurons(of, lens)
     file = file_of(run, "selection", lens.name)
-    selection = Selection.load(file) if which == "selected" and file.is_file() else None
+    selection = Selection.load(file) if file.is_file() else None
+    if effects and selection is None:
+        raise RunError(f"--effects: {run} has no selection of {lens.name}; write one with `mmneuron select {run}`.")
+    store, samples = store_of(run, replace), asked.by_domain()
+    quietly: dict[str, Any] = {"problems": asked.problems, "progress": bar, "frames": shared["frames"]}
     try:
-        examples_stage(
-            lens, selection, asked.by_domain(), store_of(run, replace), of=which, corpus=asked.name,
-            problems=asked.problems, progress=bar, **shared,
-        )  # fmt: skip
+        examples_stage(lens, selection, samples, store, of=which, corpus=asked.name, **{**shared, **quietly})
+        if attributions:
+            attributions_stage(lens, samples, store, corpus=asked.name, **quietly)
+        if effects and selection is not None:
+            of_domains = {domain: some for domain, some in samples.items() if domain in selection.domains}
+            effects_stage(lens, selection, of_domains, store, most=effects, **quietly)
     finally:
         print_problems(asked.problems, run)
     say(f"{lens.name}: examples in {file_of(run, 'examples', lens.name)}")

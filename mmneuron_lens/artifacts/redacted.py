@@ -11,8 +11,8 @@ from safetensors.torch import load, save
 from mmneuron_lens.artifacts.counts import LEFT_OUT, REASONS
 from mmneuron_lens.artifacts.format import HEADER, RESERVED, document_of, read_document, read_sealed, sealed
 
-OF_SAMPLES = (LEFT_OUT, "samples")
-"""Names of lists of ids of samples, wherever in an artifact's document."""
+OF_SAMPLES = (LEFT_OUT, "samples", "questions")
+"""Names of lists of ids of samples, or of pairs of an id and its domain, wherever in an artifact's document."""
 
 
 def redacted(path: str | Path) -> bytes | None:
@@ -45,9 +45,20 @@ def _without_ids(value: Any) -> Any:
     for name, one in value.items():
         if name == REASONS:
             continue
-        texts = isinstance(one, list) and all(isinstance(text, str) for text in one)
-        made[name] = [_digest(text) for text in one] if name in OF_SAMPLES and texts else _without_ids(one)
+        made[name] = _digests(one) if name in OF_SAMPLES and isinstance(one, list) else _without_ids(one)
     return made
+
+
+def _digests(ids: list[Any]) -> list[Any]:
+    """Of ids, or of pairs that begin with one; anything else as it is."""
+    return [
+        _digest(one) if isinstance(one, str) else [_digest(one[0]), *one[1:]] if _is_pair(one) else _without_ids(one)
+        for one in ids
+    ]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value)
 
 
 def _digest(text: str) -> str:

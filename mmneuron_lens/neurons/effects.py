@@ -140,6 +140,27 @@ def redrawn_effects(
     return Redrawn(log_odds(a, n, b, m), a / n - b / m, bool((buckets > 1).all()))
 
 
+def probability_ends(
+    cells: Cells, neuron: Int64[Tensor, " neuron"], domains: int, resamples: int, generator: torch.Generator
+) -> Float64[Tensor, "end domain neuron"]:
+    """Both ends of the 95 % interval of each neuron's activation probability in each domain, its buckets redrawn.
+
+    - neuron: a place along the cells' neurons, all layers in one row.
+
+    NaN for a domain with tokens in fewer than two buckets.
+    """
+    weights = _weights(cells.labels, resamples, generator)[1:]
+    found = torch.full((2, domains, len(neuron)), math.nan, dtype=torch.float64, device="cpu")
+    for domain in range(domains):
+        own = cells.labels == domain
+        if int(own.sum()) < 2 or not resamples:
+            continue
+        some = weights[:, own]
+        drawn = (some @ cells.active[own][:, neuron]) / (some @ cells.tokens[own])[:, None]
+        found[:, domain] = torch.from_numpy(numpy.percentile(drawn.numpy(), ENDS, axis=0))
+    return found
+
+
 def _weights(labels: Int64[Tensor, " cell"], resamples: int, generator: torch.Generator) -> Tensor:
     """How often each cell is in each resample, [1 + resamples, cell]; once each in the first row."""
     weights = torch.ones(1 + resamples, len(labels), dtype=torch.float64, device="cpu")

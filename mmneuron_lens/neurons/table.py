@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, NamedTuple, cast
 
 import polars as pl
@@ -18,7 +18,14 @@ from mmneuron_lens.artifacts.moments import Moments
 from mmneuron_lens.artifacts.selection import Selection, module_of, probability_columns
 from mmneuron_lens.neurons.activity import activity
 from mmneuron_lens.neurons.controls import filled_cells, in_order_of, probability_of_cells
-from mmneuron_lens.neurons.effects import RESAMPLES, Cells, log_odds, measured_columns, redrawn_effects
+from mmneuron_lens.neurons.effects import (
+    RESAMPLES,
+    Cells,
+    log_odds,
+    measured_columns,
+    probability_ends,
+    redrawn_effects,
+)
 from mmneuron_lens.neurons.observed import Observed, observed
 
 Of = Literal["selected", "all"]
@@ -45,7 +52,8 @@ def neuron_table(
 
     Columns: model, module, site, layer, neuron, selected, domains (those it belongs to), domain (of these, or of all
     where it belongs to none, the one with the largest log-odds), entropy (nats, null if never active), `p_DOMAIN` and
-    `p_DOMAIN_KIND` (activation probability, of all tokens of the selection and of those of one kind), log_odds of
+    `p_DOMAIN_KIND` (activation probability, of all tokens of the selection and of those of one kind), `p_DOMAIN_low`
+    and `p_DOMAIN_high` (the ends of its 95 % interval, by a bootstrap over the domain's buckets), log_odds of
     `domain` against all others with the ends of its 95 % interval, log_odds_low and log_odds_high (null where a domain
     has tokens in fewer than two buckets), difference (of the two probabilities), f, reaches_logits (null where that is
     not known), mean_act, max_act, mean_post, max_post (in `domain`; null without moments), attribution (in nats: the
@@ -95,6 +103,7 @@ def _rows(seen: Observed, selection: Selection, site: str, of: Of, resamples: in
         "domain": pl.Series([selection.domains[one] for one in _list(domain)], dtype=pl.String),
         "entropy": selection.entropy[site][chosen.layers, chosen.neurons].numpy(),
         **{names[one]: probability[:, number].numpy() for number, one in enumerate(selection.domains)},
+        **_ends(cells, flat, [names[one] for one in selection.domains], resamples, seed),
         **_by_kind(seen.counts, site, kinds, chosen, names),
         **_effects(cells, flat, domain, len(selection.domains), resamples, seed),
         "f": f_statistic(cells, len(selection.domains))[flat].numpy(),
@@ -103,6 +112,27 @@ def _rows(seen: Observed, selection: Selection, site: str, of: Of, resamples: in
         **_attributed(seen.attributions, site, chosen, domain),
     }
     return pl.DataFrame(columns).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def _ends(cells: Cells, flat: Int64[Tensor, " neuron"], names: list[str], resamples: int, seed: int) -> dict[str, Any]:
+    """The ends of the intervals of the probabilities."""
+    parts = [torch.zeros(2, len(names), 0, dtype=torch.float64, device="cpu")]
+    for some in _chunks(len(flat)):
+        generator = torch.Generator().manual_seed(seed)
+        parts.append(probability_ends(cells, flat[some], len(names), resamples, generator))
+    ends = torch.cat(parts, dim=-1)
+    return {
+        _other_than(names, f"{name}_{end}"): ends[number, domain].numpy()
+        for domain, name in enumerate(names)
+        for number, end in enumerate(("low", "high"))
+    }
+
+
+def _other_than(taken: Collection[str], name: str) -> str:
+    """The name, or one like it that is not taken: a domain may be called as a column of another one."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _own_domain(
@@ -126,10 +156,7 @@ def _by_kind(
         for kind in kinds:
             active, tokens = one.total(site, (kind,))
             values = active[chosen.layers, chosen.neurons].double() / tokens
-            name = f"{names[one.domain]}_{kind}"
-            while name in {*found, *names.values()}:
-                name += "_"
-            found[name] = values.numpy()
+            found[_other_than({*found, *names.values()}, f"{names[one.domain]}_{kind}")] = values.numpy()
     return found
 
 

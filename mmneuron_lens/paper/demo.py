@@ -11,15 +11,19 @@ from typing import Any
 
 import torch
 
+from mmneuron_lens.artifacts.selection import Selection
 from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.corpus import Corpus
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.paper.drawn import drawn_corpus
 from mmneuron_lens.paper.summary import publish
+from mmneuron_lens.runs.attributions import attributions_stage
 from mmneuron_lens.runs.compare import comparable, compare_run, planted_stage
-from mmneuron_lens.runs.count import count_stage
+from mmneuron_lens.runs.examples import examples_stage
 from mmneuron_lens.runs.identify import select_stage
+from mmneuron_lens.runs.moments import moments_stage
+from mmneuron_lens.runs.neuron_effects import effects_stage
 from mmneuron_lens.runs.store import Store
 
 SMALL_MODELS = ("embedded/llava-next", "embedded/instructblip", "embedded/idefics3")
@@ -36,6 +40,10 @@ class DemoPlan:
       without them, so no image is in both.
     - methods, compared: whose neurons are switched off, and how many of each module; draws of as many random ones too.
     - planted: questions of the planted check, on the last model; 0 leaves it out.
+    - example_images, examples: the pictures that selected neurons are looked at on, of each domain, and how many are
+      kept of each neuron.
+    - effects, effect_questions: selected neurons of each domain and module that are switched off alone, and on so many
+      questions; 0 leaves it out.
     - permutations: of the domains, to see what chance selects.
     - batch_size: questions in one forward pass. max_new_tokens: of an answer.
     - one_thread: models of a few million weights gain nothing from a second thread, and lose much to it where other
@@ -51,6 +59,10 @@ class DemoPlan:
     compared: tuple[float, ...] = (0.002, 0.01, 0.05)
     random_draws: int = 5
     planted: int = 24
+    example_images: int = 100
+    examples: int = 6
+    effects: int = 2
+    effect_questions: int = 8
     permutations: int = 20
     fraction: float = 0.01
     batch_size: int = 32
@@ -68,6 +80,8 @@ SMOL_PLAN = DemoPlan(
     evaluation_images=4,
     compared=(0.01, 0.05),
     planted=0,
+    example_images=30,
+    effects=0,
     batch_size=16,
     max_new_tokens=4,
     one_thread=False,
@@ -117,7 +131,8 @@ def demo(
         for name in models:
             lens = Lens(name, **(settings or {}))
             shared: dict[str, Any] = {"batch_size": plan.batch_size, "problems": corpus.problems, "progress": progress}
-            count_stage(lens, first.by_domain(), store, corpus=corpus.name, again=again, **shared)
+            asked: dict[str, Any] = {"corpus": corpus.name, "again": again, **shared}
+            moments_stage(lens, first.by_domain(), store, **asked)
             rule = {"fraction": plan.fraction, "permutations": plan.permutations}
             found += select_stage(store.folder, store, model=lens.name, progress=progress, **rule)
             fractions = sorted({*plan.compared, plan.fraction})
@@ -126,11 +141,31 @@ def demo(
                 fractions=fractions, draws=plan.random_draws, others=(plan.fraction,), accuracy=(plan.fraction,),
                 **shared, **answering,
             )  # fmt: skip
+            _look(lens, found[-1].selection, first, then, plan, store, asked)
             if name == models[-1] and plan.planted:
                 planted_stage(lens, _mixed(then)[: plan.planted], store, **shared)
     store.say("drawing figures and writing the page")
     missing = {one.selection.model: one.controls.missing for one in found}
     return publish(store.folder, uncontrolled=missing, not_run=plan.not_run)
+
+
+def _look(
+    lens: Lens,
+    selection: Selection,
+    first: Corpus,
+    then: Corpus,
+    plan: DemoPlan,
+    store: Store,
+    asked: Mapping[str, Any],
+) -> None:
+    """What single neurons answer to, and what they do to right answers: by gradients, and switched off alone."""
+    examples_stage(lens, selection, first.some(plan.example_images).by_domain(), store, k=plan.examples, **asked)
+    answered = {name: value for name, value in asked.items() if name not in ("again", "batch_size")}
+    attributions_stage(lens, then.by_domain(), store, **answered)
+    if plan.effects:
+        few = {domain: some[: plan.effect_questions] for domain, some in then.by_domain().items()}
+        measured = {name: answered[name] for name in ("problems", "progress")}
+        effects_stage(lens, selection, few, store, most=plan.effects, random_neurons=2 * plan.effects, **measured)
 
 
 def _mixed(corpus: Corpus) -> list[Sample]:

@@ -18,7 +18,8 @@ from mmneuron_lens.paper.corpora import figure_2, table_4
 from mmneuron_lens.paper.further import flow, probes
 from mmneuron_lens.paper.layers import Cases, figure_6, figure_7, figures_10_to_13, table_9
 from mmneuron_lens.paper.model_run import ModelRun
-from mmneuron_lens.paper.neurons_page import pages_beside
+from mmneuron_lens.paper.neuron_section import neuron_examples
+from mmneuron_lens.paper.neurons_page import pages_beside, publish_neurons
 from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6, tables_of_13b
 from mmneuron_lens.report.page import Page, write
 from mmneuron_lens.report.sections import Section
@@ -73,9 +74,9 @@ def publish_paper(out: str | Path, cases: Cases | None = None) -> Path:
 
     Raises `RunError` for a folder without a run.
     """
-    page = paper_of(out, cases)
     write_neurons(out)
-    return write(page, out)
+    publish_neurons(out)
+    return write(paper_of(out, cases), out)
 
 
 def paper_of(out: str | Path, cases: Cases | None = None) -> Page:
@@ -93,7 +94,7 @@ def paper_of(out: str | Path, cases: Cases | None = None) -> Page:
         figure_2(runs), figure_5(runs), table_1(runs), table_2(runs), table_3(runs), figure_6(runs, cases),
         figure_7(runs), table_4(runs), figure_9(runs), figures_10_to_13(runs, cases), table_6(runs),
         *tables_of_13b(runs), table_9(runs), controls(runs), cross_matrix(runs),
-        flow(runs), probes(runs),
+        neuron_examples(runs), flow(runs), probes(runs),
         *([compared(runs)] if any(run.comparison for run in runs) else []),
     )  # fmt: skip
     return Page(

@@ -12,7 +12,8 @@ from mmneuron_lens.paper.comparison import compared
 from mmneuron_lens.paper.control_section import controls
 from mmneuron_lens.paper.corpora import table_4
 from mmneuron_lens.paper.model_run import ModelRun, domains_of
-from mmneuron_lens.paper.neurons_page import pages_beside
+from mmneuron_lens.paper.neuron_section import neuron_examples
+from mmneuron_lens.paper.neurons_page import pages_beside, publish_neurons
 from mmneuron_lens.paper.page import is_paper
 from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6
 from mmneuron_lens.report.page import INDEX, Page, figures_folder, tables_folder, write
@@ -33,7 +34,8 @@ def publish(
 ) -> Path:
     """Writes the page of the models that a run has a selection of, with its tables and figures; returns its path.
 
-    The table of its neurons, `neurons.parquet` and `neurons.csv`, is written beside it.
+    The table of its neurons, `neurons.parquet` and `neurons.csv`, and their page, `neurons/index.html`, are written
+    beside it.
 
     - out: the folder with the selections. `index.html` there, or `selection.html` beside the page of a paper.
     - counts_in: the folder with the counts, if another.
@@ -56,13 +58,22 @@ def publish(
         # Another process may be making the page too.
         stale.unlink(missing_ok=True)
     write_neurons(out, counts_in=counts_in)
+    publish_neurons(out)
     return write(summary_of(runs, not_run), out, name)
 
 
 def summary_of(runs: Sequence[ModelRun], not_run: Sequence[str] = ()) -> Page:
     """Everything the page shows; a section without content is a line of what was not run."""
     names, domains = listed(run.model for run in runs), domains_of(runs)
-    sections = [table_4(runs), table_1(runs), table_6(runs), figure_5(runs), controls(runs), figure_9(runs)]
+    sections = [
+        neuron_examples(runs),
+        table_4(runs),
+        table_1(runs),
+        table_6(runs),
+        figure_5(runs),
+        controls(runs),
+        figure_9(runs),
+    ]
     answered, judged = any(run.answers for run in runs), any(run.comparison for run in runs)
     sections += [compared(runs)] if judged else []
     sections += [table_2(runs)] if answered or not judged else []

@@ -30,10 +30,8 @@ UNSEEN = "It was active on none of the pictures that it was shown."
 EXAMPLES_MISSING = "What it answers to was not run: `mmneuron neurons RUN --model ... --corpus ...`."
 WRITES_MISSING = "Which words it writes was not run: `mmneuron neurons RUN --model ... --corpus ...`."
 BARS_MISSING = "How often it is active is not in the run’s table: `mmneuron count ...`, then `mmneuron select RUN`."
-ATTRIBUTION_MISSING = (
-    "Its attribution was not run: `mmneuron select RUN --method attribution --model ... --corpus ...`."
-)
-EFFECT_MISSING = "Its own effect was not measured; `mmneuron compare RUN` measures that of sets of neurons."
+ATTRIBUTION_MISSING = "Its attribution was not run: `mmneuron neurons RUN --attributions --model ... --corpus ...`."
+EFFECT_MISSING = "Its own effect was not measured: `mmneuron neurons RUN --effects 20 --model ... --corpus ...`."
 
 
 def neuron_name(neuron: Neuron) -> str:

@@ -26,6 +26,7 @@ from mmneuron_lens.lens import Lens
 from mmneuron_lens.runs.answer import answer_stage, off_stage, score_stage
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.deviate import deviate_stage
+from mmneuron_lens.runs.examples import examples_stage
 from mmneuron_lens.runs.folder import file_of, key_of
 from mmneuron_lens.runs.identify import select_stage
 from mmneuron_lens.runs.plan import Plan
@@ -64,6 +65,11 @@ def run_model(
         store.folder, store, model=lens.name, permutations=plan.permutations, seed=plan.seed, progress=progress, **rule
     )
     selection = found.selection
+    if plan.example_images:
+        shown = {domain: some_of(some, plan.example_images) for domain, some in questions.identification.items()}
+        examples_stage(
+            lens, selection, shown, store, k=plan.examples, corpus=questions.name, again=again, **shared, **put
+        )
     cited = content_hash(file_of(store.folder, "selection", lens.name))
     asked = {domain: some for domain, some in questions.evaluation.items() if domain in selection.domains}
     off = off_stage(lens, plan.off, plan.factor, asked, store, **shared, **put)

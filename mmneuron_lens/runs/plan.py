@@ -14,6 +14,7 @@ from mmneuron_lens.experiments.ablate import PAPER_GENERATION
 from mmneuron_lens.experiments.conditions import Off
 
 BEYOND = (
+    "example_images",
     *("flow_questions", "probe_images", "jacobian_prompts", "jacobian_images", "neighbour_texts", "neighbour_states"),
 )
 """The amounts of a plan that are of what is not in the paper."""
@@ -30,7 +31,8 @@ class Plan:
     `lens_questions`, or the first ones, at the positions `lens_at` (`artifacts.positions.place_of`, or "paper"), in all
     layers or the even ones.
 
-    What goes beyond the paper, of which 0 leaves each out: `flow_questions` a domain have their attention cut layer by
+    What goes beyond the paper, of which 0 leaves each out: in `example_images` a domain the `examples` are looked for
+    on which each selected neuron is most active; `flow_questions` a domain have their attention cut layer by
     layer; `probe_images` a domain are read by linear probes; the Jacobian lens is fitted on `jacobian_prompts` of all
     domains together, and its entropy read on `jacobian_images` a domain; `neighbour_texts` questions a domain, with
     their answers, make the bank of text states, of at most `neighbour_states`.
@@ -44,6 +46,8 @@ class Plan:
     entropy_images: int | None = 100
     embedding_images: int | None = 100
     traces: int = 1
+    example_images: int = 100
+    examples: int = 8
     flow_questions: int = 32
     probe_images: int = 60
     jacobian_prompts: int = 16

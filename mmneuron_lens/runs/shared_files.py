@@ -38,7 +38,8 @@ def shared_of(run: Path, *, texts: bool = False, pictures: bool = False) -> Shar
     Raises `RunError` for a folder without counts and selections, `ArtifactError` for a damaged file, and `InvalidValue`
     naming a file that names a folder of this machine.
     """
-    pages = any((run / "traces").rglob("*.safetensors"))
+    # Pages with cases of a lens, and with pictures of neurons.
+    pages = any(any((run / kind).rglob("*.safetensors")) for kind in ("traces", "examples"))
     contents, left = dict[str, Path | bytes](), Counter[str]()
     for file in _files(run):
         name = file.relative_to(run).as_posix()

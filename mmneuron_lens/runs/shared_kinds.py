@@ -16,18 +16,21 @@ Holds = Literal["numbers", "texts", "pictures", "texts and pictures"]
 _ONE, _TWO, _DOMAINS = r"[^/]+", r"[^/]+/[^/]+", r"[^/]+/[^/]+[.]safetensors"
 
 KINDS: dict[str, Holds] = {
-    rf"(counts|moments|attributions|controls|deviations|entropies)/{_DOMAINS}": "numbers",
-    rf"(selection|selection_wider|means|comparison)/{_ONE}[.]safetensors": "numbers",
-    rf"selections/{_DOMAINS}": "numbers",
+    rf"(counts|moments|attributions|neuron_effects|top_activations|controls|deviations)/{_DOMAINS}": "numbers",
+    rf"(entropies|entropies_jacobian|flow)/{_DOMAINS}": "numbers",
+    rf"controls/{_TWO}/{_ONE}[.]safetensors": "numbers",
+    rf"(selection|selection_wider|means|comparison|planted|probes|jacobian)/{_ONE}[.]safetensors": "numbers",
+    rf"(selections|selections_wider)/{_DOMAINS}": "numbers",
     r"neurons[.](parquet|csv)": "numbers",
     rf"tables/({_ONE}/)?{_ONE}[.](csv|tex)": "numbers",
     rf"figures/({_ONE}/)?{_ONE}[.]png": "numbers",
     r"(index|selection)[.]html": "numbers",
     rf"(answers|official_scores)/{_ONE}[.]jsonl": "texts",
-    rf"examples/{_ONE}[.]safetensors": "texts",
+    rf"(examples|text_states)/{_ONE}[.]safetensors": "texts",
+    rf"words/{_ONE}[.]jsonl": "texts",
     rf"neurons/(index[.]html|{_ONE}[.](js|css))": "texts",
     r"paper[.]json": "texts",
-    rf"traces/{_TWO}/{_ONE}[.]safetensors": "texts and pictures",
+    rf"(traces/{_TWO}|(traces_jacobian|neighbours)/{_ONE})/{_ONE}[.]safetensors": "texts and pictures",
     rf"embeddings/{_ONE}[.]safetensors": "pictures",
     rf"neurons/pictures/{_ONE}[.](jpg|png)": "pictures",
 }
@@ -44,7 +47,7 @@ def kind_of_file(path: str) -> Holds | None:
 def why_not_sent(path: str, pages_show_corpus: bool, texts: bool, pictures: bool) -> str:
     """Why a file of a run is not sent; "" for one that is.
 
-    - pages_show_corpus: whether the run's pages show questions with their pictures, as those of traces do.
+    - pages_show_corpus: whether the run's pages show questions with their pictures, as those of traces and of neurons do.
     - texts, pictures: whether such files are sent.
     """
     if path in (CARD, MANIFEST, UNFINISHED):
