@@ -117,6 +117,14 @@ def test_what_was_kept_is_not_run_again(lens, samples, masks, effects, monkeypat
     assert torch.allclose(again.change, effects.change, atol=1e-5)
 
 
+def test_neurons_of_one_module_alone_are_measured_too(lens, samples, masks, effects):
+    for site in masks:
+        alone = measure_effects(lens, samples[:2], {site: masks[site]}, random_neurons=0)
+        whole = [place for place, one in enumerate(effects.members.tolist()) if effects.sites[one[0]] == site][:2]
+        columns = [effects.samples.index(one) for one in alone.samples]
+        assert torch.allclose(alone.change, effects.change[whole][:, columns], atol=1e-5)
+
+
 def test_questions_without_an_answer_are_named(lens, samples, masks):
     problems = Problems(Path("questions.jsonl"), lines={one.id: place for place, one in enumerate(samples)})
     mute = replace(samples[0], answers=())

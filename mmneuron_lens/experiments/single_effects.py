@@ -89,7 +89,7 @@ def measure_effects(
             some = [graphs[place] | answer_log_probability for place in mine]
             some = some if before else [Graph((answer_log_probability,)), *some]
             rows = [one + 1 for one in mine] if before else [0, *(one + 1 for one in mine)]
-            for row, out in zip(rows, lens.run(some, batch), strict=True):
+            for row, out in zip(rows, lens.run(some, batch) if some else [], strict=True):
                 found[row] = out["answer_log_probability", "llm.logits"][0].double().cpu()
         refuse_not_finite("llm.logits", found, lens.dtype, layered=False)
         return Piece(step.group, {"found": found}, ids_of(kept))
