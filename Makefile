@@ -16,9 +16,9 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/mmneuron demo --out runs/demo
 
-# Two processes, a file in one of them; each computes with one thread.
+# Two processes, a file in one of them, in the order of tests/conftest.py; each computes with one thread.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The core tests on every supported transformers, in every Python with torch, about two minutes each; a table at the end.
 matrix: setup

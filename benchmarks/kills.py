@@ -7,8 +7,8 @@ Both models in turn, over a corpus of two domains with one image that cannot be 
 decodes its images ahead in two worker processes. A run is the same work again and again, each time killed with SIGKILL
 after a seeded random part of the time that an undisturbed one takes, until one is fast enough to finish. Then the
 sha256 of every file of the run's folder is compared with those of the undisturbed one. Processes are forked from one
-that has imported everything, so that kills fall into the work and not into the start of Python; what is done is kept
-every `--seconds` instead of every minute. Writes benchmarks/kills-DATE.log; exit code 1 if any run differs or fails.
+that has imported everything and computed nothing, so that kills fall into the work and not into the start of Python, and
+no thread of a library is lost; what is done is kept every `--seconds` instead of every minute. Writes benchmarks/kills-DATE.log; exit code 1 if any run differs or fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import mmneuron_lens  # noqa: E402, F401, I001  (first: it imports beartype before nnsight)
 import torch  # noqa: E402
@@ -73,7 +73,9 @@ def start(
     model: str, corpus: Path, out: Path, seconds: float = SECONDS, workers: int = 0
 ) -> multiprocessing.process.BaseProcess:
     """The work in a process of its own."""
-    process = multiprocessing.get_context("fork").Process(target=_work, args=(model, corpus, out, seconds, workers))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kills"])
+    process = context.Process(target=_work, args=(model, corpus, out, seconds, workers))
     process.start()
     return process
 

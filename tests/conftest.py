@@ -11,6 +11,18 @@ from PIL import Image
 import mmneuron_lens  # noqa: F401  (first: it imports beartype before nnsight)
 from mmneuron_lens import Lens
 
+LONGEST_FIRST = (
+    *("notebooks", "paper", "cli", "long_runs", "compare", "site_values", "planted", "gradients", "examples", "rows"),
+    *("many_graphs", "boxes", "tower_boxes", "artifact_damage", "sharing", "moments"),
+)
+"""Files of tests that take long, so that no process is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 ARCHITECTURES = ("llava_next", "instructblip", "llava", "blip2")
 
 

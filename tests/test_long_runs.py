@@ -109,7 +109,8 @@ def test_the_command_killed_at_random_moments_ends_with_the_same_files(tmp_path)
     corpus = kills.corpus_of(tmp_path / "corpus", images=4)
     longest = kills.undisturbed("llava-next", corpus, tmp_path / "whole")
     expected = kills.hashes(tmp_path / "whole")
-    kinds = ["answers", *["controls"] * 3, "counts", "counts", "problems.txt", "selection", "selection_wider"]
+    kinds = ["answers", *["controls"] * 3, "counts", "counts", "neurons.csv", "neurons.parquet", "problems.txt"]
+    kinds += ["selection", "selection_wider"]
     assert sorted(Path(name).parts[0] for name in expected if ".lock" not in name) == kinds
     draws, killed = random.Random(0), 0
     # A process that is faster than its moment is not killed, and ends its run.
