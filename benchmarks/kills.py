@@ -7,8 +7,9 @@ Both models in turn, over a corpus of two domains with one image that cannot be 
 decodes its images ahead in two worker processes. A run is the same work again and again, each time killed with SIGKILL
 after a seeded random part of the time that an undisturbed one takes, until one is fast enough to finish. Then the
 sha256 of every file of the run's folder is compared with those of the undisturbed one. Processes are forked from one
-that has imported everything and computed nothing, so that kills fall into the work and not into the start of Python, and
-no thread of a library is lost; what is done is kept every `--seconds` instead of every minute. Writes benchmarks/kills-DATE.log; exit code 1 if any run differs or fails.
+that has imported everything and computed nothing, so that kills fall into the work and not into the start of Python,
+and no thread of a library is lost; what is done is kept every `--seconds` instead of every minute. Writes
+benchmarks/kills-DATE.log; exit code 1 if any run differs or fails.
 """
 
 from __future__ import annotations

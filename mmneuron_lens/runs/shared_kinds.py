@@ -47,7 +47,7 @@ def kind_of_file(path: str) -> Holds | None:
 def why_not_sent(path: str, pages_show_corpus: bool, texts: bool, pictures: bool) -> str:
     """Why a file of a run is not sent; "" for one that is.
 
-    - pages_show_corpus: whether the run's pages show questions with their pictures, as those of traces and of neurons do.
+    - pages_show_corpus: whether the run's pages show questions with pictures, as those of traces and neurons do.
     - texts, pictures: whether such files are sent.
     """
     if path in (CARD, MANIFEST, UNFINISHED):
