@@ -33,9 +33,8 @@ from mmneuron_lens.experiments.count_checks import refuse_impossible
 from mmneuron_lens.experiments.moments import added as steps_added
 from mmneuron_lens.experiments.moments import counts_from, gated, moment_sites, moments_domain
 from mmneuron_lens.runs.count import count_stage
-from mmneuron_lens.runs.folder import RunError
 from mmneuron_lens.runs.merging import merge_runs
-from mmneuron_lens.runs.moments import moments_in, moments_stage
+from mmneuron_lens.runs.moments import moments_stage
 from mmneuron_lens.runs.store import Store
 from mmneuron_lens.runtime.jobs.watch import Clock, Limits
 
@@ -354,18 +353,6 @@ def test_moments_from_a_server_equal_those_made_here(corpus, tmp_path):
         for site, value in getattr(here, name).items():
             close = {"rtol": 0, "atol": 0} if name in INTEGERS else {"rtol": 1e-5, "atol": 1e-6}
             torch.testing.assert_close(getattr(there, name)[site], value, equal_nan=True, **close)
-
-
-def test_a_run_gives_its_moments_in_the_order_of_its_counts(made, tmp_path):
-    counts = [Counts.load(file) for file in sorted((made / "moments").glob("counts/*/*.safetensors"), reverse=True)]
-    found = moments_in(made / "moments", counts)
-    assert tuple(one.domain for one in found) == ("medical", "common")
-    assert moments_in(made / "counts", counts) == ()
-    (file,) = (made / "moments").glob("moments/*/common.safetensors")
-    (tmp_path / "moments" / file.parent.name).mkdir(parents=True)
-    (tmp_path / "moments" / file.parent.name / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(RunError, match=f"moments of some domains of {counts[0].model}, and none of medical"):
-        moments_in(tmp_path, counts)
 
 
 def test_identify_finds_the_same_and_gives_moments(tmp_path):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.comparison import DRAWN
 from mmneuron_lens.neurons.compared import NeuronSet
+from mmneuron_lens.neurons.halves import on_buckets
 from mmneuron_lens.neurons.observed import Observed
 
 HALF = "half"
@@ -65,31 +65,8 @@ def halved(observed: Observed, seed: int = 0) -> tuple[Observed, Observed]:
         order = torch.randperm(len(filled), generator=generator, device="cpu")
         chosen[one.domain] = torch.zeros(len(next(iter(one.tokens.values()))), dtype=torch.bool, device="cpu")
         chosen[one.domain][filled[order[: len(filled) // 2]]] = True
-    return tuple(  # pyright: ignore[reportReturnType]
-        Observed(
-            *(
-                tuple(_only(one, chosen[one.domain] ^ other) for one in some)
-                for some in (observed.counts, observed.moments, observed.attributions)
-            )
-        )
-        for other in (False, True)
-    )
-
-
-def _only(one: Any, buckets: Tensor) -> Any:
-    """An artifact whose tensors by site begin with buckets, without what is in other buckets than these."""
-
-    def kept(value: Tensor) -> Tensor:
-        shown = buckets.view(-1, *[1] * (value.ndim - 1))
-        return torch.where(shown, value, torch.nan if value.dtype == torch.float32 else 0)
-
-    changed: dict[str, Any] = {}
-    for name, value in vars(one).items():
-        if isinstance(value, Tensor):
-            changed[name] = kept(value)
-        elif isinstance(value, Mapping) and value and all(isinstance(part, Tensor) for part in value.values()):
-            changed[name] = {site: kept(part) for site, part in value.items()}
-    return replace(one, **changed)
+    first = torch.stack([chosen[domain] for domain in observed.domains])
+    return on_buckets(observed, first), on_buckets(observed, ~first)
 
 
 def _sizes(first: NeuronSet, second: NeuronSet) -> dict[str, int]:

@@ -9,11 +9,9 @@ from typing import Any
 
 import mmneuron_lens.neurons.selectors  # noqa: F401  (registers the methods)
 from interventions.errors import InvalidValue
-from mmneuron_lens.artifacts.attributions import Attributions
 from mmneuron_lens.artifacts.comparison import DRAWN, NeuronComparison
 from mmneuron_lens.artifacts.counts import Counts
 from mmneuron_lens.artifacts.format import content_hash
-from mmneuron_lens.artifacts.moments import Moments
 from mmneuron_lens.batching.chat import PromptForm
 from mmneuron_lens.batching.frames import told_by_domain
 from mmneuron_lens.batching.progress import Progress, quietly
@@ -29,11 +27,14 @@ from mmneuron_lens.neurons.compared import FRACTIONS, STRENGTHS, NeuronSet, chos
 from mmneuron_lens.neurons.observed import Observed, observed
 from mmneuron_lens.neurons.overlap import half_overlaps, halved, overlaps
 from mmneuron_lens.neurons.selectors.registry import Scores, selector_named
+from mmneuron_lens.runs.attributions import attributions_stage
 from mmneuron_lens.runs.folder import RunError, counted, file_of, key_of
+from mmneuron_lens.runs.moments import moments_stage
+from mmneuron_lens.runs.observed import BESIDE
 from mmneuron_lens.runs.store import Store
 
-BESIDE: dict[str, Any] = {"moments": Moments, "attributions": Attributions}
-"""What methods may need beside counts, as a run keeps it."""
+STAGES: dict[str, Any] = {"moments": moments_stage, "attributions": attributions_stage}
+"""What makes what methods may need beside counts."""
 
 Parameters = Mapping[str, Mapping[str, Any]]
 """By method, parameters over its published ones."""
@@ -197,7 +198,7 @@ def observed_of(
             found[kind] = [artifact.load(file) for file in files.values()]
         elif identification is not None and all(domain in identification for domain in domains):
             asked = {domain: identification[domain] for domain in domains}
-            found[kind] = [*_made(kind)(lens, asked, store, **settings).values()]
+            found[kind] = [*STAGES[kind](lens, asked, store, **settings).values()]
         else:
             who = " and ".join(one for one in methods if one != DRAWN and kind in selector_named(one).needs)
             raise RunError(
@@ -251,17 +252,6 @@ def counts_in(run: str | Path, model: str) -> list[Counts]:
     raise RunError(
         f"{run} has no counts of {model}, only of {there}; write them with `mmneuron count --model ... --out {run}`."
     )
-
-
-def _made(kind: str) -> Any:
-    """The stage that makes what a method needs."""
-    if kind == "moments":
-        from mmneuron_lens.runs.moments import moments_stage  # pyright: ignore
-
-        return moments_stage  # pyright: ignore
-    from mmneuron_lens.runs.attributions import attributions_stage  # pyright: ignore
-
-    return attributions_stage  # pyright: ignore
 
 
 def _halves(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from interventions.errors import InvalidValue
@@ -18,7 +17,7 @@ from mmneuron_lens.experiments.count import CountPlan, count_steps, name_again, 
 from mmneuron_lens.experiments.moments import MOMENTS, counts_from, moments_of, plan_moments
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runs.count import counts_key
-from mmneuron_lens.runs.folder import RunError, file_of, key_of, refuse_misplaced
+from mmneuron_lens.runs.folder import key_of
 from mmneuron_lens.runs.keys import Key
 from mmneuron_lens.runs.pieces import Pieces
 from mmneuron_lens.runs.store import Store
@@ -88,23 +87,3 @@ def moments_stage(
 def moments_key(plan: CountPlan) -> Key:
     """The key of a domain's moments."""
     return key_of("moments", plan.facts["model id"], plan.domain, facts=plan.facts)
-
-
-def moments_in(run: str | Path, counts: Sequence[Counts]) -> tuple[Moments, ...]:
-    """A run's moments of one model in the domains of its counts and their order; empty where it has none at all.
-
-    Raises `RunError` where only some of the domains have any.
-    """
-    files = {one.domain: file_of(run, "moments", one.model, one.domain) for one in counts}
-    absent = [domain for domain, file in files.items() if not file.is_file()]
-    if len(absent) == len(files):
-        return ()
-    if absent:
-        raise RunError(
-            f"{run} holds moments of some domains of {counts[0].model}, and none of {', '.join(absent)}; write them "
-            "with `mmneuron count --moments`."
-        )
-    found = {file: Moments.load(file) for file in files.values()}
-    for file, one in found.items():
-        refuse_misplaced(run, file, "moments", one.model, one.domain)
-    return tuple(found.values())
