@@ -131,7 +131,9 @@ def _count(act: Float[Tensor, "*where neuron"], weights: Int[Tensor, "*where kin
     counts = torch.zeros(rows.shape[0], values.shape[1], dtype=torch.int64, device=act.device)
     # Compared straight into floats, without a mask to convert, and into one buffer that stays in the cache.
     buffer = torch.empty(min(_CHUNK, values.shape[0]), values.shape[1], dtype=torch.float32, device=act.device)
+    # Given where to write, a product stays in float32 on a server that computes under autocast.
+    product = torch.empty(counts.shape, dtype=torch.float32, device=act.device)
     for some, some_rows in zip(torch.split(values, _CHUNK), torch.split(rows, _CHUNK, dim=1), strict=True):
         active = torch.gt(some, 0, out=buffer[: some.shape[0]])
-        counts += (some_rows @ active).long()
+        counts += torch.mm(some_rows, active, out=product).long()
     return counts

@@ -103,8 +103,10 @@ def _sum(
     if out.dtype == values.dtype:
         torch.mm(weights, values, out=out)
         return
-    groups = weights.reshape(len(weights), -1, _ROWS).transpose(0, 1) @ values.view(-1, _ROWS, values.shape[1])
-    torch.sum(groups, 0, dtype=torch.float64, out=out)
+    groups, grouped = weights.reshape(len(weights), -1, _ROWS).transpose(0, 1), values.view(-1, _ROWS, values.shape[1])
+    product = torch.empty(len(groups), *out.shape, dtype=values.dtype, device=values.device)
+    # Given where to write, it stays in float32 under autocast.
+    torch.sum(torch.bmm(groups, grouped, out=product), 0, dtype=torch.float64, out=out)
 
 
 def _by_kind(rows: Int[Tensor, "kind position"]) -> tuple[Int[Tensor, " real"], list[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from conftest import mixed_batch
@@ -11,8 +13,10 @@ from interventions import (
     batch_field,
     count_active,
     count_active_by_kind,
+    count_checked,
     count_positions,
     mean_activation,
+    moments,
     reads,
     sum_activations,
 )
@@ -72,6 +76,27 @@ def test_large_weights_stay_exact():
     act = torch.ones(700, 3)
     weight = torch.full((700,), 65_535, dtype=torch.int64)
     assert count_active(act, weight).tolist() == [700 * 65_535] * 3
+
+
+@pytest.mark.parametrize("at_once", [None, 2048], ids=["processor", "accelerator"])
+@pytest.mark.parametrize("read", [count_active, count_active_by_kind, count_checked, moments])
+def test_a_server_that_computes_under_autocast_counts_exactly(read, at_once, monkeypatch):
+    """Products of matrices in bfloat16 hold integers up to 256 alone."""
+    if at_once:
+        monkeypatch.setattr(sys.modules["interventions.moments"], "_at_once", lambda act: at_once)
+    act = torch.randn(3, 500, 7, generator=torch.Generator().manual_seed(0))
+    weight = torch.randint(0, 91, (3, 500), generator=torch.Generator().manual_seed(1))
+    kind = torch.nn.functional.one_hot(torch.arange(500) % 3, 3).bool().expand(3, -1, -1)
+    given = {"weight": weight} if read is count_active else {"weight": weight, "kind": kind}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = read(act, **given)
+    found = found if isinstance(found, dict) else {"active": found}
+    by_kind = ((act > 0)[:, :, None] * kind[..., None] * weight[..., None, None]).sum((0, 1))
+    expected = by_kind.sum(0) if read is count_active else by_kind
+    assert torch.equal(found["positive" if read is moments else "active"], expected)
+    if read is moments:
+        weighted = act.double()[:, :, None] * kind[..., None] * weight[..., None, None]
+        assert torch.allclose(found["sum"], weighted.sum((0, 1)), rtol=1e-5, atol=1e-3)
 
 
 def test_mean_is_divided_once(lens):
