@@ -9,12 +9,13 @@
     mm.ablate(lens, found.selection, corpus).to_frame()
     mm.deviate(lens, found.selection, corpus).to_frame()
     mm.read_layers(lens, corpus[0])
+    mm.compare(lens, corpus, counts=found.counts).to_frame()
     mm.neuron("run", "llm.mlp.act", 3, 17)
 
 A model and graphs on it: `Lens`, `Batch`, `Result`, `count_active`, `zero_neurons`; more in `interventions`.
 Questions: `load_corpus`, `Corpus`, `Sample`.
-The main job: `identify`, `ablate`, `deviate`, `read_layers`, `read_entropy`; `neuron`, one of a run with its pictures;
-`merge_runs` of several machines.
+The main job: `identify`, `compare`, `ablate`, `deviate`, `read_layers`, `read_entropy`; `neuron`, one of a run with its
+pictures; `merge_runs` of several machines; `load_run`, without a model; `selector`, for a method of your own.
 What is found: `Identified`, `Controls`, `Counts`, `Selection`.
 What it comes to: `Ablation`, `Deviations`, `DeviationTable`, `Entropies`, `LensTrace`.
 What a user can mend: `MMNeuronError`.

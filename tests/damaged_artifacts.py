@@ -18,7 +18,7 @@ FREE = ("parameters", "provenance", "settings", "facts", "key", "reasons", "note
 
 SIGNED = (
     *("means", "embeddings", "effect-sizes", "neuron-effects", "jacobian lens", "tuned lens"),
-    *("top-activations", "neuron-examples", "text-states", "neighbours"),
+    *("top-activations", "neuron-examples", "attributions", "moments", "comparison", "text-states", "neighbours"),
 )
 """Kinds whose numbers may be negative."""
 
@@ -71,7 +71,9 @@ def changed(document: Any, draw: random.Random) -> str:
 
 def other_tensor(kind: str, tensors: dict[str, torch.Tensor], undefined: tuple[str, ...], draw: random.Random) -> str:
     """Changes one tensor to what it cannot be; says how."""
-    name = draw.choice(sorted(tensors))
+    # Of a piece, those that are read whatever else it holds.
+    read = ("active/", "tokens/") if kind == "piece" else ("",)
+    name = draw.choice(sorted(one for one in tensors if one.startswith(read)))
     old = tensors[name]
     ways: dict[str, Callable[[], torch.Tensor]] = {
         "an axis more": lambda: old[None],
@@ -82,8 +84,6 @@ def other_tensor(kind: str, tensors: dict[str, torch.Tensor], undefined: tuple[s
         ways["NaN"] = lambda: torch.full_like(old, torch.nan)
     if old.numel() and old.dtype not in (torch.bool, torch.uint8) and kind not in SIGNED and name != "boxes":
         ways["negative"] = lambda: torch.full_like(old, -1)
-    if kind == "piece" and not name.startswith(("active/", "tokens/")):
-        ways = {}
     how = draw.choice(sorted(ways))
     tensors[name] = ways[how]()
     return f"{name}: {how}"

@@ -21,6 +21,7 @@ from interventions.errors import StorageFailed
 from mmneuron_lens.artifacts.answers import Answer, Answers
 from mmneuron_lens.artifacts.artifact import Artifact
 from mmneuron_lens.artifacts.attributions import Attributions
+from mmneuron_lens.artifacts.comparison import Compared, NeuronComparison
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
 from mmneuron_lens.artifacts.deviations import MEASURES, Deviations
@@ -214,7 +215,20 @@ def words() -> WrittenWords:
     return WrittenWords("m", both, "", {"words": 8})
 
 
+def comparison() -> NeuronComparison:
+    own = Compared("dape", "medical", 0.01, {SITE: 2}, {SITE: 2}, draws=(1,))
+    drawn = Compared("random", "medical", 0.01, {SITE: 2}, draw=1)
+    change = torch.tensor([[-0.5, 0.25], [0.1, float("nan")]])
+    right = torch.tensor([[1.0, 0.0], [float("nan"), 1.0]])
+    questions = (("medical", "1"), ("common", "2"))
+    domains, before = ("common", "medical"), torch.tensor([-1.0, -2.0])
+    return NeuronComparison(
+        "m", domains, ("dape",), (own, drawn), questions, before, change, change.abs(), torch.tensor([1.0, 0.0]), right
+    )
+
+
 MADE: dict[str, Any] = {
+    "comparison": comparison(),
     "counts": counts(),
     "more counts": counts(200),
     "moments": moments(),

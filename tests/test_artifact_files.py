@@ -230,6 +230,8 @@ BY_THEMSELVES = {
     "embedded/smol/fetch.py": "a temporary folder that pip reads",
     "embedded/train/": "a tool that streams",
     "interventions/files.py": "the one function",
+    "artifacts/lape_masks.py": "torch's own format, into memory that the one function writes",
+    "runs/neuron_tables.py": "parquet, into memory that the one function writes",
     "ndif/environment.py": "a log that pip streams into",
     "ndif/state.py": "logs that services stream into",
     "runs/store.py": "who holds a lock, which a kill ends too",

@@ -230,14 +230,18 @@ def test_a_small_demo_goes_the_whole_way(tmp_path):
         assert len(list((tmp_path / "counts" / model).iterdir())) == 2
         assert (tmp_path / "selection" / f"{model}.safetensors").is_file()
         comparison = NeuronComparison.load(tmp_path / "comparison" / f"{model}.safetensors")
-        assert (len(comparison.questions), comparison.fractions, comparison.methods) == (2 * 4, (0.05, 0.2), ("dape",))
+        assert (len(comparison.questions), comparison.fractions, comparison.methods) == (
+            2 * 4,
+            (0.05, 0.2),
+            ("dape", "margin"),
+        )
         # Of both kinds over layers, the curves and the matrix.
         assert len(list((tmp_path / "figures").glob(f"*_{model}.png"))) == 4
     frames = {file.stem: pl.read_csv(file) for file in (tmp_path / "tables").glob("*.csv")}
     # A row a domain and fraction of its own questions, and at 5 % of those of the other.
-    assert len(frames["comparison"]) == 3 * 2 * (2 + 1)
-    assert len(frames["comparison_accuracy"]) == 3 * 2
-    assert len(frames["comparison_matrix"]) == 3 * 2 * 2
+    assert len(frames["comparison"]) == 2 * 3 * 2 * (2 + 1)
+    assert len(frames["comparison_accuracy"]) == 2 * 3 * 2
+    assert len(frames["comparison_matrix"]) == 2 * 3 * 2 * 2
     models = {"embedded/llava-next", "embedded/instructblip", "embedded/idefics3"}
     assert all(set(frame["model"]) == models for name, frame in frames.items() if name != "corpora")
     assert page == tmp_path / "index.html"
@@ -246,12 +250,15 @@ def test_a_small_demo_goes_the_whole_way(tmp_path):
     anchors, links = re.findall(r' id="([^"]+)"', html), re.findall(r'href="#([^"]+)"', html)
     assert len(set(anchors)) == len(anchors)
     assert set(links) <= set(anchors)
-    assert not re.search(r'(src|srcset|href)="(?!data:|#)', html)
+    assert {one.partition("#")[0] for one in re.findall(r'(?:src|srcset|href)="(?!data:|#)([^"]*)', html)} == {
+        "neurons/index.html"
+    }
+    assert (tmp_path / "neurons" / "index.html").is_file()
     assert "counting medical" in named
-    assert sum(name.startswith("comparing dape under ") for name in named) == 3
-    assert sum(one.endswith("margin is not compared, which needs moments") for one in said) == 3
+    assert sum(name.startswith("comparing dape, margin under ") for name in named) == 3
+    assert not [one for one in said if "is not compared" in one]
     assert said[0] == f"drawing 7 images in each of 2 domains into {tmp_path / 'corpus'}"
-    assert "embedded/llava-next: counting active neurons, medical" in said
+    assert "embedded/llava-next: how often and how strongly neurons are active, medical" in said
     assert said[-1] == "drawing figures and writing the page"
     before = {file: file.read_bytes() for file in tmp_path.rglob("tables/*.csv")}
     again = mmneuron("show", tmp_path)

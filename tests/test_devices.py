@@ -153,7 +153,7 @@ def test_every_command_that_loads_a_model_takes_them():
         for name, command in typer.main.get_command(app).commands.items()
     }
     loading = {name for name, own in options.items() if "--dtype" in own}
-    assert loading == {"demo", "count", "ablate", "compare", "paper", "prove"}
+    assert loading == {"demo", "count", "select", "neurons", "ablate", "compare", "paper", "prove"}
     for name in loading:
         assert {"--device", "--device-map", "--quantize"} <= options[name]
         # A proof needs the weights here.

@@ -213,7 +213,7 @@ def called(tree: ast.AST) -> list[str]:
 
 
 EDGES = {
-    "Markup": {"report/html_text.py", "report/hover.py", "report/page.py", "report/heat.py"},
+    "Markup": {*(f"report/{one}.py" for one in ("html_text", "hover", "page", "heat")), "runs/loaded_run.py"},
     "write_csv": {"report/csv_files.py"},
     "secho": set(),
     "from_markup": set(),

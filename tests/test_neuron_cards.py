@@ -147,11 +147,11 @@ def test_words_around_a_word_are_tinted_and_image_positions_are_one(run):
 def test_what_was_not_run_is_said_with_its_command(run, tmp_path):
     _, _, cards = read_page(run / "neurons")
     assert [one for card in cards[0] for one in card["missing"] if "words it writes" not in one] == [
-        "Its own effect was not measured; `mmneuron compare RUN` measures that of sets of neurons."
+        "Its own effect was not measured: `mmneuron neurons RUN --effects 20 --model ... --corpus ...`."
         for row in rows_of(run, "made/model")
         if row["effect"] is None
     ]
-    assert all("mmneuron select RUN --method attribution" in card["missing"][1] for card in cards[1])
+    assert all("mmneuron neurons RUN --attributions" in card["missing"][1] for card in cards[1])
     bare = write_run(tmp_path / "bare", Made(examples=False, shapes={"llm.mlp.act": (2, 20)}), pictures=False)
     (bare / "selection" / "made+model.safetensors").unlink()
     publish_neurons(bare)

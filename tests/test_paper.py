@@ -79,7 +79,7 @@ LITTLE = Plan(
 SECTIONS = [
     *("Figure 2", "Figure 5", "Table 1", "Table 2", "Table 3", "Figure 6", "Figure 7", "Table 4", "Figure 9"),
     *("Figures 10–13", "Table 6", "Table 7", "Table 8", "Table 9", "Controls", "Cross matrix"),
-    *("Flow", "Probes"),
+    *("Neurons", "Flow", "Probes"),
 ]
 
 

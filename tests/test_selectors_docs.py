@@ -45,5 +45,5 @@ def test_every_method_of_ours_is_in_the_table_with_its_parameters():
     assert ours.keys() <= rows.keys()
     for name, one in ours.items():
         for parameter, usual in one.defaults.items():
-            assert f"`{parameter}={usual}`".replace("'", '"') in rows[name]
+            assert f"`{parameter}={usual!r}`".replace("'", '"') in rows[name]
         assert all(need in rows[name] for need in one.needs)

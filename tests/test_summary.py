@@ -68,6 +68,9 @@ def save(found: Identified, out: Path, counts_in: Path | None = None, answered: 
         Answers(tuple(answers_of(found.selection.model, digest))).save(out / "answers" / f"{name}.jsonl")
 
 
+UNREAD = "What single neurons answer to was not read: `mmneuron neurons RUN --model ... --corpus ...`."
+
+
 @pytest.fixture(scope="module")
 def found() -> list[Identified]:
     return [found_of(model) for model in MODELS]
@@ -176,7 +179,10 @@ def test_only_titles_name_the_sections(run: Path) -> None:
         "Domain-specific neurons by layer", "Is the selection more than chance?", "Silent neurons",
         "Accuracy with domain-specific neurons off", "What was not run", "Artifacts",
     ]  # fmt: skip
-    assert re.findall(r"<li>(.*?)</li>", html) == ["The 13B model was not run."]
+    assert re.findall(r"<li>(.*?)</li>", html) == [
+        UNREAD,
+        "The 13B model was not run.",
+    ]
 
 
 @pytest.mark.usefixtures("_no_figures")
@@ -187,7 +193,11 @@ def test_what_was_not_run_is_said_and_has_no_section(found: list[Identified], tm
     # Controls of an earlier selection say nothing about this one.
     save(replace(found[0]), tmp_path, answered=False)
     html = publish(tmp_path, uncontrolled={"<m>": why}).read_text()
-    assert re.findall(r"<li>(.*?)</li>", html) == [why, "No question was answered with neurons off."]
+    assert re.findall(r"<li>(.*?)</li>", html) == [
+        UNREAD,
+        why,
+        "No question was answered with neurons off.",
+    ]
     assert "Is the selection more than chance?" not in html
     assert not list((tmp_path / "tables").glob("ablation*"))
 

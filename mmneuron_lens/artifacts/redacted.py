@@ -12,7 +12,7 @@ from mmneuron_lens.artifacts.counts import LEFT_OUT, REASONS
 from mmneuron_lens.artifacts.format import HEADER, RESERVED, document_of, read_document, read_sealed, sealed
 
 OF_SAMPLES = (LEFT_OUT, "samples", "questions")
-"""Names of lists of ids of samples, or of pairs of an id and its domain, wherever in an artifact's document."""
+"""Names of lists of ids of samples, or of pairs of a domain and an id, wherever in an artifact's document."""
 
 
 def redacted(path: str | Path) -> bytes | None:
@@ -50,9 +50,9 @@ def _without_ids(value: Any) -> Any:
 
 
 def _digests(ids: list[Any]) -> list[Any]:
-    """Of ids, or of pairs that begin with one; anything else as it is."""
+    """Of ids, or of pairs of a domain and an id; anything else as it is."""
     return [
-        _digest(one) if isinstance(one, str) else [_digest(one[0]), *one[1:]] if _is_pair(one) else _without_ids(one)
+        _digest(one) if isinstance(one, str) else [one[0], _digest(one[1])] if _is_pair(one) else _without_ids(one)
         for one in ids
     ]
 

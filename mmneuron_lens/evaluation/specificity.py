@@ -76,7 +76,12 @@ SPECIFICITIES: dict[str, Any] = {
 
 
 def sign_flip(values: Numbers, seed: int = 0) -> float:
-    """The p of the mean of paired differences under flips of their signs, two-sided; exact where there are few."""
+    """The p of the mean of paired differences under flips of their signs, two-sided; exact where there are few.
+
+    1 for fewer than two of them: a single difference is as large with its sign flipped.
+    """
+    if len(values) < 2:
+        return 1.0
     tested = permutation_test(
         (values,),
         numpy.mean,

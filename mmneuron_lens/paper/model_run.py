@@ -25,6 +25,7 @@ from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.layer_probes import LayerProbes
 from mmneuron_lens.artifacts.lens_trace import LensTrace
 from mmneuron_lens.artifacts.neighbours import Neighbours
+from mmneuron_lens.artifacts.neuron_examples import NeuronExamples
 from mmneuron_lens.artifacts.official_scores import OfficialScores
 from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.artifacts.selection import Selection
@@ -47,6 +48,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "deviations": ("deviations/{}/*.safetensors", Deviations.load),
     "entropies": ("entropies/{}/*.safetensors", Entropies.load),
     "traces": ("traces/1/{}/*.safetensors", LensTrace.load),
+    "examples": ("examples/{}.safetensors", NeuronExamples.load),
     "comparison": ("comparison/{}.safetensors", NeuronComparison.load),
     "planted": ("planted/{}.safetensors", NeuronComparison.load),
     "flow": ("flow/{}/*.safetensors", KnockOutFlow.load),

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from markupsafe import Markup
 
-from mmneuron_lens.paper.model_run import ModelRun
+from mmneuron_lens.paper.model_run import ModelRun, sources_of
 from mmneuron_lens.report.html_text import html, joined
 from mmneuron_lens.report.neuron_sources import NeuronSources
 from mmneuron_lens.report.neuron_strip import neuron_strip
@@ -31,20 +31,20 @@ def neuron_examples(runs: Sequence[ModelRun]) -> Section:
     )
     after: list[Markup] = []
     for one in found:
-        strips = [neuron_strip(one, place, out / FOLDER, f"{FOLDER}/{INDEX}.html") for place in most_specific(one)]
-        name = html("<h3>{}</h3>", one.model) if len(found) > 1 else Markup("")
+        strips = [neuron_strip(one, place, out / FOLDER, f"{FOLDER}/{INDEX}.html") for place in shown_first(one)]
+        name = html("<h3>{}</h3>", one.model) if len(found) > 1 else html("")
         after.append(name + html('<div class="strips">{}</div>', joined(strips)))
     everything = html(
         '<p><a href="{}">All of them: a card each, on a page of their own.</a></p>', f"{FOLDER}/{INDEX}.html"
     )
-    return Section(title, text, after=(*after, everything), name="Neurons")
+    return Section(title, text, after=(*after, everything), sources=sources_of(runs, "examples"), name="Neurons")
 
 
 def _sources(out: Path) -> list[NeuronSources]:
     return neuron_sources(out) if (out / TABLE).is_file() else []
 
 
-def most_specific(sources: NeuronSources) -> list[int]:
+def shown_first(sources: NeuronSources) -> list[int]:
     """The row of one neuron a domain: selected, able to reach the logits, with examples; the largest lower end."""
     places = sources.frame.with_row_index("place").with_columns(
         pl.Series("shown", [one in sources.place_of_example for one in sources.neurons], dtype=pl.Boolean)

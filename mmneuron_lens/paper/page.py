@@ -74,16 +74,22 @@ def publish_paper(out: str | Path, cases: Cases | None = None) -> Path:
 
     Raises `RunError` for a folder without a run.
     """
+    refuse_no_paper(out)
     write_neurons(out)
     publish_neurons(out)
     return write(paper_of(out, cases), out)
 
 
+def refuse_no_paper(out: str | Path) -> None:
+    """Raises `RunError` for a folder without a run of the paper."""
+    if not is_paper(out):
+        raise RunError(f"{out} holds no run of the paper; make one with `mmneuron paper --embedded --out {out}`.")
+
+
 def paper_of(out: str | Path, cases: Cases | None = None) -> Page:
     """Everything the page shows, from a run's folder."""
     out = Path(out)
-    if not is_paper(out):
-        raise RunError(f"{out} holds no run of the paper; make one with `mmneuron paper --embedded --out {out}`.")
+    refuse_no_paper(out)
     described = read_described(out / PAPER)
     runs = [ModelRun(out, model) for model in described["models"]]
     evidence = [run.evidence for run in runs]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from markupsafe import Markup
 
 from mmneuron_lens.artifacts.neuron_examples import SIDE
 from mmneuron_lens.artifacts.table_html import NO_MATH
+from mmneuron_lens.report.html_text import joined
 from mmneuron_lens.report.neuron_document import TEXTS, neuron_document
 from mmneuron_lens.report.neuron_maps import png_of
 from mmneuron_lens.report.neuron_sources import NeuronSources, colours_of
@@ -27,7 +27,7 @@ def neuron_card(sources: NeuronSources, place: int, folder: Path) -> str:
     - folder: where the thumbnails lie, as `sources.pictures` calls them.
     """
     card = neuron_document(sources, place)
-    style = Markup("\n").join([own_file("neuron_card.css"), own_file("neuron_alone.css")])
+    style = joined([own_file("neuron_card.css"), own_file("neuron_alone.css")], "\n")
     shown = template("neuron_card.html.jinja").render(
         card=card, model=sources.model, texts=TEXTS, style=style,
         names=[sources.names[one] for one in sources.domains], colours=colours_of(sources.domains),

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from markupsafe import Markup
 
 from interventions.printable import printable
 from mmneuron_lens.artifacts.neuron_examples import SIDE
 from mmneuron_lens.artifacts.selection import in_order, module_of
-from mmneuron_lens.report.html_text import json_in_html
+from mmneuron_lens.report.html_text import joined, json_in_html
 from mmneuron_lens.report.neuron_document import TEXTS, neuron_document, neuron_name
 from mmneuron_lens.report.neuron_maps import OPACITY, RAMP
 from mmneuron_lens.report.neuron_sources import NeuronSources, colours_of, most_specific
@@ -92,8 +91,8 @@ def page_files(page: NeuronsPage) -> Iterator[tuple[str, str]]:
         models.append({"table": table[0], "chunks": chunks, "kept": _kept(kept, whole)})
     facts = {"ramp": RAMP, "opacity": OPACITY, "side": SIDE, "size": TOGETHER, "texts": TEXTS, "models": models}
     parts = [own_file(f"neurons_{name}.js") for name in SCRIPTS] + [own_file("neurons.js")]
-    style = Markup("\n").join(map(own_file, ("style.css", "neuron_card.css", "neurons.css")))
-    shown = {"page": page, "run": json_in_html(facts), "script": Markup("\n").join(parts), "style": style}
+    style = joined(map(own_file, ("style.css", "neuron_card.css", "neurons.css")), "\n")
+    shown = {"page": page, "run": json_in_html(facts), "script": joined(parts, "\n"), "style": style}
     yield "index.html", template("neurons.html.jinja").render(shown)
 
 

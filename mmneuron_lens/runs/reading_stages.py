@@ -18,6 +18,7 @@ from mmneuron_lens.artifacts.neighbours import Neighbours
 from mmneuron_lens.artifacts.text_states import TextStates
 from mmneuron_lens.batching.frames import asked_as, told_by_domain
 from mmneuron_lens.batching.gather import Keeper
+from mmneuron_lens.batching.left_out import NoneLeft
 from mmneuron_lens.batching.prompting import Prompt
 from mmneuron_lens.corpora.content import content_digest
 from mmneuron_lens.corpora.folder import some_of
@@ -170,17 +171,17 @@ class _Stages:
             if not samples:
                 continue
             told = asked_as(self.lens, samples, prompt, **self.put)[1]
-            self.store.get_or_make(
-                key_of(
-                    kind,
-                    self.lens.name,
-                    domain,
-                    facts={**self.facts, "questions": content_digest(samples), **told, **own},
-                ),
-                lambda keeper, samples=samples: make(samples, keeper),
-                codec,
-                what=f"{self.lens.name}: {what} {domain}",
-            )
+            facts = {**self.facts, "questions": content_digest(samples), **told, **own}
+            try:
+                self.store.get_or_make(
+                    key_of(kind, self.lens.name, domain, facts=facts),
+                    lambda keeper, samples=samples: make(samples, keeper),
+                    codec,
+                    what=f"{self.lens.name}: {what} {domain}",
+                )
+            except NoneLeft as error:
+                # The few that are asked here may be those that cannot be read.
+                self.store.say(f"{self.lens.name}: {what} {domain} is left out: {error}")
 
     def _one(
         self, kind: str, what: str, codec: type[Made], own: Mapping[str, Any], make: Callable[[Keeper], Made]
