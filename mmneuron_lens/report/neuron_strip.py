@@ -35,7 +35,10 @@ def neuron_strip(sources: NeuronSources, place: int, folder: Path, link: str, mo
         link, card["site"], card["layer"], card["neuron"], card["title"], ", ".join(own), odds,
     )  # fmt: skip
     shown = [_picture(one, folder) for one in card["examples"] if one["picture"]][:most]
-    return html('<figure class="strip">{}<div class="row">{}</div></figure>', said, joined(shown))
+    return html(
+        '<figure class="strip">{}<div class="row scroll" tabindex="0" role="region" aria-label="{}">{}</div></figure>',
+        said, f"pictures of {card['title']}", joined(shown),
+    )  # fmt: skip
 
 
 def _picture(example: dict[str, Any], folder: Path) -> Markup:
