@@ -53,13 +53,13 @@ class DemoPlan:
 
     identification_images: int = 300
     identification_questions: int = 2
-    evaluation_images: int = 8
+    evaluation_images: int = 6
     evaluation_questions: int = 2
     methods: tuple[str, ...] = ("dape", "margin")
-    compared: tuple[float, ...] = (0.002, 0.01, 0.05)
+    compared: tuple[float, ...] = (0.01, 0.05)
     random_draws: int = 5
-    planted: int = 24
-    example_images: int = 100
+    planted: int = 16
+    example_images: int = 60
     examples: int = 6
     effects: int = 2
     effect_questions: int = 8
