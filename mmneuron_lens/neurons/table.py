@@ -68,17 +68,13 @@ def neuron_table(
     if of not in ("selected", "all"):
         raise InvalidValue(unknown("neurons", of, ["selected", "all"]))
     counts = in_order_of(seen.counts, selection)
-    seen = _in_order(seen, counts)
+    seen = observed(counts, seen.moments, seen.attributions)
     frames = [_rows(seen, selection, site, of, resamples, seed) for site in selection.masks]
     table = pl.concat(frames, how="diagonal")
     # Kinds of token that a later site has first, beside those of the others.
     last = table.columns.index("log_odds")
     kinds = [one for one in table.columns[last:] if one.startswith("p_")]
     return table.select(*table.columns[:last], *kinds, *(one for one in table.columns[last:] if one not in kinds))
-
-
-def _in_order(seen: Observed, counts: list[Counts]) -> Observed:
-    return observed(counts, seen.moments, seen.attributions)
 
 
 def _rows(seen: Observed, selection: Selection, site: str, of: Of, resamples: int, seed: int) -> pl.DataFrame:
