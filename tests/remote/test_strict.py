@@ -42,6 +42,7 @@ pytestmark = pytest.mark.skipif(not environment_is_there(), reason=NO_ENVIRONMEN
 
 NAMES = ("llava_next", "instructblip")
 NEURONS = torch.arange(3 * 48).reshape(3, 48) % 3 == 0
+PAIRS = per_layer(torch.tensor([[0, 5], [1, 7], [40, 47]]))
 OF_ANSWER = gradient(answer_log_probability)
 GENERATION = {"num_beams": 5, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 
@@ -105,6 +106,7 @@ def bound(name: str) -> Intervention:
         "add_vector": {"vector": torch.ones(32)},
         "direct_logit_attribution": {"direction": torch.linspace(-1, 1, 32)},
         "jacobian_lens": {"jacobian": per_layer(torch.randn(3, 32, 32))},
+        "jacobian_entropy": {"jacobian": per_layer(torch.randn(3, 32, 32))},
         "tuned_lens": {"weight": per_layer(torch.randn(3, 32, 32)), "bias": per_layer(torch.randn(3, 32))},
         "neuron_write_in": {"direction": per_layer(torch.randn(3, 48))},
         "amplify_neurons": {"neurons": per_layer(NEURONS), "strength": 2.0},
@@ -112,6 +114,8 @@ def bound(name: str) -> Intervention:
         "patch_heads": {"heads": torch.tensor([True, False, False, True])},
         "put_heads": {"heads": torch.tensor([True, False, False, True])},
         "put_values": {"given": batch_field("difference")},
+        "top_images": {"images": torch.arange(8)},
+        "sample_activations": {"neurons": PAIRS, "samples": per_layer(torch.tensor([[0, 1], [2, 0], [1, 1]])), "width": 64},
         "sae_features": ENCODER,
         "count_features": ENCODER,
         "splice_autoencoder": {**ENCODER, "decoder": torch.ones(60, 32)},
