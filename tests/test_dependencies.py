@@ -86,7 +86,8 @@ def test_the_error_of_a_missing_package_says_what_to_install(monkeypatch):
     with pytest.raises(MissingPackage) as caught:
         needed("datasets", "reading hub corpora")
     assert str(caught.value) == "reading hub corpora needs datasets: pip install 'mmneuron-lens[corpora]'."
-    assert isinstance(caught.value, (MMNeuronError, ImportError))
+    assert isinstance(caught.value, MMNeuronError)
+    assert isinstance(caught.value, ImportError)
     assert str(missing("int8", "bitsandbytes", "accelerate")).startswith("int8 needs bitsandbytes and accelerate: pip")
 
 
