@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup look demo test matrix lint dist release bench soak clean
+.PHONY: help setup look demo test matrix lint docs dist release bench soak clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,10 @@ soak: setup  ## the faults of a live NDIF server
 # (a heat map, conditions of a generation), each against plain hooks; see benchmarks/language-2026-11-26.md.
 bench: setup .venv-bridge/ready  ## counting against the published loop
 	$(BIN)/python benchmarks/run.py
+
+# The documentation as site/index.html: any warning, and any link that leads nowhere, is an error. Needs no network.
+docs: setup  ## the documentation: site/index.html
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## removes environments, runs and what was built
 	rm -rf .venv .venv-bridge runs build dist site
