@@ -27,6 +27,11 @@ import sys as _sys
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
+from mmneuron_lens.shadowing import refuse_shadow as _refuse_shadow
+
+# Before anything of ours looks for it, and again before a public name is first used: folders may have changed by then.
+_refuse_shadow()
+
 # nnsight gives every object a `save`, which beartype cannot hash while it is being imported: beartype comes first, or
 # `save` is taken off for that moment.
 if "nnsight" in _sys.modules and "beartype" not in _sys.modules:
@@ -133,6 +138,7 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> object:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}.")
+        _refuse_shadow()
         return getattr(_import_module(_HOMES[name]), name)
 
 

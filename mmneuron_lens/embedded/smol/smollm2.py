@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mmneuron_lens.embedded.smol.dinov2 import PartError
-from mmneuron_lens.embedded.smol.extra import needed
+from mmneuron_lens.extras import needed
 
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN = "<|endoftext|>"
@@ -36,7 +36,7 @@ def read_smollm2(file: str | Path) -> LlamaForCausalLM:
     Raises `PartError` for an architecture other than llama or for weights that do not fit, `ImportError` without
     `gguf`.
     """
-    reader = needed("gguf").GGUFReader(str(file))
+    reader = needed("gguf", "the smol model").GGUFReader(str(file))
     architecture = _field(reader, "general.architecture")
     if architecture != "llama":
         raise PartError(f"{file} holds the architecture {architecture!r}, not 'llama'; give SmolLM2's own file.")
@@ -69,7 +69,7 @@ def read_smollm2(file: str | Path) -> LlamaForCausalLM:
 
 def weights(reader: Any) -> dict[str, Tensor]:
     """Every tensor dequantised to float32, by the names of `LlamaForCausalLM`."""
-    dequantize = needed("gguf.quants").dequantize
+    dequantize = needed("gguf.quants", "the smol model").dequantize
     heads = {
         "attn_q": int(_field(reader, "llama.attention.head_count")),
         "attn_k": int(_field(reader, "llama.attention.head_count_kv")),
@@ -101,7 +101,7 @@ def halves(weight: Tensor, heads: int) -> Tensor:
 
 def read_tokenizer(file: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer in a GGUF file, with one token more for an image; pads on the left with a token of its own."""
-    needed("gguf")
+    needed("gguf", "the smol model")
     file = Path(file)
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN], "pad_token": PAD_TOKEN})
