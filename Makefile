@@ -48,5 +48,10 @@ soak: setup
 bench: setup .venv-bridge/ready
 	$(BIN)/python benchmarks/run.py
 
+# The documentation as site/index.html: any warning, and any link that leads nowhere, is an error. Needs no network.
+.PHONY: docs
+docs: setup
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv .venv-bridge runs build dist
+	rm -rf .venv .venv-bridge runs build dist site

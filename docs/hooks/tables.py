@@ -1,0 +1,109 @@
+"""Tables that the reference takes from the package itself: public names, sites, what built-in interventions act on."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import interventions
+from interventions import GROUP_KINDS, SITES, Intervention
+
+DOCS = Path(__file__).parents[1]
+HOMES = ("mmneuron_lens", "interventions")
+BUILT_IN = "reference/built-in.md"
+EXAMPLES = "interventions.md"
+ENTRY = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
+EXAMPLE = re.compile(r"^(?=\*\*`\w+`\*\*)(.*)$", re.MULTILINE)
+NAME = re.compile(r"\*\*`(\w+)`\*\*")
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Puts tables where pages have a mark for one, and anchors where examples begin."""
+    source = page.file.src_uri
+    if source == EXAMPLES:
+        return EXAMPLE.sub(_anchored, markdown)
+    if source == BUILT_IN:
+        return "".join(map(_with_table, re.split(r"(?=^## )", markdown, flags=re.MULTILINE)))
+    if source.startswith("reference/"):
+        markdown = re.sub(r"<!-- names (\w+) -->", lambda found: names_table(found[1]), markdown)
+        return markdown.replace("<!-- sites -->", sites_table()).replace("<!-- kinds -->", kinds_table())
+    return markdown
+
+
+def names_table(package: str) -> str:
+    """A row per public name of a package, with the page that tells of it."""
+    there = documented()
+    module = import_module(package)
+    rows = []
+    for name in sorted(module.__all__, key=str.lower):
+        path = next(path for path in (f"{home}.{name}" for home in HOMES) if path in there)
+        rows.append((f"[`{name}`]({there[path]}#{path})", first_line(getattr(module, name))))
+    return table(("name", "what it is"), rows)
+
+
+def documented() -> dict[str, str]:
+    """By dotted path, the page of the reference that tells of it."""
+    pages = sorted((DOCS / "reference").glob("*.md"))
+    return {path: page.name for page in pages for path in ENTRY.findall(page.read_text(encoding="utf-8"))}
+
+
+def first_line(value: Any) -> str:
+    """What something is, in a line."""
+    told = CONSTANTS.get(id(value)) or inspect.getdoc(value) or ""
+    return " ".join(told.split("\n\n")[0].split())
+
+
+CONSTANTS = {
+    id(SITES): "Every standard site by name, in forward order.",
+    id(interventions.NEURON_SITES): "The sites whose last axis is the paper's neurons.",
+    id(GROUP_KINDS): "The kinds of position in each group.",
+}
+
+
+def sites_table() -> str:
+    """A row per site."""
+    return table(
+        ("site", "axes", "in every layer", "positions", "what it is"),
+        [
+            (f"`{one.name}`", one.axes, "yes" if one.per_layer else "", one.group or "", one.says)
+            for one in SITES.values()
+        ],
+    )
+
+
+def kinds_table() -> str:
+    """A row per group of positions."""
+    return table(("positions", "kinds"), [(group, ", ".join(kinds)) for group, kinds in GROUP_KINDS.items()])
+
+
+def built_in_table(names: list[str]) -> str:
+    """A row per intervention: what it does where, how batches become one, what the run gives it, and its example."""
+    rows = []
+    for name in names:
+        one = getattr(interventions, name)
+        axes = {SITES[site].axes for site in one.sites}
+        over = one.over if isinstance(one.over, str) else "a fold" if one.over else ""
+        given = ", ".join(f"`{argument}`" for argument in one.bindings)
+        at = ", ".join(f"`{site}`" for site in one.sites)
+        example = f"[example](../{EXAMPLES}#{name})"
+        rows.append((f"[`{name}`](#interventions.{name})", one.mode, at, ", ".join(axes), over, given, example))
+    return table(("name", "", "at", "axes", "batches", "the run gives", ""), rows)
+
+
+def _with_table(section: str) -> str:
+    paths = (path.rpartition(".")[2] for path in ENTRY.findall(section))
+    names = [name for name in paths if isinstance(getattr(interventions, name), Intervention)]
+    return section.replace("<!-- table -->", built_in_table(names) if names else "")
+
+
+def _anchored(found: re.Match[str]) -> str:
+    return "".join(f'<a id="{name}"></a>' for name in NAME.findall(found[0])) + found[0]
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table of Markdown."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
