@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import interventions
 from interventions import GROUP_KINDS, SITES, Intervention
 
 DOCS = Path(__file__).parents[1]
-HOMES = ("mmneuron_lens", "interventions")
 BUILT_IN = "reference/built-in.md"
 EXAMPLES = "interventions.md"
 ENTRY = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
@@ -39,7 +39,7 @@ def names_table(package: str) -> str:
     module = import_module(package)
     rows = []
     for name in sorted(module.__all__, key=str.lower):
-        path = next(path for path in (f"{home}.{name}" for home in HOMES) if path in there)
+        path = path_of(name, there)
         rows.append((f"[`{name}`]({there[path]}#{path})", first_line(getattr(module, name))))
     return table(("name", "what it is"), rows)
 
@@ -48,6 +48,12 @@ def documented() -> dict[str, str]:
     """By dotted path, the page of the reference that tells of it."""
     pages = sorted((DOCS / "reference").glob("*.md"))
     return {path: page.name for page in pages for path in ENTRY.findall(page.read_text(encoding="utf-8"))}
+
+
+def path_of(name: str, there: Collection[str]) -> str:
+    """The path under which a public name is told of; of one that is called as its module, by way of that."""
+    paths = (f"mmneuron_lens.{name}", f"interventions.{name}", f"interventions.{name}.{name}")
+    return next(path for path in paths if path in there)
 
 
 def first_line(value: Any) -> str:
@@ -79,24 +85,28 @@ def kinds_table() -> str:
     return table(("positions", "kinds"), [(group, ", ".join(kinds)) for group, kinds in GROUP_KINDS.items()])
 
 
-def built_in_table(names: list[str]) -> str:
+def built_in_table(paths: list[str]) -> str:
     """A row per intervention: what it does where, how batches become one, what the run gives it, and its example."""
     rows = []
-    for name in names:
+    for path in paths:
+        name = path.rpartition(".")[2]
         one = getattr(interventions, name)
         axes = {SITES[site].axes for site in one.sites}
         over = one.over if isinstance(one.over, str) else "a fold" if one.over else ""
         given = ", ".join(f"`{argument}`" for argument in one.bindings)
         at = ", ".join(f"`{site}`" for site in one.sites)
         example = f"[example](../{EXAMPLES}#{name})"
-        rows.append((f"[`{name}`](#interventions.{name})", one.mode, at, ", ".join(axes), over, given, example))
-    return table(("name", "", "at", "axes", "batches", "the run gives", ""), rows)
+        rows.append((f"[`{name}`](#{path})", one.mode, at, ", ".join(axes), over, given, example))
+    return table(("name", "mode", "at", "axes", "batches", "the run gives", ""), rows)
 
 
 def _with_table(section: str) -> str:
-    paths = (path.rpartition(".")[2] for path in ENTRY.findall(section))
-    names = [name for name in paths if isinstance(getattr(interventions, name), Intervention)]
-    return section.replace("<!-- table -->", built_in_table(names) if names else "")
+    paths = [one for one in ENTRY.findall(section) if isinstance(_public(one), Intervention)]
+    return section.replace("<!-- table -->", built_in_table(paths) if paths else "")
+
+
+def _public(path: str) -> Any:
+    return getattr(interventions, path.rpartition(".")[2])
 
 
 def _anchored(found: re.Match[str]) -> str:
