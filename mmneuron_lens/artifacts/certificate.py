@@ -16,7 +16,11 @@ from mmneuron_lens.artifacts.table_html import table_html
 
 @dataclass(frozen=True)
 class Proof:
-    """What was seen of one site: `moved` are the layers that moved the logits, `dead` those that did not; says: why."""
+    """What was seen of one site.
+
+    - site: its name. shape: of the value that was read.
+    - moved: layers that moved the logits. dead: those that did not. says: why.
+    """
 
     site: str
     shape: tuple[int, ...]
@@ -124,7 +128,7 @@ class Certificate:
         return table_html(self.to_frame()) + table_html(pl.DataFrame({"compared and left out": self.notes()}))
 
     def save(self, path: str | Path) -> None:
-        """Writes a JSON document; the same certificate gives the same bytes. Raises as `write_lines`."""
+        """Writes a JSON document to `path`; the same certificate gives the same bytes. Raises as `write_lines`."""
         write_lines(path, self.kind, [], asdict(self))
 
     @classmethod
