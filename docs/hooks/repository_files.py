@@ -1,4 +1,4 @@
-"""Files outside docs/ as pages of the site, each kept once, with links that work on a forge and in the site."""
+"""Files outside docs/ as pages of the site, each kept once; links and lists that work on a forge work in the site."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ log = logging.getLogger("mkdocs.hooks.repository_files")
 MARKDOWN_LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?(?: \"[^\"]*\")?\))")
 HTML_LINK = re.compile(r"((?:href|src)=\")([^\"#]+)((?:#[^\"]*)?\")")
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|/", re.IGNORECASE)
+FENCED = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
+LIST = re.compile(r"^((?![-*+#>|\s]|\d+\. )[^\n]+\n)(?=- |1\. )", re.MULTILINE)
+"""A list that begins right behind a line of text, which the site would take for more of it."""
+
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 
 
@@ -43,8 +47,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 @event_priority(-100)
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links as a forge resolves them become links between the site's own sources, outside code."""
-    parts = CODE.split(markdown)
+    """Links and lists as a forge reads them become those of the site, outside code."""
+    outside = FENCED.split(markdown)
+    outside[::2] = (LIST.sub(r"\1\n", text) for text in outside[::2])
+    parts = CODE.split("".join(outside))
     for number in range(0, len(parts), 2):
         parts[number] = MARKDOWN_LINK.sub(lambda found: _linked(found, page.file, config, files), parts[number])
     return "".join(parts)

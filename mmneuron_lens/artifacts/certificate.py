@@ -133,7 +133,7 @@ class Certificate:
 
     @classmethod
     def load(cls, path: str | Path) -> Certificate:
-        """Reads what `save` wrote; raises as `read_lines`."""
+        """Reads from the file `path` what `save` wrote; raises as `read_lines`."""
         _, document = read_lines(path, cls.kind)
         sites = [
             Proof(one["site"], tuple(one["shape"]), tuple(one["moved"]), tuple(one["dead"]), one["says"])

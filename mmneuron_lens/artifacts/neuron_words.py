@@ -21,6 +21,7 @@ from mmneuron_lens.artifacts.table_html import table_html
 class NeuronTokens:
     """What one neuron writes.
 
+    - site, layer, neuron: which one.
     - top, bottom: tokens as they read, with <W_down[:, i], W_U[y]>: the highest first, and the lowest first; empty
       where the model cannot have them.
     - contribution: the mean over its examples of what it adds to the logit of the right answer's first token, at the
