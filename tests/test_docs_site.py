@@ -39,6 +39,12 @@ def hook(name):
 REPOSITORY, TABLES, BUILT, LISTS = map(hook, ("repository_files", "tables", "built_pages", "parameter_lists"))
 
 
+def shown_as(source):
+    """What the hook of tables makes of a page."""
+    page = type("Page", (), {"file": type("File", (), {"src_uri": source})})
+    return TABLES.on_page_markdown((DOCS / source).read_text(encoding="utf-8"), page, None, None)
+
+
 def in_navigation():
     """Sources of the pages, in the order of mkdocs.yml."""
     return re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
@@ -126,15 +132,13 @@ def test_the_reference_says_once_of_each():
 
 
 def test_built_in_interventions_stand_beside_where_they_act_and_their_example():
-    page = (DOCS / "reference" / "built-in.md").read_text(encoding="utf-8")
     built_in = {name for name in interventions.__all__ if isinstance(getattr(interventions, name), Intervention)}
     told = {path.rpartition(".")[2] for path, name in entries().items() if name == "built-in.md"}
     assert told - built_in == {"load_autoencoder", "Autoencoder"}
     assert built_in - told == set()
-    told_by_example = (DOCS / "interventions.md").read_text(encoding="utf-8")
-    examples = re.findall(r'<a id="(\w+)">', TABLES.EXAMPLE.sub(TABLES._anchored, told_by_example))
+    examples = re.findall(r'<a id="(\w+)">', shown_as("interventions.md"))
     assert built_in - {*examples} == set()
-    shown = "".join(TABLES._with_table(one) for one in re.split(r"(?=^## )", page, flags=re.MULTILINE))
+    shown = shown_as("reference/built-in.md")
     assert "<!-- table -->" not in shown
     for name in built_in:
         (row,) = re.findall(rf"^\| \[`{name}`\].*$", shown, re.MULTILINE)
@@ -142,6 +146,7 @@ def test_built_in_interventions_stand_beside_where_they_act_and_their_example():
         assert f"| {one.mode} |" in row
         assert all(f"`{site}`" in row and SITES[site].axes in row for site in one.sites)
         assert f"(../interventions.md#{name})" in row
+        assert re.search(rf"^::: [\w.]+\.{name}\n\n\[Example\]\(../interventions.md#{name}\)$", shown, re.MULTILINE)
 
 
 def test_tables_are_those_of_the_package():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Collection
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ NAME = re.compile(r"\*\*`(\w+)`\*\*")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Puts tables where pages have a mark for one, and anchors where examples begin."""
+    """Puts tables at their marks, anchors where examples begin, and links to these behind entries of the reference."""
     source = page.file.src_uri
     if source == EXAMPLES:
         return EXAMPLE.sub(_anchored, markdown)
     if source == BUILT_IN:
-        return "".join(map(_with_table, re.split(r"(?=^## )", markdown, flags=re.MULTILINE)))
+        markdown = "".join(map(_with_table, re.split(r"(?=^## )", markdown, flags=re.MULTILINE)))
     if source.startswith("reference/"):
+        markdown = ENTRY.sub(_with_example, markdown)
         markdown = re.sub(r"<!-- names (\w+) -->", lambda found: names_table(found[1]), markdown)
         return markdown.replace("<!-- sites -->", sites_table()).replace("<!-- kinds -->", kinds_table())
     return markdown
@@ -103,6 +105,19 @@ def built_in_table(paths: list[str]) -> str:
 def _with_table(section: str) -> str:
     paths = [one for one in ENTRY.findall(section) if isinstance(_public(one), Intervention)]
     return section.replace("<!-- table -->", built_in_table(paths) if paths else "")
+
+
+def _with_example(found: re.Match[str]) -> str:
+    """An entry with a link to the example of what it tells of, where there is one."""
+    package, name = found[1].partition(".")[0], found[1].rpartition(".")[2]
+    there = package == "interventions" and name in _names_with_examples()
+    return f"{found[0]}\n\n[Example](../{EXAMPLES}#{name})" if there else found[0]
+
+
+@cache
+def _names_with_examples() -> set[str]:
+    page = (DOCS / EXAMPLES).read_text(encoding="utf-8")
+    return {name for line in EXAMPLE.findall(page) for name in NAME.findall(line)}
 
 
 def _public(path: str) -> Any:
