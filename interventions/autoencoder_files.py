@@ -35,7 +35,10 @@ class Autoencoder:
     threshold: Tensor | None = None
 
     def bindings(self, part: Literal["encoder", "whole"] = "whole") -> dict[str, Tensor | None]:
-        """Arguments of `sae_features` and `count_features` ("encoder"), or of those that write ("whole"), by name."""
+        """Arguments by name, to `bind`.
+
+        - part: "encoder" for `sae_features` and `count_features`, "whole" for those that write.
+        """
         found: dict[str, Tensor | None] = {"encoder": self.encoder, "encoder_bias": self.encoder_bias}
         found |= {"decoder_bias": self.decoder_bias, "threshold": self.threshold}
         return found if part == "encoder" else {**found, "decoder": self.decoder}

@@ -117,7 +117,7 @@ def jacobian_entropy(
     """Mean entropy of what the Jacobian lens decodes, by kind of position, in nats: of unembed(J h).
 
     - jacobian: `[hidden, hidden]`, output by input, as of `jacobian_lens`; `JacobianLens.bound_entropy(lens)` binds it
-    - all others, and what comes back: as of `lens_entropy`
+    - hidden, unembed, weight, kind, chunk, and what comes back: as of `lens_entropy`
     """
     return _entropy_by_kind(_mapped(hidden, jacobian), unembed, weight, kind, chunk)
 

@@ -95,6 +95,7 @@ class Lens:
     def wrap(cls, module: torch.nn.Module, processor: Any, name: str | None = None, *, discover: bool = False) -> Lens:
         """A lens on a transformers model that is already loaded, with its processor.
 
+        - module, processor: as transformers loads them
         - name: what artifacts call it; the checkpoint it was loaded from, or its class, if left out
         - discover: as in `Lens`
 
@@ -104,14 +105,20 @@ class Lens:
 
     @classmethod
     def embedded(cls, name: str, **settings: Any) -> Lens:
-        """The short form of `Lens("embedded/NAME", ...)`: "llava-next", "instructblip", "idefics3" or "smol"."""
+        """The short form of `Lens("embedded/NAME", ...)`: "llava-next", "instructblip", "idefics3" or "smol".
+
+        - name: one of these. settings: as of `Lens`
+        """
         return cls(f"embedded/{name}", **settings)
 
     @classmethod
     def weightless(
         cls, name_or_folder: str | os.PathLike[str], *, revision: str | None = None, **settings: Any
     ) -> Lens:
-        """A lens on the meta device: plans, checks and encodes; loads no weights. Raises as `Lens` does."""
+        """A lens on the meta device: plans, checks and encodes; loads no weights. Raises as `Lens` does.
+
+        - name_or_folder, revision, settings: as of `Lens`
+        """
         return cls._of(opening.weightless(name_or_folder, revision, settings))
 
     @classmethod
@@ -245,7 +252,7 @@ class Lens:
     ) -> Result | list[Result]:
         """Run a graph: one forward per batch. Of several graphs, as few forwards as their rows fit, and a result each.
 
-        - sources: for graphs that rewire, one paired batch per batch
+        - batches: one, or several, of this model. sources: for graphs that rewire, one paired batch per batch
         - logits: keep them, in `.logits`
         - remote: run on NDIF, at the configured host (True) or the URL given; the images' files go up, folded results
           come down; `lens.remote` if left out
@@ -271,7 +278,7 @@ class Lens:
 
         The line lies at `llm.embedding`; values are those on the batch itself, `value_of(source=True)` on the baseline.
 
-        - baselines: one batch per batch, of the same shape
+        - batches, baselines: of these one per batch, of the same shape
         - steps: points of the line, each a forward and a backward
         - rule: where they lie, in shares of the way to the batch: "midpoint", (i - 1/2) / steps, or "right", i / steps
         - remote: as in `run`
@@ -301,7 +308,7 @@ class Lens:
         """Generate answers under a graph: one generation per batch; the answers are in `.text` and `.tokens`.
 
         - max_new_tokens: tokens an answer has at most
-        - sources, logits, remote, max_rows: as in `run`; logits are those of the answers, teacher-forced
+        - batches, sources, logits, remote, max_rows: as in `run`; logits are those of the answers, teacher-forced
         - settings: others of transformers' `generate`, such as `num_beams` and `do_sample`
 
         Writes act on every step, reads on the prompt, unless `.at(steps=...)` says otherwise. Raises as `run` does.
@@ -343,18 +350,21 @@ class Lens:
     def run_with_cache(self, batch: Batch, sites: Sequence[str] | str = "*") -> tuple[Tensor, dict[str, Any]]:
         """The logits and the activations by site name, as TransformerLens gives them: `[layer, ...]` per site.
 
-        sites: names and globs, in whose order the activations come. Globs leave out what this batch does not reach and
-        weights that the attention implementation does not return.
+        - sites: names and globs, in whose order the activations come. Globs leave out what this batch does not reach
+          and weights that the attention implementation does not return.
         """
         graph = cached_graph(self._model, batch_of(batch), sites)
         return cache_of(self.run(graph, batch, logits=True), graph)
 
     def trace(self, batch: Batch | None = None, **settings: Any) -> Any:
-        """nnsight's own trace on a batch: `with lens.trace(batch): ...`; gradients work there."""
+        """nnsight's own trace on a batch: `with lens.trace(batch): ...`; gradients work there. settings: nnsight's."""
         return tracing.trace(self._model, batch, settings)
 
     def trace_generation(self, batch: Batch | None = None, **settings: Any) -> Any:
-        """nnsight's own generation on a batch: `with lens.trace_generation(batch, max_new_tokens=3) as tracer: ...`."""
+        """nnsight's own generation: `with lens.trace_generation(batch, max_new_tokens=3) as tracer: ...`.
+
+        - settings: nnsight's, and those of transformers' `generate`
+        """
         return tracing.trace_generation(self._model, batch, settings)
 
     def apply(self, graph: Runnable, tracer: Any = None) -> Result:
@@ -362,11 +372,11 @@ class Lens:
         return applying.apply(self._model, graph_of(graph), tracer)
 
     def scan(self, batch: Batch, **settings: Any) -> Any:
-        """nnsight's scan: the forward on fake tensors, for shapes."""
+        """nnsight's scan: the forward of a batch on fake tensors, for shapes. settings: nnsight's."""
         return tracing.scan(self._model, batch, settings)
 
     def session(self, **settings: Any) -> Any:
-        """nnsight's session: several traces as one."""
+        """nnsight's session: several traces as one. settings: nnsight's."""
         return tracing.session(self._model, settings)
 
     def prove(self, batch: Batch | None = None) -> Certificate:

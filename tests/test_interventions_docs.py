@@ -71,6 +71,18 @@ def test_every_line_runs_and_shows_what_it_says(section):
     assert run(sections()[section], {"__name__": "docs", **first_scope()}) > 0
 
 
+def test_every_example_shows_something():
+    """An expression of the block has a comment behind it, which `run` compares."""
+    silent = []
+    for name, blocks in sections().items():
+        for line, code in blocks:
+            lines = code.splitlines()
+            ends = [node.end_lineno for node in ast.parse(code).body if isinstance(node, ast.Expr)]
+            if name != FIRST and not any("  # " in lines[(end or 1) - 1] for end in ends):
+                silent.append(f"{PAGE.name}:{line}")
+    assert silent == []
+
+
 def named_in_examples() -> set[str]:
     """Names that an example imports from `interventions` and uses."""
     found: set[str] = set()

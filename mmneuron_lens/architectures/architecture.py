@@ -15,10 +15,13 @@ from mmneuron_lens.wire.facts_types import Facts, Port, Step
 class Place:
     """A site in one model.
 
-    path: the module, with `{l}` for the layer. at: its output, its first input, or a keyword input; item: which
-    element of a tuple, attribute of an output object, or name of the keyword. view: the steps from the module's value
-    to the site's (`wire.views`). sizes: the axes whose length the configuration fixes.
-    dead: layers that cannot reach the logits (`True`: none can), and why. fixed: why it cannot be written.
+    - path: the module, with `{l}` for the layer. layers: how many; None for a site without layers.
+    - sizes: the axes whose length the configuration fixes. axes: the value's, where they are not those of `SITES`.
+    - at: its output, its first input, or a keyword input.
+    - item: which element of a tuple, attribute of an output object, or name of the keyword.
+    - view: the steps from the module's value to the site's (`wire.views`).
+    - dead: layers that cannot reach the logits; `True`: none can. why_dead: why.
+    - fixed: why it cannot be written.
     """
 
     path: str
@@ -39,6 +42,7 @@ class Place:
         return [(layer, self.path.format(l=layer)) for layer in range(self.layers)]
 
     def reaches(self, layer: int | None) -> bool:
+        """Whether a layer can reach the logits."""
         return self.dead is not True and layer not in self.dead
 
     @property
@@ -49,7 +53,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Architecture:
-    """All sites of one model by name, in forward order, and the facts that laying out a batch needs."""
+    """All sites of one model by name, in forward order, and the facts that laying out a batch needs.
+
+    - name: of the architecture. places: where each site lies, by name. facts: of the model, for laying out.
+    """
 
     name: str
     places: Mapping[str, Place]
@@ -62,6 +69,7 @@ class Architecture:
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """The names of its sites, in forward order."""
         return tuple(self.places)
 
     def place(self, site: str) -> Place:
@@ -71,6 +79,7 @@ class Architecture:
         return self.places[site]
 
     def axes(self, site: str) -> str:
+        """The axes of a site's value in one layer, as a jaxtyping dimension string."""
         return self.place(site).axes or SITES[site].axes
 
     def neurons(self, site: str) -> int:

@@ -26,6 +26,7 @@ AnswerKey = tuple[str, str, str, str, str]
 class Answer:
     """What a model said to one question while some neurons were off.
 
+    - id: of the question. condition: whose neurons were off, such as "none", "domain" or "random 1".
     - module: where they were off ("None", a module of the paper, or "All").
     - neurons_of: the domain they belong to, or that the random draw is matched to ("" for "none").
     - domain: of the question; answers: the accepted ones.
@@ -83,18 +84,21 @@ class Answers(Sequence[Answer]):
         return Answers(tuple(one for one in self.answers if one.selection == selection), self.settings)
 
     def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
-        """Writes a line of settings, then one answer a line; raises as `write_lines`."""
+        """Writes a line of settings, then one answer a line, to the file `path`; raises as `write_lines`.
+
+        - key: facts that say what the answers are, for a run's store.
+        """
         metadata = {"settings": dict(self.settings)} | ({} if key is None else {KEY: dict(key)})
         write_lines(path, self.kind, [asdict(answer) for answer in self.answers], metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Answers:
-        """Reads what `save` wrote; raises as `read_lines`."""
+        """Reads from the file `path` what `save` wrote; raises as `read_lines`."""
         return cls.load_with_key(path)[0]
 
     @classmethod
     def load_with_key(cls, path: str | Path) -> tuple[Answers, dict[str, Any] | None]:
-        """The answers and the key that they were saved with, if any."""
+        """The answers in the file `path`, and the key that they were saved with, if any."""
         rows, metadata = read_lines(path, cls.kind)
         texts = ("answers", "options")
         with unpacking(path, cls.kind):

@@ -19,7 +19,13 @@ KEY = "key"
 
 
 class Artifact(ABC):
-    """A value with a file format: tensors, and metadata that JSON holds."""
+    """A value with a file format: tensors, and metadata that JSON holds.
+
+    Each class lists its own fields. These are the same in all that have them:
+
+    - `model`: its name. `domain`, `domains`: of the questions. `samples`, `id`: of questions, by their ids.
+    - `parameters`: settings that the values depend on. `provenance`: what it was made from, and by which versions.
+    """
 
     kind: ClassVar[str]
     undefined: ClassVar[tuple[str, ...]] = ()
@@ -44,9 +50,10 @@ class Artifact(ABC):
     def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
         """Writes the artifact to a file, atomically.
 
-        Raises as `write_artifact`, and `NotFinite` for infinite values and NaN.
-
+        - path: the file, a safetensors file whatever it is called.
         - key: facts that say what the value is, for a run's store.
+
+        Raises as `write_artifact`, and `NotFinite` for infinite values and NaN.
         """
         tensors, metadata = self.packed()
         for name, tensor in tensors.items():
@@ -62,12 +69,12 @@ class Artifact(ABC):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote; raises as `read_artifact`."""
+        """Reads from the file `path` what `save` wrote; raises as `read_artifact`."""
         return cls.load_with_key(path)[0]
 
     @classmethod
     def load_with_key(cls, path: str | Path) -> tuple[Self, dict[str, Any] | None]:
-        """The artifact and the key that it was saved with, if any."""
+        """The artifact in the file `path`, and the key that it was saved with, if any."""
         tensors, metadata = read_artifact(path, cls.kind)
         key: Any = metadata.pop(KEY, None)
         with unpacking(path, cls.kind):

@@ -46,11 +46,14 @@ class Attributions(Artifact):
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def per_question(self, site: str) -> Float64[Tensor, "layer neuron"]:
-        """The mean attribution of each neuron over questions, in nats. Raises `UnknownName` with the choices."""
+        """The mean attribution of each neuron of a site over questions, in nats.
+
+        Raises `UnknownName` with the choices.
+        """
         return self._at(self.attribution, site).sum(0) / self._number("question", int(self.questions.sum()))
 
     def per_token(self, site: str) -> Float64[Tensor, "layer neuron"]:
-        """The mean strength of each neuron over positions. Raises `UnknownName` with the choices."""
+        """The mean strength of each neuron of a site over positions. Raises `UnknownName` with the choices."""
         return self._at(self.strength, site).sum(0) / self._number(f"token at {site}", int(self.tokens[site].sum()))
 
     def _at(self, sums: dict[str, Tensor], site: str) -> Tensor:

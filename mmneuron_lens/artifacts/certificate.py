@@ -16,7 +16,11 @@ from mmneuron_lens.artifacts.table_html import table_html
 
 @dataclass(frozen=True)
 class Proof:
-    """What was seen of one site: `moved` are the layers that moved the logits, `dead` those that did not; says: why."""
+    """What was seen of one site.
+
+    - site: its name. shape: of the value that was read.
+    - moved: layers that moved the logits. dead: those that did not. says: why.
+    """
 
     site: str
     shape: tuple[int, ...]
@@ -124,12 +128,12 @@ class Certificate:
         return table_html(self.to_frame()) + table_html(pl.DataFrame({"compared and left out": self.notes()}))
 
     def save(self, path: str | Path) -> None:
-        """Writes a JSON document; the same certificate gives the same bytes. Raises as `write_lines`."""
+        """Writes a JSON document to `path`; the same certificate gives the same bytes. Raises as `write_lines`."""
         write_lines(path, self.kind, [], asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Certificate:
-        """Reads what `save` wrote; raises as `read_lines`."""
+        """Reads from the file `path` what `save` wrote; raises as `read_lines`."""
         _, document = read_lines(path, cls.kind)
         sites = [
             Proof(one["site"], tuple(one["shape"]), tuple(one["moved"]), tuple(one["dead"]), one["says"])

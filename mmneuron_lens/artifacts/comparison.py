@@ -82,10 +82,14 @@ class NeuronComparison(Artifact):
 
     @property
     def fractions(self) -> tuple[float, ...]:
+        """The shares of each module's neurons that were switched off, ascending."""
         return tuple(sorted({one.fraction for one in self.conditions}))
 
     def place(self, method: str, domain: str, fraction: float, strength: float = OFF) -> int:
-        """Where the condition of a method's neurons of a domain stands. Raises `UnknownName` with the choices."""
+        """Where the condition of a method's neurons of a domain stands, at a fraction and a strength (-1 is off).
+
+        Raises `UnknownName` with the choices.
+        """
         wanted = (method, domain, fraction, strength)
         found = {
             (one.method, one.domain, one.fraction, one.strength): number

@@ -29,12 +29,15 @@ class FalseDiscovery(Artifact):
         return sum(self.selected[name] for name in sites_of(self.selected, site))
 
     def null_mean(self, site: str | None = None) -> float:
-        """The mean over permutations of the neurons that chance puts under the observed cut-off."""
+        """The mean over permutations of the neurons that chance puts under the cut-off; site: as of `count`."""
         sums = [sum(draws) for draws in zip(*(self.null[name] for name in sites_of(self.null, site)), strict=True)]
         return sum(sums) / len(sums)
 
     def rate(self, site: str | None = None) -> float:
-        """False discovery rate: null mean / selected. May exceed 1; NaN when nothing was selected."""
+        """False discovery rate: null mean / selected. May exceed 1; NaN when nothing was selected.
+
+        - site: as of `count`.
+        """
         return self.null_mean(site) / self.count(site) if self.count(site) else float("nan")
 
     def check(self) -> None:
@@ -71,7 +74,7 @@ class HalvesOverlap(Artifact):
         return tuple(part / whole if whole else float("nan") for part, whole in zip(shared, either, strict=True))
 
     def mean(self, site: str | None = None) -> float:
-        """The mean Jaccard overlap over the splits."""
+        """The mean Jaccard overlap over the splits; site: as of `jaccard`."""
         values = self.jaccard(site)
         return sum(values) / len(values)
 

@@ -125,7 +125,10 @@ class Counts(Artifact):
         return self.active[site][:, :, index].sum(2), self.tokens[site][:, index].sum(1)
 
     def total(self, site: str, kinds: tuple[str, ...] | None = None) -> tuple[Int64[Tensor, "layer neuron"], int]:
-        """M and N of eq. 4 over all buckets and the named kinds (all of them if None, as the paper does)."""
+        """M and N of eq. 4 at a site, over all buckets and the named kinds (all of them if None, as the paper does).
+
+        Raises as `per_bucket`.
+        """
         active, tokens = self.per_bucket(site, kinds)
         return active.sum(0), int(tokens.sum())
 

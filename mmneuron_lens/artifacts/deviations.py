@@ -43,6 +43,8 @@ class Deviations(Artifact):
     def of(self, module: str, condition: str, measure: str = MEASURES[0]) -> Float[Tensor, " sample"]:
         """Every question's deviation with the neurons of a module off; the mean over draws for "random".
 
+        - module, condition: of `conditions`; of draws without their number. measure: a key of `values`.
+
         Raises `KeyError` naming the choices.
         """
         found = [

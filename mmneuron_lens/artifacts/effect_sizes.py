@@ -76,13 +76,13 @@ class EffectSizes(Artifact):
         return Reachability.of(self.provenance)
 
     def effect(self, group: str = "All") -> Effect:
-        """The medians of a module, a site of several, or everywhere. Raises `UnknownName` with the choices."""
+        """The medians of a group: a module, a site of several, or "All". Raises `UnknownName` with the choices."""
         if group not in self.effects:
             raise UnknownName(f"no effect of {group!r}; choose from {', '.join(self.effects)}.")
         return self.effects[group]
 
     def reachable(self, group: str = "All") -> int | None:
-        """How many memberships are of neurons that can reach the logits; None where that is not known."""
+        """How many memberships of a group are of neurons that can reach the logits; None where that is not known."""
         known = self.reachability
         sites = [site for site in self.members if group in ("All", site, module_of(site))]
         counted = [layer not in known.layers(site) for site in sites for layer in self.members[site][:, 0].tolist()]

@@ -18,7 +18,7 @@ from mmneuron_lens.artifacts.fitting import ROUNDING, refuse_range, refuse_tenso
 class Entropies(Artifact):
     """Entropy of the next-token distribution in one domain, by layer and kind of token, in 16 buckets of images.
 
-    - `entropy`: float64 [bucket, layer, kind], summed over tokens, in nats; layer 0 is the embedding.
+    - `entropy`: float64 [bucket, layer, kind], summed over tokens, in nats; layer 0 is the embedding; `kinds`: names.
     - `confidence`, `below`: float64 and int64 [bucket, kind] at the output: the sum of the most likely next token's
       probability, and how many tokens have it under `CONFIDENT`. `tokens`: int64 [bucket, kind].
     """

@@ -51,7 +51,10 @@ class JacobianLens(Artifact):
         return jacobian_lens.at(list(chosen)).bind(jacobian=per_layer(chosen), top_k=top_k)
 
     def bound_entropy(self, lens: HasModel, *, sites: Sequence[str] | str = STREAM) -> Intervention:
-        """The read `jacobian_entropy` with these matrices; what is given and raised is as of `bound`."""
+        """The read `jacobian_entropy` with these matrices.
+
+        - lens, sites: as of `bound`, which says what is raised.
+        """
         chosen = self._matrices(lens, sites)
         return jacobian_entropy.at(list(chosen)).bind(jacobian=per_layer(chosen))
 

@@ -32,6 +32,7 @@ def read_masks(
 ) -> Selection:
     """The neurons of a file as a selection; a model's other sites have none.
 
+    - path: the torch file.
     - like: a selection of the same model, by whatever method, that says how many layers and neurons there are and what
       probabilities were counted.
     - domains: what the file's lists are of, in order; the domains of `like` unless given.
@@ -67,6 +68,8 @@ def read_masks(
 
 def write_masks(selection: Selection, path: str | Path, *, site: str = SITE) -> None:
     """Writes the neurons of one site, atomically, as a torch file: a list by domain of lists by layer of indices.
+
+    - selection: whose neurons. path: the file. site: which of them.
 
     Domains are in the order of `selection.domains`; the file cannot say so. Raises `UnknownName` with the choices for a
     site, `StorageFailed` where the file cannot be written.

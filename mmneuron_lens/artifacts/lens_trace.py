@@ -21,7 +21,8 @@ class LensTrace(Artifact):
       nats. `layers`: "embedding", "1", "2", ...; `labels` and `kinds`: a name and "image" or "text" by position.
     - `boxes` float32 [position, 5]: image, left, top, right, bottom as shares of the image; NaN where a position is no
       part of the image. `pictures`: uint8 [height, width, 3], small copies to look at.
-    - `words`: the vocabulary's text of every token in `tokens`. `expected`: the accepted answers.
+    - `words`: the vocabulary's text of every token in `tokens`. `prompt`: the words asked. `expected`: the accepted
+      answers.
     """
 
     kind: ClassVar[str] = "lens trace"

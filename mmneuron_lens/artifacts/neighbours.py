@@ -52,7 +52,7 @@ class Neighbours(Artifact):
         return self.found[str(int(self.states[layer, position, 0]))]
 
     def rows(self, position: int, even: bool = False) -> list[tuple[str, tuple[str, ...], tuple[float, ...]]]:
-        """A position by layer: its name, the nearest words and their cosines; see `LensTrace.rows`."""
+        """A position by layer: its name, the nearest words and their cosines; `even` as of `LensTrace.rows`."""
         return [
             (name, tuple(one["token"] for one in places), cosines)
             for name, places, cosines in self.places(position, even)

@@ -21,6 +21,7 @@ from mmneuron_lens.artifacts.table_html import table_html
 class NeuronTokens:
     """What one neuron writes.
 
+    - site, layer, neuron: which one.
     - top, bottom: tokens as they read, with <W_down[:, i], W_U[y]>: the highest first, and the lowest first; empty
       where the model cannot have them.
     - contribution: the mean over its examples of what it adds to the logit of the right answer's first token, at the
@@ -41,7 +42,7 @@ class WrittenWords:
     """The words of chosen neurons of one model; JSON lines on disk.
 
     - missing: why words, or contributions, are not there; empty where all are.
-    - parameters: how many words, and how the questions were asked.
+    - parameters: how many words, and how the questions were asked. provenance: what they were made from.
     """
 
     model: str
@@ -59,7 +60,7 @@ class WrittenWords:
         return len(self.neurons)
 
     def of(self, site: str, layer: int, neuron: int) -> NeuronTokens | None:
-        """What one neuron writes; None where it is not among these."""
+        """What the neuron of a site, layer and index writes; None where it is not among these."""
         found = (one for one in self.neurons if (one.site, one.layer, one.neuron) == (site, layer, neuron))
         return next(found, None)
 
@@ -79,19 +80,22 @@ class WrittenWords:
         return table_html(self.to_frame().head(50))
 
     def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
-        """Writes a line of what they are, then a neuron a line; raises as `write_lines`."""
+        """Writes a line of what they are, then a neuron a line, to the file `path`; raises as `write_lines`.
+
+        - key: facts that say what the words are, for a run's store.
+        """
         own = {"model": self.model, "missing": self.missing, "parameters": dict(self.parameters)}
         own |= {"provenance": dict(self.provenance)} | ({} if key is None else {KEY: dict(key)})
         write_lines(path, self.kind, [asdict(one) for one in self.neurons], own)
 
     @classmethod
     def load(cls, path: str | Path) -> WrittenWords:
-        """Reads what `save` wrote; raises as `read_lines`."""
+        """Reads from the file `path` what `save` wrote; raises as `read_lines`."""
         return cls.load_with_key(path)[0]
 
     @classmethod
     def load_with_key(cls, path: str | Path) -> tuple[WrittenWords, dict[str, Any] | None]:
-        """The words and the key that they were saved with, if any."""
+        """The words in the file `path`, and the key that they were saved with, if any."""
         rows, metadata = read_lines(path, cls.kind)
         key: Any = metadata.pop(KEY, None)
         with unpacking(path, cls.kind):

@@ -35,7 +35,10 @@ class OfficialScores:
         return short_repr(self)
 
     def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> None:
-        """Writes JSON lines; the same scores give the same bytes. Raises as `write_lines`."""
+        """Writes JSON lines to the file `path`; the same scores give the same bytes. Raises as `write_lines`.
+
+        - key: facts that say what the scores are, for a run's store.
+        """
         rows = [{**dict(zip(_COLUMNS, of, strict=True)), "score": value} for of, value in self.values.items()]
         # Pairs, so that the order of domains stays.
         metadata = {"metrics": list(self.metrics.items()), "notes": self.notes} | (
@@ -45,12 +48,12 @@ class OfficialScores:
 
     @classmethod
     def load(cls, path: str | Path) -> OfficialScores:
-        """Reads what `save` wrote; raises as `read_lines`."""
+        """Reads from the file `path` what `save` wrote; raises as `read_lines`."""
         return cls.load_with_key(path)[0]
 
     @classmethod
     def load_with_key(cls, path: str | Path) -> tuple[OfficialScores, dict[str, Any] | None]:
-        """The scores and the key that they were saved with, if any."""
+        """The scores in the file `path`, and the key that they were saved with, if any."""
         rows, metadata = read_lines(path, cls.kind)
         values: dict[AnswerKey, float] = {}
         with unpacking(path, cls.kind):

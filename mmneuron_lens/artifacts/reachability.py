@@ -37,6 +37,7 @@ class Reachability:
 
     @property
     def known(self) -> bool:
+        """Whether it was said which layers can reach the logits."""
         return self.sites is not None
 
     def layers(self, site: str) -> tuple[int, ...]:
@@ -50,11 +51,11 @@ class Reachability:
         return found["why"] if found else ""
 
     def reaches(self, site: str, layer: int) -> bool | None:
-        """Whether a layer can reach the logits; None where that is not known."""
+        """Whether a layer of a site can reach the logits; None where that is not known."""
         return layer not in self.layers(site) if self.known else None
 
     def mask(self, site: str, layers: int) -> Bool[Tensor, " layer"]:
-        """True for each of so many layers that is not known to be unreachable."""
+        """True for each of so many layers of a site that is not known to be unreachable."""
         reached = torch.ones(layers, dtype=torch.bool, device="cpu")
         reached[list(self.layers(site))] = False
         return reached

@@ -84,7 +84,7 @@ class Selection(Artifact):
         return found if known.known else None
 
     def shortfall(self, site: str) -> int:
-        """How many neurons fewer than requested survived the threshold."""
+        """How many neurons of the site fewer than requested survived the threshold."""
         return self.requested[site] - self.selected(site)
 
     def neurons(self, domain: str, site: str | None = None) -> dict[str, Bool[Tensor, "layer neuron"]]:

@@ -34,7 +34,12 @@ TOGETHER = 2**27
 
 @dataclass(frozen=True)
 class Problem:
-    """A line that is skipped: where it stands, what is wrong with it, what to do; `rows` is how many it held."""
+    """A line that is skipped.
+
+    - file, line: where it stands, lines from 1.
+    - says: what is wrong with it, and what to do.
+    - rows: how many it held.
+    """
 
     file: Path
     line: int
@@ -66,7 +71,10 @@ class Problems:
     more: int = field(default=0, kw_only=True)
 
     def add(self, line: int, says: str, rows: int = 1) -> None:
-        """Names a line that held so many rows; one that is already named keeps its first reason."""
+        """Names a line that held so many rows; one that is already named keeps its first reason.
+
+        - line: from 1. says: what is wrong with it. rows: that it held.
+        """
         if line in self.named:
             return
         self.named.add(line)
@@ -76,7 +84,7 @@ class Problems:
             self.more += rows
 
     def add_sample(self, sample: Sample, says: str) -> None:
-        """Names the row that a sample came from."""
+        """Names the row that a sample came from; `says` is what is wrong with it."""
         self.add(self.lines[sample.id], says)
 
     def __len__(self) -> int:

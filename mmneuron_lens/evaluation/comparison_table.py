@@ -19,7 +19,10 @@ from mmneuron_lens.evaluation.specificity import cross_matrix_of, specificities
 
 @dataclass(frozen=True, eq=False)
 class ComparisonTable:
-    """The neurons of several methods on one model, each beside as many random ones."""
+    """The neurons of several methods on one model, each beside as many random ones.
+
+    - comparison: every question under every condition.
+    """
 
     comparison: NeuronComparison
 
@@ -27,23 +30,43 @@ class ComparisonTable:
         return short_repr(self)
 
     def to_frame(self) -> pl.DataFrame:
-        """See `evaluation.faithfulness.curves`."""
+        """A row per method, domain, fraction and whose questions are asked ("own", "others"), with the neurons off.
+
+        Columns: model, method, domain, fraction, on, neurons, questions; change, random (the mean of the draws) and
+        difference, of the answer's log-probability in nats; deviation and deviation_random, shares of the last hidden
+        state's norm; accuracy, accuracy_random, accuracy_difference in points. Each with its 95 % interval over
+        questions as `_low` and `_high`; null where it was not measured.
+        """
         return curves(self.comparison)
 
     def areas(self) -> pl.DataFrame:
-        """See `evaluation.faithfulness.areas`."""
+        """The area between a method's curve and that of its draws, over log10(fraction), in nats times decades: model,
+        method, domain, on, area, area_low, area_high, first, last (fractions), questions. Below 0 where they matter.
+        """
         return areas(self.comparison)
 
     def matrix(self, fraction: float | None = None) -> pl.DataFrame:
-        """See `evaluation.specificity.cross_matrix_of`; at 1 %, or the nearest to it, unless given."""
+        """D_ij, the change on questions of domain j with the neurons of i off, less that of as many random ones.
+
+        - fraction: of each module's neurons; 1 %, or the nearest to it, unless given.
+
+        Columns: model, method, neurons_of, domain, change, change_low, change_high (nats), p (of a sign-flip test over
+        questions), p_holm (over the cells of the method), questions.
+        """
         return cross_matrix_of(self.comparison, fraction or fraction_of(self.comparison))
 
     def specificities(self, fraction: float | None = None) -> pl.DataFrame:
-        """See `evaluation.specificity.specificities`; at 1 %, or the nearest to it, unless given."""
+        """S_i = D_ii less the mean over j of D_ij, in nats: model, method, domain, specificity, specificity_low,
+        specificity_high; below 0 where neurons matter to their own domain more than to others.
+
+        - fraction: as of `matrix`.
+        """
         return specificities(self.comparison, fraction or fraction_of(self.comparison))
 
     def doses(self) -> pl.DataFrame:
-        """See `evaluation.dose_response.doses`."""
+        """A row per method, domain, fraction and strength, where neurons were turned up: model, method, domain,
+        fraction, strength, questions; change, random and difference in nats, with intervals. Source: arXiv 2604.17941.
+        """
         return doses(self.comparison)
 
     def overlaps(self) -> pl.DataFrame:
@@ -53,7 +76,11 @@ class ComparisonTable:
         return overlaps_of(self.comparison)
 
     def claims(self, fraction: float | None = None) -> list[Claim]:
-        """See `evaluation.comparison_claims.comparison_claims`."""
+        """A claim per method and domain: "holds" where the neurons change the answers' log-probability by less than 0,
+        and by less than as many random ones do, each with its whole 95 % interval.
+
+        - fraction: as of `matrix`.
+        """
         return comparison_claims([self.comparison], fraction)
 
     def _repr_html_(self) -> str:

@@ -20,7 +20,11 @@ class DeviationTable(tuple[Deviations, ...]):
     """The deviations of several domains."""
 
     def to_frame(self, measure: Measure = "after norm") -> pl.DataFrame:
-        """A row per module, condition and domain; see `deviation_rows`."""
+        """A row per module, condition and domain: model, module, condition, domain, deviation, low, high (per cent),
+        samples, spread (of random draws; null where there is one).
+
+        - measure: where the state is compared: "after norm" (the paper's), "before norm" or "last position".
+        """
         return pl.DataFrame(deviation_rows(self, measure), infer_schema_length=None)
 
     def _repr_html_(self) -> str:

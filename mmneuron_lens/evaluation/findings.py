@@ -33,6 +33,7 @@ class Finding:
 
     - statistic: what was measured, in words.
     - value, low, high: the number and its interval, in `unit`; None where there is none.
+    - verdict: what that says of the claim.
     - note: what else a reader should know.
     """
 
@@ -48,7 +49,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper, and what was found on each model."""
+    """A statement of the paper, and what was found on each model.
+
+    - number: as in the paper's sheet of claims. statement: in words. findings: one a model.
+    """
 
     number: str
     statement: str

@@ -203,7 +203,17 @@ def count_domain(
     jobs: Jobs | None = None,
     **planned: Any,
 ) -> Counts:
-    """The counts of one domain, kept by nobody: `plan_count` (whose settings are `planned`), then all of its steps."""
+    """The counts of one domain, kept by nobody.
+
+    - samples: of one domain.
+    - workers: processes that decode images ahead.
+    - problems: where samples are named whose image cannot be read; without it the first raises `InvalidValue`.
+    - progress: wraps the steps that are gone through, such as in a bar; nothing is shown unless given.
+    - jobs: of a lens that runs on a server, how its jobs are sent.
+    - planned: settings of `plan_count`: batch_size, prompt, frames, prompt_form, exact.
+
+    Raises `InvalidValue` for samples of several domains or none, `NotFinite` for activations that overflowed.
+    """
     plan = plan_count(lens, samples, problems=problems, **planned)
     held = count_steps(lens, plan, workers=workers, problems=problems, progress=progress, jobs=jobs)
     return counts_of(held, plan.facts)

@@ -61,7 +61,10 @@ def read_domain_probes(
     - samples_by_domain: one question an image; images that several questions share would be on both sides of a fold
     - folds, ridge, shuffles, seed: as of `fit_probes`; fewer folds where a domain has fewer questions
     - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`
+    - batch_size: questions of a forward
     - keeper: where the batches that are done are kept; memory unless given
+    - problems: where samples are named whose images cannot be read; without it the first raises `InvalidValue`
+    - progress: wraps the batches that are gone through, such as in a bar; nothing is shown unless given
 
     Features of `[place, layer, question, hidden]` float32 are held until the probes are fitted.
 
@@ -124,6 +127,8 @@ def _features(lens: Lens, batch: Batch) -> Float[Tensor, "place layer hidden row
 def probe_rows(found: Sequence[LayerProbes]) -> pl.DataFrame:
     """The probes as a table: model, place, layer (0 is the embedding), accuracy, low, high, shuffled, selectivity,
     chance, questions.
+
+    - found: of `read_domain_probes`, one a model.
 
     Accuracies are in per cent, selectivity in points; low and high are a 95 % bootstrap interval over questions, of the
     probes as they are; chance is the share of the most frequent domain.

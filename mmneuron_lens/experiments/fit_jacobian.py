@@ -64,6 +64,7 @@ def fit_jacobian_lens(
     - chunk: output dimensions in one backward pass, by `vmap`: faster for a few short prompts at a time, and with so
       many times the memory of gradients
     - seed: of what is drawn
+    - progress: wraps the batches that are gone through, such as in a bar; nothing is shown unless given
 
     A batch takes a forward pass and `hidden` (or `samples`) backward passes without gradients of weights. Memory does
     not grow with batches: two sums of `(layers + 1) * hidden * hidden` float64 at most, in main memory.

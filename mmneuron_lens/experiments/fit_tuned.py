@@ -64,6 +64,7 @@ def fit_tuned_lens(
     - steps, learning_rate, weight_decay: of SGD with Nesterov momentum; see above
     - kinds: of the positions that count, "image" and "text"; all if None
     - chunk: positions whose logits exist at a time, a few times `chunk x vocabulary` in float32
+    - progress: wraps the batches that are gone through, such as in a bar; nothing is shown unless given
 
     A step takes a forward pass, and the unembedding forward and backward at every layer and position. Memory does not
     grow with batches or steps: maps, momentum and gradients, `3 * layers * hidden * (hidden + 1)` float32.

@@ -84,6 +84,8 @@ def read_flow(
     - batch_size: questions at a time; their copies are as many as `lens.run` lets stand in one forward
     - prompt, frames, prompt_form: how questions are asked; see `batching.encoding.encode`
     - keeper: where the batches that are done are kept; memory unless given
+    - problems: where samples are named whose images cannot be read; without it the first raises `InvalidValue`
+    - progress: wraps the batches that are gone through, such as in a bar; nothing is shown unless given
 
     Answers are greedy, of at most `NEW_TOKENS` tokens, and right as `is_right` says. A model whose attention cannot be
     cut, or that answers nothing right, gives a value without questions, whose `missing` says why.
@@ -199,6 +201,8 @@ def _flow(
 
 def flow_rows(found: Sequence[KnockOutFlow], seed: int = 0) -> pl.DataFrame:
     """The curves as a table: model, domain, route, layer, change, low, high, questions.
+
+    - found: of `read_flow`, one a domain. seed: of the intervals' resamples.
 
     change is the mean over questions in per cent, low and high its 95 % bootstrap interval, null of one question.
     """

@@ -141,7 +141,8 @@ def _together(groups: Sequence[Sequence[NeuronSet]]) -> list[NeuronSet]:
 def planted_check(lens: Lens, samples: Sequence[Sample], **settings: Any) -> PlantedCheck:
     """Whether the comparison finds neurons that are known to matter, and no others: `.recall`, `.false_alarms`.
 
-    - settings: of `planted_comparison`.
+    - samples: questions with answers, of any domains.
+    - settings: of `planted_comparison`, such as `sets`, `draws` and `seed`.
     """
     return PlantedCheck(planted_comparison(lens, samples, **settings))
 

@@ -67,6 +67,7 @@ def read_text_states(
     - texts: as they are, without a prompt around them
     - most: states in the bank, of all layers together; more are drawn from, the same tokens at every layer
     - seed: of the draw
+    - progress: wraps the batches that are gone through, such as in a bar; nothing is shown unless given
 
     Of a text the first token is left out, to which attention drains whatever it is; of equal beginnings, whose states
     are equal where attention is causal, the first is kept. A model that takes no text without an image reads a grey

@@ -24,7 +24,8 @@ CELLS = 2_000_000
 class Estimate:
     """A mean over questions, in per cent (or a difference of means, in percentage points), with its interval.
 
-    low and high are None where an interval needs more questions: fewer than two, or fewer than two of some kind.
+    - value: the mean. questions: of how many.
+    - low, high: its 95 % interval; None where it needs more questions: fewer than two, or fewer than two of some kind.
     """
 
     value: float

@@ -21,7 +21,10 @@ PUBLISHED = "wayveai/Lingo-Judge"
 
 
 class LingoJudge:
-    """A sequence classifier with one logit, and its tokenizer; `load` reads both."""
+    """A sequence classifier with one logit, and its tokenizer; `load` reads both.
+
+    - model, tokenizer: as transformers loads them. name: what artifacts call them.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         """Raises `MetricError` when the model has not one logit, or the tokenizer no CLS token."""
@@ -35,7 +38,12 @@ class LingoJudge:
 
     @classmethod
     def load(cls, folder_or_id: str | Path, device: str | torch.device = "cpu") -> LingoJudge:
-        """Reads the judge from a local folder or the Hugging Face hub."""
+        """Reads the judge.
+
+        - folder_or_id: a local folder, or an id of the Hugging Face hub. device: where it computes.
+
+        Raises `MetricError` where there is none.
+        """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
@@ -51,7 +59,7 @@ class LingoJudge:
         return cls(model.to(device), tokenizer, name)
 
     def text(self, question: str, reference: str, prediction: str) -> str:
-        """What the judge reads; answers are lower-cased and stripped, the question is not.
+        """What the judge reads: reference and prediction lower-cased and stripped, the question as it is.
 
         The tokenizer puts a second CLS before the written one; the official script does so too, and it is kept.
         """
@@ -60,19 +68,22 @@ class LingoJudge:
 
     @torch.no_grad()
     def logits(self, texts: Sequence[str]) -> Float[Tensor, " text"]:
-        """One logit a text, of its first `MAX_TOKENS` tokens."""
+        """One logit a text, float32 on the CPU; of texts, their first `MAX_TOKENS` tokens."""
         encoded = self.tokenizer(
             list(texts), return_tensors="pt", padding=True, truncation=True, max_length=MAX_TOKENS
         ).to(self.model.device)
         return self.model(**encoded).logits.squeeze(-1).float().cpu()
 
     def score(self, question: str, references: Sequence[str], prediction: str) -> float:
-        """The highest logit over the references; above 0 the prediction counts as correct."""
+        """The highest logit of a prediction over a question's references; above 0 it counts as correct."""
         return float(self.logits([self.text(question, reference, prediction) for reference in references]).max())
 
 
 def measure(pairs: Pairs, *, judge: LingoJudge | None = None) -> Measured:
-    """1 where the judge's highest logit over the references is above 0, else 0; the logits are kept beside."""
+    """1 where the judge's highest logit over the references is above 0, else 0; the logits are kept beside.
+
+    - pairs: samples with answers. judge: of `LingoJudge.load`; `MetricError` without one.
+    """
     if judge is None:
         raise MetricError(
             f"LingoQA is scored by a trained judge and none was given; pass judge=LingoJudge.load({PUBLISHED!r}), "

@@ -23,7 +23,9 @@ MODES: tuple[Mode, ...] = ("letter", "official")
 def official_correct(answer: str, options: Sequence[str], label: str) -> bool:
     """Whether the last character of the answer is most similar to the choice that the label is most similar to.
 
-    The choices are in the form of the published cells, ` B:text `. An empty answer is wrong.
+    - answer: what the model said; an empty one is wrong.
+    - options: the choices' texts, compared in the form of the published cells, ` B:text `.
+    - label: the letter of the right one.
     """
     cells = [f" {letter}:{option.strip()} " for letter, option in zip(letters_of(options), options, strict=True)]
     return bool(answer) and _most_similar(cells, answer[-1]) == _most_similar(cells, label)

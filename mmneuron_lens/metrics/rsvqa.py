@@ -36,7 +36,11 @@ def normalise(answer: str, range_numbers: bool = False) -> str:
 
 
 def measure(pairs: Pairs, *, range_numbers: bool = False) -> Measured:
-    """1 where the normalised answer equals a normalised accepted one, else 0; the overall mean is OA."""
+    """1 where the normalised answer equals a normalised accepted one, else 0; the overall mean is OA.
+
+    - pairs: samples with answers. range_numbers: numbers are compared by bucket as areas are, as in the
+      low-resolution corpus.
+    """
     scores = []
     for sample, answer in pairs:
         accepted = {normalise(one, range_numbers) for one in sample.answers}

@@ -23,7 +23,7 @@ class Scores:
     - `overall`, `by_kind`: the mean over questions, all and of each kind, in per cent with intervals.
     - `extra`: what the benchmark reports beside it ("AA", "unparsed"), in per cent.
     - `skipped`: one line for each sample or answer that was not scored.
-    - `parameters`: of the metric and the intervals.
+    - `corpus`, `metric`: names. `parameters`: of the metric and the intervals. `provenance`: what it was made from.
     """
 
     corpus: str
@@ -47,6 +47,7 @@ class Scores:
     def minus(self, other: Scores, of_kinds: bool = False, seed: int = 0) -> Estimate:
         """This condition's overall score minus another's of the same questions, in percentage points, paired.
 
+        - other: the scores that are taken off.
         - of_kinds: the difference of the means of kinds (RSVQA's AA) instead.
         - seed: of the interval's resamples.
 
@@ -59,14 +60,14 @@ class Scores:
         return paired_difference(self.by_question, other.by_question, kinds, seed)
 
     def save(self, path: str | Path) -> None:
-        """Writes an artifact of kind "scores"."""
+        """Writes an artifact of kind "scores" to the file `path`."""
         metadata = asdict(self)
         scores = torch.tensor(metadata.pop("scores"), dtype=torch.float64, device="cpu")
         write_artifact(path, "scores", {"scores": scores}, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Reads what `save` wrote; see `read_artifact` for what it refuses."""
+        """Reads from the file `path` what `save` wrote; see `read_artifact` for what it refuses."""
         tensors, metadata = read_artifact(path, "scores")
         metadata |= {name: tuple(metadata[name]) for name in ("ids", "kinds", "skipped")}
         metadata |= {

@@ -33,6 +33,7 @@ class Observed:
 
     @property
     def domains(self) -> tuple[str, ...]:
+        """Of the counts, in their order."""
         return tuple(one.domain for one in self.counts)
 
 
@@ -40,6 +41,8 @@ def observed(
     counts: Sequence[Counts], moments: Sequence[Moments] = (), attributions: Sequence[Attributions] = ()
 ) -> Observed:
     """What was measured, each in the order of the counts' domains, whatever the order given.
+
+    - counts: one a domain. moments, attributions: of the same domains, where they were taken.
 
     Raises `InvalidValue` as `Observed`.
     """

@@ -86,6 +86,7 @@ def identify(
       kept without it; the table of neurons (`neurons.parquet`, `neurons.csv`) is written there too. replace: what lies
       there and was made otherwise is made again.
     - jobs: for a lens that runs on a server, settings of `batching.remote.Jobs`.
+    - progress: wraps the batches that are gone through, such as in a bar; nothing is shown unless given.
 
     Returns `.counts`, `.selection`, `.wider` (at 5 %), `.controls` and `.moments`. Raises `InvalidValue` for fewer than
     two domains, `StoreConflict` for a folder that holds something else.
@@ -147,6 +148,7 @@ def ablate(
 ) -> Ablation:
     """Answers a corpus' questions with nothing off, with each domain's neurons off, and with as many random ones off.
 
+    - selection: whose neurons are switched off. corpus: what is asked, with answers.
     - modules: "All" at once, or modules of the paper ("LLM", "Vision Encoder", ...), each by itself.
     - random_draws, seed, match: draws of random neurons, never a selected one, as many in each module or layer.
     - off: how they are switched; held at zero unless given.
@@ -154,7 +156,7 @@ def ablate(
     - prompt, frames, prompt_form: how questions are asked: in the frame of the paper or of the checkpoint's own chat
       template ("paper", "chat"; "auto" is "chat" where the language model is not the paper's); of several images with
       as many as fit, or all as one ("fit", "strip").
-    - out, replace: as of `identify`.
+    - batch_size: questions of a generation. out, replace, progress: as of `identify`.
     - generation: settings of `generate`, over greedy decoding of at most 16 new tokens.
 
     Raises `UnknownName` for a domain that the selection does not have, `InvalidValue` for a corpus without questions.
@@ -191,10 +193,11 @@ def deviate(
 ) -> DeviationTable:
     """How far the last hidden state of a corpus' questions moves with neurons off (Table 3), domain by domain.
 
+    - selection: whose neurons are switched off. corpus: what is asked.
     - random_draws, seed: draws of as many random neurons.
     - off: how they are switched; held at zero unless given.
-    - frames, prompt_form: as of `ablate`.
-    - out, replace: as of `identify`.
+    - batch_size: questions of a forward. frames, prompt_form: as of `ablate`.
+    - out, replace, progress: as of `identify`.
     """
     found = deviate_stage(
         lens, selection, _by_domain(corpus), Store(out, replace=replace), selection_id=_saved(out, selection),
@@ -244,6 +247,7 @@ def read_layers(
 ) -> LensTrace | Neighbours:
     """What every position of a question decodes to at every layer (Figure 6), by the logit lens or a fitted one.
 
+    - sample: the question, with its images.
     - prompt, frames, prompt_form: as of `ablate`.
     - top_k: tokens at each position and layer.
     - positions: columns of the prompt, negative ones from its end, or names: "last", "image 8" (the eighth image
@@ -276,7 +280,8 @@ def read_entropy(
 ) -> dict[str, Entropies]:
     """The entropy of the next-token distribution by layer and kind of token (Figure 7), by domain, in nats.
 
-    - prompt, frames, prompt_form: as of `ablate`.
+    - corpus: what is asked. batch_size: questions of a forward.
+    - prompt, frames, prompt_form: as of `ablate`. progress: as of `identify`.
     """
     put: dict[str, Any] = {"prompt": prompt, "frames": frames, "prompt_form": prompt_form}
     shared: dict[str, Any] = {"batch_size": batch_size, "problems": corpus.problems, "progress": progress, **put}

@@ -51,7 +51,7 @@ def compare(
     - fractions: of each module's neurons. draws, seed: of random neurons, as many in each module.
     - others: fractions at which the questions of other domains are asked too; all unless given.
     - accuracy, amplify: fractions at which answers are generated, and at which neurons are turned up.
-    - frames, prompt_form, out, replace: as of `ablate`.
+    - batch_size, frames, prompt_form, out, replace, progress: as of `ablate`.
     - generation: settings of `generate`, over greedy decoding of at most 16 new tokens.
 
     Raises `UnknownName` for an unknown method, `InvalidValue` for a fraction outside (0, 1], or without counts.

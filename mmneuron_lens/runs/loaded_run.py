@@ -129,6 +129,7 @@ def load_run(source: str | Path, *, progress: Progress = quietly) -> LoadedRun:
 
     - source: a run's folder, or the URL of one that `mmneuron push` sent, such as `hf://datasets/OWNER/NAME`, which is
       fetched into the user's cache, held to its manifest, and not fetched again while it stays the same.
+    - progress: wraps the files that are fetched, such as in a bar; nothing is shown unless given.
 
     Raises `FileMissing` where there is none, `RunError` for a folder without results, and as `pull_run`.
     """

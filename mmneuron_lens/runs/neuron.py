@@ -52,6 +52,8 @@ class NeuronCard:
     def figure(self, theme: Literal["light", "dark"] = "light") -> Figure:
         """Up to four pictures with its map on them, its activation probability in each domain (with intervals where the
         table has them), and by kind of token.
+
+        - theme: "light" or "dark".
         """
         return neuron_figure(self._sources, self._place, self.run / FOLDER, theme)
 

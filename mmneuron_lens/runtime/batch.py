@@ -54,7 +54,7 @@ class Batch:
     - answers: token ids that stand behind each prompt; the field `answer` says where
     - sharing: how rows share work: `cuts`, the columns at which a packed row runs in parts, or `spread`, which image
       each row is about where the vision tower sees each image once; empty otherwise
-    - image_processor: which made the pixels
+    - tokenizer, image_processor: which made the token ids and the pixels
     - samples: numbers of the samples, as `with_samples` gave them; counted over a run's batches where None
     """
 

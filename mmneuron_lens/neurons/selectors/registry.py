@@ -55,6 +55,8 @@ class Selector:
     def scores(self, observed: Observed, **parameters: Any) -> Scores:
         """The scores with these parameters over the published ones, by site in the order of the counts.
 
+        - observed: what was measured of the model, with all that the method needs.
+
         Raises `UnknownName` for a parameter that it does not have, `InvalidValue` where what it needs is not there, is
         of another model, or where what comes back are no scores.
         """
@@ -116,7 +118,7 @@ def selector(
 
 
 def selector_named(name: str) -> Selector:
-    """Raises `UnknownName` with the choices."""
+    """The method of a name, ours or registered with `selector`. Raises `UnknownName` with the choices."""
     if name not in SELECTORS:
         raise UnknownName(unknown("selection method", name, list(SELECTORS)))
     return SELECTORS[name]
