@@ -52,6 +52,7 @@ from mmneuron_lens.printing import (
     print_problems,
     print_tables,
     quiet_loading,
+    refuse_useless,
     say,
     store_of,
 )
@@ -82,6 +83,9 @@ def demo(
     model: Annotated[
         Literal["embedded", "smol"], typer.Option(help="The three small models, or one with a real language model.")
     ] = "embedded",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One model, its neurons and their pictures: about half a minute.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Questions in one forward pass: 32, and 16 of smol.")
     ] = None,
@@ -99,11 +103,13 @@ def demo(
     """
     from dataclasses import replace as changed
 
-    from mmneuron_lens.paper.demo import SMALL_MODELS, SMOL, demo_plan
+    from mmneuron_lens.paper.demo import QUICK, QUICK_PLAN, SMALL_MODELS, SMOL, demo_plan
     from mmneuron_lens.paper.demo import demo as run
 
-    models = (SMOL,) if model == "smol" else SMALL_MODELS
-    plan = demo_plan(models) if batch_size is None else changed(demo_plan(models), batch_size=batch_size)
+    refuse_useless({"--model smol": model == "smol"}, "--quick" if quick else "")
+    models = (QUICK,) if quick else (SMOL,) if model == "smol" else SMALL_MODELS
+    plan = QUICK_PLAN if quick else demo_plan(models)
+    plan = plan if batch_size is None else changed(plan, batch_size=batch_size)
     quiet_loading()
     settings = model_settings(remote, dtype, device, device_map, quantize)
     store = store_of(out, replace)
