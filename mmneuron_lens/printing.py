@@ -49,12 +49,10 @@ def command_line(remote: str | None) -> tuple[str, ...]:
 
 
 def bar(items: Sequence[Any], name: str) -> Iterable[Any]:
-    """A progress bar on stderr."""
-    from tqdm.auto import tqdm
+    """Progress on stderr, see `batching.progress_bar`."""
+    from mmneuron_lens.batching.progress_bar import bar as shown
 
-    from interventions.printable import printable
-
-    return tqdm(items, desc=printable(name), file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
+    return shown(items, name)
 
 
 def say(text: str) -> None:
