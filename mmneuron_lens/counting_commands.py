@@ -22,6 +22,7 @@ from mmneuron_lens.options import (
     Images,
     ModelName,
     Out,
+    Parameters,
     PlanFile,
     Quantize,
     QuestionsPerImage,
@@ -136,10 +137,7 @@ def select(
         bool, typer.Option("--stability", help="Also show how the selection changes with the number of tokens.")
     ] = False,
     method: Annotated[str, typer.Option(help="How neurons are ranked: docs/selectors.md lists the methods.")] = "dape",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeat it for several."),
-    ] = None,
+    parameter: Parameters = None,
     masks: Annotated[
         Path | None, typer.Option(help="Take the neurons of this file of LAPE's masks, [domain][layer] indices.")
     ] = None,
@@ -181,7 +179,7 @@ def select(
 
     attributed = {name: value for name, value in (("alpha", alpha), ("steps", gradient_steps)) if value is not None}
     refuse_useless(
-        {"--method": method != "dape", "--set": settings, "--corpus": corpus, "--stability": stability},
+        {"--method": method != "dape", "--parameter": parameter, "--corpus": corpus, "--stability": stability},
         "--masks" if masks is not None else "",
     )
     refuse_useless(
@@ -195,7 +193,7 @@ def select(
         for file in masks_stage(run, masks, store_of(target, replace), written=write_masks, **rule):
             echo(file)
         return
-    parameters = parameters_of(method, settings or [])
+    parameters = parameters_of(method, parameter or [])
     if corpus is not None:
         quiet_loading()
         how = {**model_settings(remote, dtype, device, device_map, quantize), "discover": discover}

@@ -25,6 +25,13 @@ QuestionsPerImage = Annotated[
     int | None, typer.Option(min=1, help="Only so many questions of each image, drawn with a fixed seed.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")]
+NumBeams = Annotated[int, typer.Option("--num-beams", "--beams", min=1, help="Beams of the search for answers.")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter", "--set", metavar="NAME=VALUE", help="A parameter of the method; repeat it for several."
+    ),
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 DeviceMap = Annotated[

@@ -5,6 +5,7 @@ torch and the rest are imported when a function is called, so that `--help` is q
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -102,8 +103,14 @@ def console() -> Console:
     """The terminal, or lines of a fixed width where there is none."""
     from rich.console import Console
 
-    found = Console()
-    return found if found.is_terminal else Console(width=WIDTH)
+    from mmneuron_lens.commands import nobody_reads
+
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:
+            nobody_reads()
+
+    found = Ours()
+    return found if found.is_terminal or "COLUMNS" in os.environ else Ours(width=WIDTH)
 
 
 def parameters_of(method: str, settings: Sequence[str]) -> dict[str, Any]:
