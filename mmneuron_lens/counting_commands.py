@@ -33,12 +33,12 @@ from mmneuron_lens.options import (
 from mmneuron_lens.printing import (
     bar,
     command_line,
-    console,
     corpus_of,
     model_settings,
     parameters_of,
     print_problems,
     print_selections,
+    print_table,
     print_tables,
     quiet_loading,
     refuse_useless,
@@ -218,5 +218,5 @@ def select(
 
         for one in found:
             shown = stability_of(list(one.counts), fraction, percentile)
-            console().print(stability_table(shown))
+            print_table(stability_table(shown))
             echo(save_stability(shown, target))
