@@ -96,7 +96,7 @@ def _options(
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-@app.command(rich_help_panel=FIND, epilog=example("mmneuron demo --out runs/demo"))
+@app.command(rich_help_panel=FIND, epilog=example("mmneuron demo --quick --out runs/quick"))
 def demo(
     out: Out = Path("runs/demo"),
     model: Annotated[

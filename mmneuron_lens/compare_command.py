@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmneuron_lens import completions
 from mmneuron_lens.options import (
     BatchSize,
     CorpusFolder,
@@ -35,7 +36,11 @@ def compare(
     model: ModelName,
     corpus: CorpusFolder,
     methods: Annotated[
-        str, typer.Option(help="Ways to select neurons, with commas; random stands for the draws, always there.")
+        str,
+        typer.Option(
+            help="Ways to select neurons, with commas; random stands for the draws, always there.",
+            autocompletion=completions.several_methods,
+        ),
     ] = "dape,random",
     domain: Domains = None,
     images: Images = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmneuron_lens import completions
 from mmneuron_lens.echo import echo
 from mmneuron_lens.options import (
     BatchSize,
@@ -136,7 +137,12 @@ def select(
     stability: Annotated[
         bool, typer.Option("--stability", help="Also show how the selection changes with the number of tokens.")
     ] = False,
-    method: Annotated[str, typer.Option(help="How neurons are ranked: docs/selectors.md lists the methods.")] = "dape",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="How neurons are ranked: docs/selectors.md lists the methods.", autocompletion=completions.methods
+        ),
+    ] = "dape",
     parameter: Parameters = None,
     masks: Annotated[
         Path | None, typer.Option(help="Take the neurons of this file of LAPE's masks, [domain][layer] indices.")

@@ -70,7 +70,8 @@ def frames_of(page: str | Path) -> dict[str, dict[str, pl.DataFrame]]:
 def findings(page: str | Path) -> list[str]:
     """What was found, a line each: how many neurons, and whether they matter. page: as of `terminal_tables`."""
     lines = []
-    for model, own in frames_of(page).items():
+    for model, tables in frames_of(page).items():
+        own = {name: frame for name, frame in tables.items() if len(frame)}
         lines.append(f"{model}: {_selected(own)}")
         lines += _matter(own["comparison"]) if "comparison" in own else []
         lines += _accuracy_line(own["ablation_against_random"]) if "ablation_against_random" in own else []
