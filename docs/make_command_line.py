@@ -1,6 +1,6 @@
 """Writes the commands of docs/command-line.md from the program itself, so that the page cannot drift.
 
-    python docs/make_command_line.py
+python docs/make_command_line.py
 """
 
 from __future__ import annotations

@@ -96,9 +96,11 @@ def _options(
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-@app.command(rich_help_panel=FIND, epilog=example("mmneuron demo --quick --out runs/quick"))
+@app.command(rich_help_panel=FIND, epilog=example("mmneuron demo --quick --out runs/look"))
 def demo(
-    out: Out = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write to: runs/demo, and runs/look with --quick.")
+    ] = None,
     model: Annotated[
         Literal["embedded", "smol"], typer.Option(help="The three small models, or one with a real language model.")
     ] = "embedded",
@@ -131,18 +133,26 @@ def demo(
     plan = plan if batch_size is None else changed(plan, batch_size=batch_size)
     quiet_loading()
     settings = model_settings(remote, dtype, device, device_map, quantize)
-    store = store_of(out, replace)
+    store = store_of(out or Path("runs/look" if quick else "runs/demo"), replace)
     print_tables(run(store, models=models, plan=plan, settings=settings, again=command_line(remote), progress=bar))
 
 
 app.command(
     rich_help_panel=FIND,
-    epilog=example("mmneuron count --model embedded/llava-next --corpus runs/demo/corpus --out runs/mine"),
+    epilog=example(
+        "mmneuron count --model embedded/llava-next --corpus runs/look/corpus --images 20 --questions-per-image 2 "
+        "--out runs/mine"
+    ),
 )(count)
-app.command(rich_help_panel=FIND, epilog=example("mmneuron select runs/mine --fraction 0.01 --kinds image"))(select)
+app.command(rich_help_panel=FIND, epilog=example("mmneuron select runs/mine --fraction 0.01"))(select)
 
 
-@app.command(rich_help_panel=COMPARE, epilog=example("mmneuron ablate runs/demo --model embedded/llava-next --corpus runs/demo/corpus --images 4"))
+@app.command(
+    rich_help_panel=COMPARE,
+    epilog=example(
+        "mmneuron ablate runs/mine --model embedded/llava-next --corpus runs/look/corpus --skip-images 20 --images 2"
+    ),
+)
 def ablate(
     run: Annotated[Path, typer.Argument(help="The folder in which `mmneuron select` selected the model's neurons.")],
     model: ModelName,
@@ -197,7 +207,7 @@ def ablate(
     print_tables(publish(run))
 
 
-@app.command(rich_help_panel=LOOK, epilog=example("mmneuron show runs/demo"))
+@app.command(rich_help_panel=LOOK, epilog=example("mmneuron show runs/look"))
 def show(run: Run) -> None:
     """Print the tables of a run and say where its page is."""
     from mmneuron_lens.runs.folder import RunError
@@ -309,17 +319,17 @@ def merge(
     say(f"Next: mmneuron select {out}")
 
 
-app.command(rich_help_panel=LOOK, epilog=example("mmneuron neurons runs/demo"))(neurons)
+app.command(rich_help_panel=LOOK, epilog=example("mmneuron neurons runs/look"))(neurons)
 app.command(
     rich_help_panel=COMPARE,
     epilog=example(
-        "mmneuron compare runs/demo --model embedded/llava-next --corpus runs/demo/corpus --methods dape,random "
-        "--images 4 --fractions 0.01"
+        "mmneuron compare runs/mine --model embedded/llava-next --corpus runs/look/corpus --skip-images 20 --images 2 "
+        "--fractions 0.01"
     ),
 )(compare)
 app.add_typer(ndif_app, name="ndif", rich_help_panel=REMOTE)
 app.add_typer(jobs_app, name="jobs", rich_help_panel=REMOTE)
-app.command(rich_help_panel=SHARE, epilog=example("mmneuron push runs/demo hf://datasets/OWNER/NAME"))(push)
+app.command(rich_help_panel=SHARE, epilog=example("mmneuron push runs/look hf://datasets/OWNER/NAME"))(push)
 app.command(rich_help_panel=SHARE, epilog=example("mmneuron pull hf://datasets/OWNER/NAME --out runs/theirs"))(pull)
 app.command(rich_help_panel=CHECK, epilog=example("mmneuron doctor"))(doctor)
 app.command(rich_help_panel=CHECK, epilog=example("mmneuron prove embedded/llava-next"))(prove)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,21 @@ class Commands(TyperGroup):
                 error.add_note(REPORT)
                 raise
             echo(f"mmneuron: {line}", err=True)
+            if isinstance(error, OSError) and error.filename is None:
+                _write_no_more()
             raise typer.Exit(1) from None
 
 
 def nobody_reads() -> None:
     """Ends the program in silence, because what reads its output went away."""
-    # What is still to be written would raise when Python closes the file.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    _write_no_more()
     raise typer.Exit(NOBODY_READS)
+
+
+def _write_no_more() -> None:
+    """What is still to be written to stdout would raise when Python closes it."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def plan_file(context: typer.Context, file: Path | None) -> Path | None:

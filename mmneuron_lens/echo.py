@@ -14,7 +14,19 @@ import typer
 if TYPE_CHECKING:
     from rich.text import Text
 
-_PLAIN = {"−": "-", "–": "-", "—": "-", "’": "'", "“": '"', "”": '"', "†": "+", "‡": "+", "×": "x", "…": "...", "≤": "<="}
+_PLAIN = {
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "†": "+",
+    "‡": "+",
+    "×": "x",
+    "…": "...",
+    "≤": "<=",
+}
 """Signs of our own for terminals that cannot show them."""
 
 

@@ -12,9 +12,7 @@ from mmneuron_lens.commands import plan_file
 
 Run = Annotated[
     Path,
-    typer.Argument(
-        help="The folder that `mmneuron count` or `mmneuron demo` wrote.", autocompletion=completions.runs
-    ),
+    typer.Argument(help="The folder that `mmneuron count` or `mmneuron demo` wrote.", autocompletion=completions.runs),
 ]
 Out = Annotated[Path, typer.Option(help="The folder to write to.")]
 ModelName = Annotated[

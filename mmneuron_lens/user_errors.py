@@ -25,6 +25,9 @@ _MACHINE = {
 }
 """Faults of a path or disk, whichever file it is, and what to do."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Faults of what is written to the output too, which has no name."""
+
 _MEMORY = (
     "give a smaller --batch-size, --dtype bfloat16, --quantize nf4 on a GPU, or --remote; `mmneuron doctor` says what "
     "this machine can hold"
@@ -42,13 +45,13 @@ def said(error: BaseException, words: Sequence[str] = ()) -> str | None:
         return " ".join(str(error).split())
     if _out_of_memory(error):
         return f"out of memory ({' '.join(str(error).split())[:200]}); {_MEMORY}."
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL):
         return _of_path(error, words)
     return None
 
 
 def _of_path(error: OSError, words: Sequence[str]) -> str | None:
-    path = str(error.filename)
+    path = "the output" if error.filename is None else str(error.filename)
     if error.errno in _MACHINE:
         return f"{path}: {error.strerror}; {_MACHINE[error.errno]}."
     if error.errno == errno.ENOENT and any(_within(path, word) for word in words):

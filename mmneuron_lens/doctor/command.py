@@ -69,7 +69,9 @@ def doctor_table(group: str, checks: Sequence[Check]) -> Table:
     from mmneuron_lens.echo import plain
 
     colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
-    table = Table(title=plain(group), title_justify="left", box=None, show_header=False, title_style="bold", pad_edge=False)
+    table = Table(
+        title=plain(group), title_justify="left", box=None, show_header=False, title_style="bold", pad_edge=False
+    )
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

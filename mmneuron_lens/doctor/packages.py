@@ -19,6 +19,7 @@ NAMED = ("torch", "transformers", "nnsight", "jaxtyping", "beartype", "huggingfa
 EXTRAS = {
     "corpora": "corpora of the hub, and the published ones in their own formats",
     "quantize": "models in 4 or 8 bits, and layers on several devices",
+    "remote": "models on a server, with --remote",
     "s3": "push and pull to s3:// folders",
     "smol": "`embedded/smol`, a model with a real language model",
     "docs": "building these docs; not needed to use the package",
@@ -46,9 +47,7 @@ def version_line() -> str:
     return f"{NAME} {__version__} ({others}, Python {platform.python_version()})"
 
 
-def package_checks(
-    own: Distribution | None = None, installed: Callable[[str], str | None] = version_of
-) -> list[Check]:
+def package_checks(own: Distribution | None = None, installed: Callable[[str], str | None] = version_of) -> list[Check]:
     """Python and every package that is needed; one line for those that fit and are not `NAMED`.
 
     - own: where the ranges are read from; this package's metadata if None.
