@@ -1,6 +1,6 @@
-"""The command `mmneuron`: demo, count, select, ablate, show, paper, report, merge, prove, describe, and groups.
+"""The command `mmneuron`: every command in its panel of `--help`, and those that are written here.
 
-Exit codes: 0 done, 1 the input has a problem, 2 wrong usage.
+Exit codes: 0 done, 1 the input has a problem, 2 wrong usage, 130 stopped, 141 nobody reads the output.
 torch and the rest are imported when a command runs, so that `--help` is quick.
 """
 
@@ -12,11 +12,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from mmneuron_lens.commands import Commands
+from mmneuron_lens.commands import CHECK, COMPARE, FIND, LOOK, PAPER, REMOTE, SHARE, Commands
 from mmneuron_lens.compare_command import compare
 from mmneuron_lens.corpora.command import corpora_app
 from mmneuron_lens.counting_commands import count, select
-from mmneuron_lens.echo import echo
+from mmneuron_lens.doctor.command import doctor
+from mmneuron_lens.echo import echo, example
 from mmneuron_lens.ndif.command import ndif_app
 from mmneuron_lens.neurons_command import neurons
 from mmneuron_lens.options import (
@@ -34,6 +35,7 @@ from mmneuron_lens.options import (
     Images,
     LensAt,
     ModelName,
+    NumBeams,
     OffHow,
     Out,
     PlanFile,
@@ -52,6 +54,7 @@ from mmneuron_lens.printing import (
     print_problems,
     print_tables,
     quiet_loading,
+    refuse_useless,
     say,
     store_of,
 )
@@ -62,26 +65,48 @@ from mmneuron_lens.sharing_commands import pull, push
 app = typer.Typer(
     cls=Commands,
     name="mmneuron",
-    help="Find the domain-specific neurons of a vision-language model, switch them off, and look at them.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.add_typer(corpora_app, name="corpora")
-app.add_typer(ndif_app, name="ndif")
-app.add_typer(jobs_app, name="jobs")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from mmneuron_lens.doctor.packages import version_line
+
+        echo(version_line())
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and end.")
+    ] = False,
+) -> None:
+    """Find the domain-specific neurons of a vision-language model, switch them off, and look at them.
+
+    New here: `mmneuron demo --quick`, then `mmneuron doctor`.
+    """
+
 
 # Idle threads of torch sleep instead of spinning: on a busy machine spinning ones cost ten times the time. Read by
 # OpenMP when torch is loaded, so it is set here, before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-@app.command(epilog="Example: [bold]mmneuron demo --out runs/demo[/bold]")
+@app.command(rich_help_panel=FIND, epilog=example("mmneuron demo --quick --out runs/look"))
 def demo(
-    out: Out = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write to: runs/demo, and runs/look with --quick.")
+    ] = None,
     model: Annotated[
         Literal["embedded", "smol"], typer.Option(help="The three small models, or one with a real language model.")
     ] = "embedded",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One model, its neurons and their pictures: about half a minute.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Questions in one forward pass: 32, and 16 of smol.")
     ] = None,
@@ -99,24 +124,35 @@ def demo(
     """
     from dataclasses import replace as changed
 
-    from mmneuron_lens.paper.demo import SMALL_MODELS, SMOL, demo_plan
+    from mmneuron_lens.paper.demo import QUICK, QUICK_PLAN, SMALL_MODELS, SMOL, demo_plan
     from mmneuron_lens.paper.demo import demo as run
 
-    models = (SMOL,) if model == "smol" else SMALL_MODELS
-    plan = demo_plan(models) if batch_size is None else changed(demo_plan(models), batch_size=batch_size)
+    refuse_useless({"--model smol": model == "smol"}, "--quick" if quick else "")
+    models = (QUICK,) if quick else (SMOL,) if model == "smol" else SMALL_MODELS
+    plan = QUICK_PLAN if quick else demo_plan(models)
+    plan = plan if batch_size is None else changed(plan, batch_size=batch_size)
     quiet_loading()
     settings = model_settings(remote, dtype, device, device_map, quantize)
-    store = store_of(out, replace)
+    store = store_of(out or Path("runs/look" if quick else "runs/demo"), replace)
     print_tables(run(store, models=models, plan=plan, settings=settings, again=command_line(remote), progress=bar))
 
 
 app.command(
-    epilog="Example: [bold]mmneuron count --model embedded/llava-next --corpus runs/demo/corpus --out runs/mine[/bold]"
+    rich_help_panel=FIND,
+    epilog=example(
+        "mmneuron count --model embedded/llava-next --corpus runs/look/corpus --images 20 --questions-per-image 2 "
+        "--out runs/mine"
+    ),
 )(count)
-app.command(epilog="Example: [bold]mmneuron select runs/mine --fraction 0.01 --kinds image[/bold]")(select)
+app.command(rich_help_panel=FIND, epilog=example("mmneuron select runs/mine --fraction 0.01"))(select)
 
 
-@app.command(epilog="Example: [bold]mmneuron ablate runs/mine --model embedded/llava-next --corpus my-images[/bold]")
+@app.command(
+    rich_help_panel=COMPARE,
+    epilog=example(
+        "mmneuron ablate runs/mine --model embedded/llava-next --corpus runs/look/corpus --skip-images 20 --images 2"
+    ),
+)
 def ablate(
     run: Annotated[Path, typer.Argument(help="The folder in which `mmneuron select` selected the model's neurons.")],
     model: ModelName,
@@ -136,7 +172,7 @@ def ablate(
     off: OffHow = "zero",
     factor: Factor = 0.0,
     cross: Annotated[bool, typer.Option(help="Also switch off the neurons of every other domain.")] = False,
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers.")] = 1,
+    num_beams: NumBeams = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 16,
     batch_size: BatchSize = 32,
     frames: FramesShown = "fit",
@@ -164,14 +200,14 @@ def ablate(
             store, lens, asked, off=off, factor=factor, modules=tuple(module or ("All",)), random_draws=random_draws,
             match=match, cross=cross, seed=seed, batch_size=batch_size, frames=frames, prompt_form=prompt_form,
             progress=bar,
-            generation={"num_beams": beams, "max_new_tokens": max_new_tokens},
+            generation={"num_beams": num_beams, "max_new_tokens": max_new_tokens},
         )  # fmt: skip
     finally:
         print_problems(asked.problems, run)
     print_tables(publish(run))
 
 
-@app.command(epilog="Example: [bold]mmneuron show runs/demo[/bold]")
+@app.command(rich_help_panel=LOOK, epilog=example("mmneuron show runs/look"))
 def show(run: Run) -> None:
     """Print the tables of a run and say where its page is."""
     from mmneuron_lens.runs.folder import RunError
@@ -182,7 +218,7 @@ def show(run: Run) -> None:
     print_tables(page)
 
 
-@app.command(epilog="Example: [bold]mmneuron paper --embedded --out runs/paper[/bold]")
+@app.command(rich_help_panel=PAPER, epilog=example("mmneuron paper --embedded --out runs/paper"))
 def paper(
     out: Out = Path("runs/paper"),
     embedded: Annotated[
@@ -209,7 +245,7 @@ def paper(
     factor: Factor = 0.0,
     cross: Annotated[bool, typer.Option(help="Also switch off the neurons of every other domain.")] = True,
     random_draws: Annotated[int, typer.Option(min=0, help="Draws of random neurons whose deviation is read.")] = 5,
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers.")] = 5,
+    num_beams: NumBeams = 5,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 512,
     batch_size: BatchSize = 32,
     frames: FramesShown = "fit",
@@ -244,7 +280,7 @@ def paper(
     amounts = changed(
         amounts, lens_questions=tuple(lens_question or ()), lens_at=tuple(lens_at or ()), even_layers=even_layers
     )
-    amounts.generation.update(num_beams=beams, max_new_tokens=max_new_tokens)
+    amounts.generation.update(num_beams=num_beams, max_new_tokens=max_new_tokens)
     amounts = amounts if images is None else changed(amounts, identification_images=images)
     quiet_loading()
     page = paper_command(
@@ -255,7 +291,7 @@ def paper(
     print_tables(page)
 
 
-@app.command(epilog="Example: [bold]mmneuron report runs/paper[/bold]")
+@app.command(rich_help_panel=PAPER, epilog=example("mmneuron report runs/paper"))
 def report(
     run: Annotated[Path, typer.Argument(help="The folder that `mmneuron paper` wrote.")],
     lens_at: LensAt = None,
@@ -269,7 +305,7 @@ def report(
     echo(f"Page: {publish_paper(run, **other).resolve()}")
 
 
-@app.command(epilog="Example: [bold]mmneuron merge runs/one runs/two --out runs/both[/bold]")
+@app.command(rich_help_panel=FIND, epilog=example("mmneuron merge runs/one runs/two --out runs/both"))
 def merge(
     runs: Annotated[list[Path], typer.Argument(help="Folders that `mmneuron count --shard i/n --out ...` wrote.")],
     out: Annotated[Path, typer.Option(help="The folder to write the whole counts to.")],
@@ -283,12 +319,22 @@ def merge(
     say(f"Next: mmneuron select {out}")
 
 
-app.command(epilog="Example: [bold]mmneuron neurons runs/demo[/bold]")(neurons)
-app.command(epilog="Example: [bold]mmneuron compare runs/demo --methods dape,manu,random[/bold]")(compare)
-app.command(epilog="Example: [bold]mmneuron push runs/demo hf://datasets/OWNER/NAME[/bold]")(push)
-app.command(epilog="Example: [bold]mmneuron pull hf://datasets/OWNER/NAME --out runs/theirs[/bold]")(pull)
-app.command(epilog="Example: [bold]mmneuron prove embedded/llava-next[/bold]")(prove)
-app.command(epilog="Example: [bold]mmneuron describe embedded/llava-next[/bold]")(describe)
+app.command(rich_help_panel=LOOK, epilog=example("mmneuron neurons runs/look"))(neurons)
+app.command(
+    rich_help_panel=COMPARE,
+    epilog=example(
+        "mmneuron compare runs/mine --model embedded/llava-next --corpus runs/look/corpus --skip-images 20 --images 2 "
+        "--fractions 0.01"
+    ),
+)(compare)
+app.add_typer(ndif_app, name="ndif", rich_help_panel=REMOTE)
+app.add_typer(jobs_app, name="jobs", rich_help_panel=REMOTE)
+app.command(rich_help_panel=SHARE, epilog=example("mmneuron push runs/look hf://datasets/OWNER/NAME"))(push)
+app.command(rich_help_panel=SHARE, epilog=example("mmneuron pull hf://datasets/OWNER/NAME --out runs/theirs"))(pull)
+app.command(rich_help_panel=CHECK, epilog=example("mmneuron doctor"))(doctor)
+app.command(rich_help_panel=CHECK, epilog=example("mmneuron prove embedded/llava-next"))(prove)
+app.command(rich_help_panel=CHECK, epilog=example("mmneuron describe embedded/llava-next"))(describe)
+app.add_typer(corpora_app, name="corpora", rich_help_panel=CHECK)
 
 
 if __name__ == "__main__":

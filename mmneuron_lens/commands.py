@@ -2,33 +2,72 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from mmneuron_lens.echo import echo
+from mmneuron_lens.echo import echo, write_anywhere
+
+STOPPED, NOBODY_READS = 130, 141
+"""Exit codes besides 0, 1 and 2, as a shell gives them: Ctrl-C, and a reader such as `head` that went away."""
+
+PANELS = (
+    FIND := "Find neurons",
+    LOOK := "Look at them",
+    COMPARE := "Switch them off and compare",
+    PAPER := "The paper",
+    REMOTE := "Run on a server",
+    SHARE := "Share",
+    CHECK := "Check",
+)
+"""The panels of `mmneuron --help`, in this order."""
 
 
 class Commands(TyperGroup):
     """A problem with the input is one line on stderr and exit code 1; a fault of this program stays a traceback."""
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names in the order of their panels, then as they were added."""
+        return sorted(super().list_commands(ctx), key=lambda name: PANELS.index(self.commands[name].rich_help_panel))
+
     def invoke(self, ctx: Any) -> Any:
+        write_anywhere()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             echo("mmneuron: stopped; what was written so far is complete files.", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(STOPPED) from None
+        except BrokenPipeError:
+            nobody_reads()
         except Exception as error:
-            # Not at the top: it would load torch for `--help`.
-            from interventions.errors import MMNeuronError
+            from mmneuron_lens.user_errors import REPORT, said
 
-            if not isinstance(error, MMNeuronError):
+            line = said(error, sys.argv[1:])
+            if line is None:
+                error.add_note(REPORT)
                 raise
-            echo(f"mmneuron: {' '.join(str(error).split())}", err=True)
+            echo(f"mmneuron: {line}", err=True)
+            if isinstance(error, OSError) and error.filename is None:
+                _write_no_more()
             raise typer.Exit(1) from None
+
+
+def nobody_reads() -> None:
+    """Ends the program in silence, because what reads its output went away."""
+    _write_no_more()
+    raise typer.Exit(NOBODY_READS)
+
+
+def _write_no_more() -> None:
+    """What is still to be written to stdout would raise when Python closes it."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def plan_file(context: typer.Context, file: Path | None) -> Path | None:

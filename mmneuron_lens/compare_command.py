@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmneuron_lens import completions
 from mmneuron_lens.options import (
     BatchSize,
     CorpusFolder,
@@ -18,6 +19,7 @@ from mmneuron_lens.options import (
     FramesShown,
     Images,
     ModelName,
+    NumBeams,
     PlanFile,
     Quantize,
     QuestionsPerImage,
@@ -34,7 +36,11 @@ def compare(
     model: ModelName,
     corpus: CorpusFolder,
     methods: Annotated[
-        str, typer.Option(help="Ways to select neurons, with commas; random stands for the draws, always there.")
+        str,
+        typer.Option(
+            help="Ways to select neurons, with commas; random stands for the draws, always there.",
+            autocompletion=completions.several_methods,
+        ),
     ] = "dape,random",
     domain: Domains = None,
     images: Images = None,
@@ -45,7 +51,9 @@ def compare(
     fractions: Annotated[
         str, typer.Option(help="Shares of each module's neurons, with commas; eight from 0.001 to 0.2 if left out.")
     ] = "",
-    draws: Annotated[int, typer.Option(min=1, help="Draws of as many random neurons.")] = 5,
+    random_draws: Annotated[
+        int, typer.Option("--random-draws", "--draws", min=1, help="Draws of as many random neurons.")
+    ] = 5,
     others: Annotated[
         str, typer.Option(help="Shares at which questions of other domains are asked too: all, none, or some.")
     ] = "all",
@@ -55,7 +63,7 @@ def compare(
     amplify: Annotated[
         bool, typer.Option("--amplify", help="Also turn the neurons up, to 2, 3 and 4 times, at the share nearest 1 %.")
     ] = False,
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers.")] = 1,
+    num_beams: NumBeams = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 16,
     batch_size: BatchSize = 32,
     frames: FramesShown = "fit",
@@ -88,11 +96,11 @@ def compare(
     first = corpus_of(corpus, domain, skip_images, questions_per_image).by_domain() if skip_images else None
     quiet_loading()
     lens = Lens(model, **model_settings(remote, dtype, device, device_map, quantize), discover=discover)
-    settings: dict[str, Any] = {"num_beams": beams, "max_new_tokens": max_new_tokens} if accuracy else {}
+    settings: dict[str, Any] = {"num_beams": num_beams, "max_new_tokens": max_new_tokens} if accuracy else {}
     try:
         compare_run(
             store_of(run, replace), run, lens, asked.by_domain(), corpus=asked.name, identification=first,
-            methods=[name.strip() for name in methods.split(",") if name.strip()], fractions=shares, draws=draws,
+            methods=[name.strip() for name in methods.split(",") if name.strip()], fractions=shares, draws=random_draws,
             seed=seed, others=also, accuracy=[nearest] if accuracy else [], amplify=[nearest] if amplify else [],
             batch_size=batch_size, frames=frames, prompt_form=prompt_form, problems=asked.problems, progress=bar,
             **settings,

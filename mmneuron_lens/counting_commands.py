@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmneuron_lens import completions
 from mmneuron_lens.echo import echo
 from mmneuron_lens.options import (
     BatchSize,
@@ -22,6 +23,7 @@ from mmneuron_lens.options import (
     Images,
     ModelName,
     Out,
+    Parameters,
     PlanFile,
     Quantize,
     QuestionsPerImage,
@@ -32,12 +34,12 @@ from mmneuron_lens.options import (
 from mmneuron_lens.printing import (
     bar,
     command_line,
-    console,
     corpus_of,
     model_settings,
     parameters_of,
     print_problems,
     print_selections,
+    print_table,
     print_tables,
     quiet_loading,
     refuse_useless,
@@ -135,11 +137,13 @@ def select(
     stability: Annotated[
         bool, typer.Option("--stability", help="Also show how the selection changes with the number of tokens.")
     ] = False,
-    method: Annotated[str, typer.Option(help="How neurons are ranked: docs/selectors.md lists the methods.")] = "dape",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeat it for several."),
-    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="How neurons are ranked: docs/selectors.md lists the methods.", autocompletion=completions.methods
+        ),
+    ] = "dape",
+    parameter: Parameters = None,
     masks: Annotated[
         Path | None, typer.Option(help="Take the neurons of this file of LAPE's masks, [domain][layer] indices.")
     ] = None,
@@ -181,7 +185,7 @@ def select(
 
     attributed = {name: value for name, value in (("alpha", alpha), ("steps", gradient_steps)) if value is not None}
     refuse_useless(
-        {"--method": method != "dape", "--set": settings, "--corpus": corpus, "--stability": stability},
+        {"--method": method != "dape", "--parameter": parameter, "--corpus": corpus, "--stability": stability},
         "--masks" if masks is not None else "",
     )
     refuse_useless(
@@ -195,7 +199,7 @@ def select(
         for file in masks_stage(run, masks, store_of(target, replace), written=write_masks, **rule):
             echo(file)
         return
-    parameters = parameters_of(method, settings or [])
+    parameters = parameters_of(method, parameter or [])
     if corpus is not None:
         quiet_loading()
         how = {**model_settings(remote, dtype, device, device_map, quantize), "discover": discover}
@@ -220,5 +224,5 @@ def select(
 
         for one in found:
             shown = stability_of(list(one.counts), fraction, percentile)
-            console().print(stability_table(shown))
+            print_table(stability_table(shown))
             echo(save_stability(shown, target))

@@ -7,24 +7,47 @@ from typing import Annotated, Literal
 
 import typer
 
+from mmneuron_lens import completions
 from mmneuron_lens.commands import plan_file
 
-Run = Annotated[Path, typer.Argument(help="The folder that `mmneuron count` or `mmneuron demo` wrote.")]
+Run = Annotated[
+    Path,
+    typer.Argument(help="The folder that `mmneuron count` or `mmneuron demo` wrote.", autocompletion=completions.runs),
+]
 Out = Annotated[Path, typer.Option(help="The folder to write to.")]
 ModelName = Annotated[
     str,
-    typer.Option("--model", help="embedded/NAME (llava-next, instructblip, idefics3, smol), folder, or hub id."),
+    typer.Option(
+        "--model",
+        help="embedded/NAME (llava-next, instructblip, idefics3, smol), folder, or hub id.",
+        autocompletion=completions.models,
+    ),
 ]
 Checkpoint = Annotated[
-    str, typer.Argument(metavar="MODEL", help="embedded/NAME (llava-next, instructblip, smol), a folder, or a hub id.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="embedded/NAME (llava-next, instructblip, idefics3, smol), a folder, or a hub id.",
+        autocompletion=completions.models,
+    ),
 ]
 CorpusFolder = Annotated[Path, typer.Option(help="A folder of images with a questions.jsonl.")]
-Domains = Annotated[list[str] | None, typer.Option(help="Only this domain; repeat it for several.")]
+Domains = Annotated[
+    list[str] | None,
+    typer.Option(help="Only this domain; repeat it for several.", autocompletion=completions.domains),
+]
 Images = Annotated[int | None, typer.Option(min=1, help="Only the first so many images of each domain.")]
 QuestionsPerImage = Annotated[
     int | None, typer.Option(min=1, help="Only so many questions of each image, drawn with a fixed seed.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")]
+NumBeams = Annotated[int, typer.Option("--num-beams", "--beams", min=1, help="Beams of the search for answers.")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter", "--set", metavar="NAME=VALUE", help="A parameter of the method; repeat it for several."
+    ),
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 DeviceMap = Annotated[

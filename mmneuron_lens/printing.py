@@ -5,7 +5,9 @@ torch and the rest are imported when a function is called, so that `--help` is q
 
 from __future__ import annotations
 
+import os
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from mmneuron_lens.echo import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from mmneuron_lens.artifacts.selection import Selection
     from mmneuron_lens.corpora.corpus import Corpus
@@ -49,12 +52,10 @@ def command_line(remote: str | None) -> tuple[str, ...]:
 
 
 def bar(items: Sequence[Any], name: str) -> Iterable[Any]:
-    """A progress bar on stderr."""
-    from tqdm.auto import tqdm
+    """Progress on stderr, see `batching.progress_bar`."""
+    from mmneuron_lens.batching.progress_bar import bar as shown
 
-    from interventions.printable import printable
-
-    return tqdm(items, desc=printable(name), file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
+    return shown(items, name)
 
 
 def say(text: str) -> None:
@@ -104,8 +105,14 @@ def console() -> Console:
     """The terminal, or lines of a fixed width where there is none."""
     from rich.console import Console
 
-    found = Console()
-    return found if found.is_terminal else Console(width=WIDTH)
+    from mmneuron_lens.commands import nobody_reads
+
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:
+            nobody_reads()
+
+    found = Ours()
+    return found if found.is_terminal or "COLUMNS" in os.environ else Ours(width=WIDTH)
 
 
 def parameters_of(method: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -138,18 +145,40 @@ def print_selections(found: Sequence[tuple[Selection, str]], out: Path) -> None:
     for selection, missing in found:
         method = selection.parameters["method"]
         table = wide(neurons_per_domain(selection), "neurons", selection.domains)
-        console().print(terminal_table(table, f"Domain-specific neurons by {method}"))
+        print_table(terminal_table(table, f"Domain-specific neurons by {method}"))
         if missing:
             say(missing)
         echo(selection_file(out, selection.model, method))
 
 
-def print_tables(page: Path) -> None:
-    """The tables of a page, and where it lies."""
-    from mmneuron_lens.report.terminal import terminal_tables
+def print_table(table: Table) -> None:
+    """A table as the terminal has room for it, see `report.fitting`."""
+    from mmneuron_lens.report.fitting import fitted
 
     shown = console()
+    for part in fitted(table, shown.width):
+        shown.print(part)
+
+
+def wrapped(line: str) -> str:
+    """A sentence broken at words where there is a terminal; in a pipe it stays one line."""
+    shown = console()
+    return textwrap.fill(line, shown.width, subsequent_indent="    ") if shown.is_terminal else line
+
+
+def print_tables(page: Path) -> None:
+    """What a run found, then its tables, then where the whole of it lies."""
+    from mmneuron_lens.report.terminal import findings, terminal_tables
+
+    for line in findings(page):
+        echo(wrapped(line))
+    echo("")
     for table in terminal_tables(page):
-        shown.print(table)
-        shown.print()
+        print_table(table)
+        echo("")
+    neurons, every = page.parent / "neurons" / "index.html", page.parent / "neurons.csv"
+    if every.is_file():
+        echo(f"Every neuron: {every.resolve()}")
+    if neurons.is_file():
+        echo(f"Their pictures: {neurons.resolve()}")
     echo(f"Page: {page.resolve()}")

@@ -9,7 +9,7 @@ import typer
 
 from mmneuron_lens.echo import echo
 from mmneuron_lens.options import Checkpoint, Device, DeviceMap, Discover, Dtype, Quantize
-from mmneuron_lens.printing import console, model_settings, quiet_loading
+from mmneuron_lens.printing import model_settings, print_table, quiet_loading
 
 
 def prove(
@@ -36,7 +36,7 @@ def prove(
     certificate = lens.prove()
     file = (out or Path("runs/proofs") / file_name(lens.name)) / "proof.json"
     certificate.save(file)
-    console().print(terminal_table(certificate.to_frame(), f"{certificate.architecture}, {certificate.model}"))
+    print_table(terminal_table(certificate.to_frame(), f"{certificate.architecture}, {certificate.model}"))
     for line in (*certificate.notes(), f"Proof: {file.resolve()}"):
         echo(line)
 
@@ -52,6 +52,6 @@ def describe(model: Checkpoint) -> None:
     table = terminal_table(found.to_frame(), f"Activation modules of {model}")
     # Paths are read to their ends.
     table.columns[0].overflow = "fold"
-    console().print(table)
+    print_table(table)
     for line in (*found.lines(), *(("", found.start) if found.start else ())):
         echo(line)

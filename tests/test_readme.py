@@ -87,7 +87,8 @@ def test_contributing_draws_the_rooms_as_the_contracts_have_them():
 
 
 def _beside_cli(name: str) -> bool:
-    return name in ("__main__", "options", "printing") or name.endswith(("command", "commands"))
+    beside = ("__main__", "options", "printing", "completions", "doctor", "user_errors")
+    return name in beside or name.endswith(("command", "commands"))
 
 
 @pages

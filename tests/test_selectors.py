@@ -404,7 +404,7 @@ def test_the_command_names_what_is_missing_and_writes_what_is_there(run, lens, c
         for given, says in (
             (("--method", "can"), f"can needs attributions, and {out} has none of embedded/llava-next in medical"),
             (("--method", "none"), "Unknown selection method 'none'"),
-            (("--method", "random", "--set", "seed"), "--set 'seed' sets nothing"),
+            (("--method", "random", "--parameter", "seed"), "--parameter 'seed' sets nothing"),
             (
                 ("--method", "random", "--corpus", corpus[0].images[0].parents[1]),
                 "random needs no attributions, so no corpus",

@@ -16,7 +16,7 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.batching.batches import Step
 from mmneuron_lens.batching.left_out import LeftOut, attributed, raise_none_left
 from mmneuron_lens.batching.prefetch import Opener, decoded_ahead
-from mmneuron_lens.batching.progress import Progress, quietly
+from mmneuron_lens.batching.progress import Progress, Todo, quietly
 from mmneuron_lens.batching.throughput import Throughput
 from mmneuron_lens.corpora.folder import Problems, open_images
 from mmneuron_lens.corpora.sample import Sample
@@ -146,7 +146,7 @@ def gather(
     left, found = LeftOut() if left is None else left, disjoint(keeper.held(steps))
     named_again(steps, found, left)
     todo = missing(shard.steps(len(steps)), found)
-    shown = Throughput(progress([steps[place] for place in todo], title), clock)
+    shown = Throughput(progress(still_to_do(steps, shard, todo), title), clock)
     openers = decoded_ahead([steps[place].samples for place in todo], workers)
     growing: Held | None = None
     try:
@@ -254,6 +254,13 @@ def missing(wanted: range, held: Sequence[Held]) -> list[int]:
     """The wanted places that are in no piece."""
     there = {place for one in held for place in range(one.first, one.last)}
     return [place for place in wanted if place not in there]
+
+
+def still_to_do(steps: Sequence[Step], shard: Shard, places: Sequence[int]) -> Todo:
+    """The steps at these places, with their questions and those of the shard that are done."""
+    questions = [len(steps[place].samples) for place in places]
+    whole = sum(len(steps[place].samples) for place in shard.steps(len(steps)))
+    return Todo([steps[place] for place in places], questions, whole - sum(questions))
 
 
 def _attributed(step: Step, run: Callable[[Step, Opener], Piece], opener: Opener, left: LeftOut) -> Piece:

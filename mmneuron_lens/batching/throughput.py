@@ -14,6 +14,7 @@ class Throughput:
     """Pieces of work as a progress bar gives them; `tell` shows tokens a second and memory beside the bar.
 
     The bar itself knows the time left. Anything with tqdm's `set_postfix_str` is told, everything else is left alone.
+    Where no tokens are counted, only memory is said.
     """
 
     def __init__(self, pieces: Iterable[Any], clock: Callable[[], float]) -> None:
@@ -30,7 +31,8 @@ class Throughput:
         show = getattr(self.pieces, "set_postfix_str", None)
         if show is not None:
             rate = self.tokens / max(self.clock() - self.begun, 1e-9)
-            show(f"{rate:,.0f} tokens/s, {memory():.1f} GiB", refresh=False)
+            speed = f"{rate:,.0f} tokens/s, " if self.tokens else ""
+            show(f"{speed}{memory():.1f} GiB", refresh=False)
 
     def due(self, seconds: float) -> bool:
         """Whether so many seconds have passed since this last said yes, or since the beginning."""

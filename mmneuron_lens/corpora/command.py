@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmneuron_lens.echo import echo
+from mmneuron_lens.echo import echo, example
 
 corpora_app = typer.Typer(
     name="corpora", help="Corpora as their authors publish them: checked before a run.", no_args_is_help=True
@@ -19,7 +19,7 @@ def _corpora() -> None:
     """Keeps `check` a command of its own while it is the only one."""
 
 
-@corpora_app.command(epilog="Example: [bold]mmneuron corpora check ~/corpora --decode[/bold]")
+@corpora_app.command(epilog=example("mmneuron corpora check my-corpora --decode"))
 def check(
     folder: Annotated[Path, typer.Argument(help="A folder with subfolders vqav2, rsvqa, pmc_vqa, docvqa and lingoqa.")],
     records: Annotated[int, typer.Option(min=0, help="Good records of each split to look at; 0 for all.")] = 1000,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmneuron_lens.echo import echo
+from mmneuron_lens.echo import echo, example
 
 if TYPE_CHECKING:
     from mmneuron_lens.ndif.health import Health
@@ -22,7 +22,7 @@ Folder = Annotated[
 ]
 
 
-@ndif_app.command(epilog="Example: [bold]mmneuron ndif up --model embedded/llava-next --cpu[/bold]")
+@ndif_app.command(epilog=example("mmneuron ndif up --model embedded/llava-next --cpu"))
 def up(
     model: Annotated[list[str], typer.Option(help="A folder, embedded/NAME or a hub id; repeat it for several.")],
     cpu: Annotated[bool, typer.Option("--cpu", help="Models on the CPU; otherwise on this machine's GPUs.")] = False,
@@ -69,7 +69,7 @@ def up(
     echo(lines(kept.known()))
 
 
-@ndif_app.command()
+@ndif_app.command(epilog=example("mmneuron ndif status"))
 def status(state: Folder = None) -> None:
     """What runs, where, and what it serves. Exit code 1 when anything of it is down."""
     from mmneuron_lens.ndif.health import health_of
@@ -93,7 +93,7 @@ def status(state: Folder = None) -> None:
     raise typer.Exit(1)
 
 
-@ndif_app.command()
+@ndif_app.command(epilog=example("mmneuron ndif down"))
 def down(state: Folder = None) -> None:
     """End exactly what `up` started. Environment and logs stay."""
     from mmneuron_lens.ndif import services

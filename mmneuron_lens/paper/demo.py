@@ -20,6 +20,7 @@ from mmneuron_lens.paper.drawn import drawn_corpus
 from mmneuron_lens.paper.summary import publish
 from mmneuron_lens.runs.attributions import attributions_stage
 from mmneuron_lens.runs.compare import comparable, compare_run, planted_stage
+from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.examples import examples_stage
 from mmneuron_lens.runs.identify import select_stage
 from mmneuron_lens.runs.moments import moments_stage
@@ -28,6 +29,7 @@ from mmneuron_lens.runs.store import Store
 
 SMALL_MODELS = ("embedded/llava-next", "embedded/instructblip", "embedded/idefics3")
 SMOL = "embedded/smol"
+QUICK = "embedded/llava-next"
 
 ALL_AT_ONCE = "Neurons were switched off in all modules at once, not in one module at a time."
 
@@ -37,7 +39,7 @@ class DemoPlan:
     """How much of the demo is run.
 
     - images and questions are per domain and per image; those that identify neurons come first, then those answered
-      without them, so no image is in both.
+      without them, so no image is in both. Without the latter no neuron is switched off, and none is attributed to.
     - methods, compared: whose neurons are switched off, and how many of each module; draws of as many random ones too.
     - planted: questions of the planted check, on the last model; 0 leaves it out.
     - example_images, examples: the pictures that selected neurons are looked at on, of each domain, and how many are
@@ -94,6 +96,21 @@ SMOL_PLAN = DemoPlan(
 """Of `embedded/smol`, which is larger: fewer images, and longer answers."""
 
 
+QUICK_PLAN = DemoPlan(
+    identification_images=80,
+    evaluation_images=0,
+    planted=0,
+    example_images=80,
+    effects=0,
+    not_run=(
+        "The corpus is drawn by a program and the model is a small one trained on such drawings; nothing here says "
+        "anything about the published checkpoints.",
+        "`mmneuron demo` without --quick also switches the neurons off, in three models.",
+    ),
+)
+"""Of `mmneuron demo --quick`: which neurons there are and what they answer to, in one model."""
+
+
 def demo_plan(models: Sequence[str]) -> DemoPlan:
     """How much is run where nothing else is said."""
     return SMOL_PLAN if SMOL in models else DemoPlan()
@@ -124,7 +141,9 @@ def demo(
     plan = plan or demo_plan(models)
     corpus = drawn_corpus(store, plan.identification_images + plan.evaluation_images, domains)
     first = corpus.some(plan.identification_images, plan.identification_questions)
-    then = corpus.some(plan.evaluation_images, plan.evaluation_questions, skip_images=plan.identification_images)
+    then = None
+    if plan.evaluation_images:
+        then = corpus.some(plan.evaluation_images, plan.evaluation_questions, skip_images=plan.identification_images)
     answering: dict[str, Any] = {"max_new_tokens": plan.max_new_tokens, "do_sample": False, "num_beams": 1}
     found = []
     with _threads(1 if plan.one_thread else torch.get_num_threads()):
@@ -132,17 +151,21 @@ def demo(
             lens = Lens(name, **(settings or {}))
             shared: dict[str, Any] = {"batch_size": plan.batch_size, "problems": corpus.problems, "progress": progress}
             asked: dict[str, Any] = {"corpus": corpus.name, "again": again, **shared}
-            moments_stage(lens, first.by_domain(), store, **asked)
+            if then is not None:
+                moments_stage(lens, first.by_domain(), store, **asked)
+            else:
+                count_stage(lens, first.by_domain(), store, top=plan.examples, **asked)
             rule = {"fraction": plan.fraction, "permutations": plan.permutations}
             found += select_stage(store.folder, store, model=lens.name, progress=progress, **rule)
             fractions = sorted({*plan.compared, plan.fraction})
-            compare_run(
-                store, store.folder, lens, then.by_domain(), methods=comparable(store, lens.name, plan.methods),
-                fractions=fractions, draws=plan.random_draws, others=(plan.fraction,), accuracy=(plan.fraction,),
-                **shared, **answering,
-            )  # fmt: skip
+            if then is not None:
+                compare_run(
+                    store, store.folder, lens, then.by_domain(), methods=comparable(store, lens.name, plan.methods),
+                    fractions=fractions, draws=plan.random_draws, others=(plan.fraction,), accuracy=(plan.fraction,),
+                    **shared, **answering,
+                )  # fmt: skip
             _look(lens, found[-1].selection, first, then, plan, store, asked)
-            if name == models[-1] and plan.planted:
+            if name == models[-1] and plan.planted and then is not None:
                 planted_stage(lens, _mixed(then)[: plan.planted], store, **shared)
     store.say("drawing figures and writing the page")
     missing = {one.selection.model: one.controls.missing for one in found}
@@ -153,13 +176,15 @@ def _look(
     lens: Lens,
     selection: Selection,
     first: Corpus,
-    then: Corpus,
+    then: Corpus | None,
     plan: DemoPlan,
     store: Store,
     asked: Mapping[str, Any],
 ) -> None:
     """What single neurons answer to, and what they do to right answers: by gradients, and switched off alone."""
     examples_stage(lens, selection, first.some(plan.example_images).by_domain(), store, k=plan.examples, **asked)
+    if then is None:
+        return
     answered = {name: value for name, value in asked.items() if name not in ("again", "batch_size")}
     attributions_stage(lens, then.by_domain(), store, **answered)
     if plan.effects:

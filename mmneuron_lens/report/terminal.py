@@ -12,7 +12,7 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
 from mmneuron_lens.echo import plain
 from mmneuron_lens.report.csv_files import read_csv
-from mmneuron_lens.report.digits import between
+from mmneuron_lens.report.digits import between, in_digits
 from mmneuron_lens.report.page import tables_folder
 from mmneuron_lens.report.tables import domain_name, heading, shown, wide
 from mmneuron_lens.report.unreachable import MARK
@@ -27,20 +27,19 @@ TITLES = {
 
 ABLATIONS = ("ablation", "ablation_against_random")
 
+MOST = 40
+"""Rows of a table that a terminal shows."""
+
 
 def terminal_tables(page: str | Path) -> Iterator[Table]:
     """The tables of a page, read from the CSV files beside it; of a model each, a domain a column where it can be.
 
     - page: the path of the page, as `page.write` returns it.
     """
-    files = [tables_folder(Path(page)) / f"{name}.csv" for name in (*TITLES, "comparison", *ABLATIONS)]
-    frames = {file.stem: _table(file) for file in files if file.is_file()}
-    models = frames["neurons_per_domain"]["model"].unique(maintain_order=True) if "neurons_per_domain" in frames else ()
-    for model in models:
-        own = {name: frame.filter(pl.col("model") == model) for name, frame in frames.items() if "model" in frame}
+    for model, own in frames_of(page).items():
         for name, title in TITLES.items():
             if name in own and len(own[name]):
-                frame = own[name]
+                frame = with_intervals(own[name])
                 unreachable = unreachable_modules(frame)
                 if "neurons" in frame and "domain" in frame:
                     frame = wide(frame, "neurons", frame["domain"].unique(maintain_order=True))
@@ -51,15 +50,94 @@ def terminal_tables(page: str | Path) -> Iterator[Table]:
                 )
                 yield terminal_table(frame, title, _footnote(unreachable))
         if "comparison" in own and len(own["comparison"]):
-            yield _compared(own["comparison"])
+            yield _compared(own["comparison"], tables_folder(Path(page)) / "comparison.csv")
         if "ablation" in own and "ablation_against_random" in own:
             yield from _accuracies(model, own["ablation"], own["ablation_against_random"])
 
 
-def _compared(frame: pl.DataFrame) -> Table:
-    """What a model's neurons do to their own domain's answers at the fraction nearest 1 %, beside random ones."""
+def frames_of(page: str | Path) -> dict[str, dict[str, pl.DataFrame]]:
+    """By model, what the tables beside a page say of it, by the name of the table. page: as of `terminal_tables`."""
+    names = (*TITLES, "selection", "comparison", *ABLATIONS)
+    files = [tables_folder(Path(page)) / f"{name}.csv" for name in names]
+    frames = {file.stem: _table(file) for file in files if file.is_file()}
+    models = frames["neurons_per_domain"]["model"].unique(maintain_order=True) if "neurons_per_domain" in frames else ()
+    return {
+        model: {name: frame.filter(pl.col("model") == model) for name, frame in frames.items() if "model" in frame}
+        for model in models
+    }
+
+
+def findings(page: str | Path) -> list[str]:
+    """What was found, a line each: how many neurons, and whether they matter. page: as of `terminal_tables`."""
+    lines = []
+    for model, tables in frames_of(page).items():
+        own = {name: frame for name, frame in tables.items() if len(frame)}
+        lines.append(f"{model}: {_selected(own)}")
+        lines += _matter(own["comparison"]) if "comparison" in own else []
+        lines += _accuracy_line(own["ablation_against_random"]) if "ablation_against_random" in own else []
+    return lines
+
+
+def _selected(own: Mapping[str, pl.DataFrame]) -> str:
+    by_domain = own["neurons_per_domain"].group_by("domain", maintain_order=True).agg(pl.col("neurons").sum())
+    domains = ", ".join(f"{domain_name(domain)} {number:,}" for domain, number in by_domain.iter_rows())
+    if "selection" not in own:
+        return f"neurons by domain: {domains}."
+    chosen, whole = own["selection"]["selected"].sum(), own["selection"]["neurons"].sum()
+    return f"{chosen:,} of {whole:,} neurons selected as domain-specific: {domains}."
+
+
+def _matter(frame: pl.DataFrame) -> list[str]:
+    """A line a method: what its neurons do to answers, and in which domains more than random ones."""
+    at = _nearest(frame)
+    lines = []
+    for method in at["method"].unique(maintain_order=True):
+        rows = at.filter(pl.col("method") == method)
+        more = [domain_name(one) for one in rows.filter(pl.col("difference_high") < 0)["domain"]]
+        where = f"more than random in {', '.join(more)}" if more else "in no domain clearly more than random"
+        lines.append(
+            f"  {method}: off, they change the log-probability of the right answer by {_mean(rows, 'change')} nats, as "
+            f"many random ones by {_mean(rows, 'random')}; {where} (of {len(rows)} domains)."
+        )
+    return lines
+
+
+def _mean(rows: pl.DataFrame, name: str) -> str:
+    mean = rows[name].drop_nulls().mean()
+    return in_digits(float(mean) if isinstance(mean, int | float) else None)
+
+
+def _nearest(frame: pl.DataFrame) -> pl.DataFrame:
+    """The own questions of each domain, at the fraction nearest 1 %."""
     nearest = min(frame["fraction"].unique().to_list(), key=lambda one: abs(one - 0.01))
-    own = frame.filter((pl.col("fraction") == nearest) & (pl.col("on") == "own"))
+    return frame.filter((pl.col("fraction") == nearest) & (pl.col("on") == "own"))
+
+
+def _accuracy_line(frame: pl.DataFrame) -> list[str]:
+    """In which domains answers were right less often than with random neurons off."""
+    rows = frame.filter(pl.col("module") == ALL)
+    if not len(rows):
+        return []
+    worse = [domain_name(one) for one in rows.filter(pl.col("high") < 0)["domain"]]
+    where = f"lower in {', '.join(worse)}" if worse else "in no domain clearly lower"
+    return [f"  accuracy with its own neurons off, against random ones off: {where} (of {len(rows)} domains)."]
+
+
+def with_intervals(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with each number and its interval, columns NAME, NAME_low and NAME_high, as one column of text."""
+    named = [name for name in frame.columns if {f"{name}_low", f"{name}_high"} <= set(frame.columns)]
+    told = [
+        pl.Series(name, [between(row, name, lambda value: shown(value, decimals=2)) for row in frame.rows(named=True)])
+        for name in named
+    ]
+    ends = [f"{name}{end}" for name in named for end in ("_low", "_high")]
+    return frame.with_columns(told).drop(ends)
+
+
+def _compared(frame: pl.DataFrame, file: Path) -> Table:
+    """What a model's neurons do to their own domain's answers at the fraction nearest 1 %, beside random ones."""
+    own = _nearest(frame)
+    nearest = own["fraction"][0] if len(own) else 0.01
     names = {"change": "change", "random": "as many random", "difference": "difference"}
     rows = [
         {"model": row["model"], "method": row["method"], "domain": domain_name(row["domain"])}
@@ -67,7 +145,8 @@ def _compared(frame: pl.DataFrame) -> Table:
         for row in own.iter_rows(named=True)
     ]
     title = f"Change of the log-probability of the right answer in nats, {100 * nearest:g} % of the neurons off"
-    return terminal_table(pl.DataFrame(rows), title)
+    left_out = f"{len(rows) - MOST:,} more rows: {file}" if len(rows) > MOST else ""
+    return terminal_table(pl.DataFrame(rows[:MOST]), title, left_out)
 
 
 def _table(file: Path) -> pl.DataFrame:

@@ -28,7 +28,7 @@ def compare(
     identification: Corpus | None = None,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     fractions: Sequence[float] = FRACTIONS,
-    draws: int = 5,
+    random_draws: int = 5,
     seed: int = 0,
     others: Sequence[float] | None = None,
     accuracy: Sequence[float] = (),
@@ -39,6 +39,7 @@ def compare(
     out: str | Path | None = None,
     replace: bool = False,
     progress: Progress = quietly,
+    draws: int | None = None,
     **generation: Any,
 ) -> ComparisonTable:
     """Says which method's neurons matter to their domain's answers, against as many random ones.
@@ -48,10 +49,11 @@ def compare(
     - counts: of `identify(...).counts`; those of the run `out` unless given.
     - identification: what they were counted on, for methods that need moments or attributions, where `out` has none.
     - parameters: by method, over its published ones.
-    - fractions: of each module's neurons. draws, seed: of random neurons, as many in each module.
+    - fractions: of each module's neurons. random_draws, seed: of random neurons, as many in each module.
     - others: fractions at which the questions of other domains are asked too; all unless given.
     - accuracy, amplify: fractions at which answers are generated, and at which neurons are turned up.
     - batch_size, frames, prompt_form, out, replace, progress: as of `ablate`.
+    - draws: an older name of random_draws.
     - generation: settings of `generate`, over greedy decoding of at most 16 new tokens.
 
     Raises `UnknownName` for an unknown method, `InvalidValue` for a fraction outside (0, 1], or without counts.
@@ -70,8 +72,8 @@ def compare(
     seen = observed_of(lens, known, methods, store, first, **named)
     return ComparisonTable(
         compare_stage(
-            lens, seen, asked, store, methods=methods, parameters=parameters, fractions=fractions, draws=draws,
-            seed=seed, others=others, accuracy=accuracy, amplify=amplify, frames=frames, prompt_form=prompt_form,
+            lens, seen, asked, store, methods=methods, parameters=parameters, fractions=fractions,
+            draws=random_draws if draws is None else draws, seed=seed, others=others, accuracy=accuracy, amplify=amplify, frames=frames, prompt_form=prompt_form,
             **shared, **generation,
         )
     )  # fmt: skip

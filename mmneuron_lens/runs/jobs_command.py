@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmneuron_lens.echo import echo
+from mmneuron_lens.echo import echo, example
 
 jobs_app = typer.Typer(
     help="Jobs on an NDIF server: what runs, what is done, what to take up again.", no_args_is_help=True
@@ -19,7 +19,7 @@ jobs_app = typer.Typer(
 Run = Annotated[Path, typer.Argument(help="The run's folder, that --out of the command named.")]
 
 
-@jobs_app.command("list")
+@jobs_app.command("list", epilog=example("mmneuron jobs list runs"))
 def show(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or one that holds several.")] = Path("runs"),
 ) -> None:
@@ -38,7 +38,7 @@ def show(
             echo(error)
 
 
-@jobs_app.command()
+@jobs_app.command(epilog=example("mmneuron jobs watch runs/mine"))
 def watch(
     run: Run,
     once: Annotated[bool, typer.Option(help="Ask once and do not wait.")] = False,
@@ -70,7 +70,7 @@ def watch(
         clock.wait(seconds)
 
 
-@jobs_app.command()
+@jobs_app.command(epilog=example("mmneuron jobs cancel runs/mine"))
 def cancel(run: Run) -> None:
     """Forget a run's jobs in flight and send no more: NDIF has no way to stop one, so those sent run to their end."""
     from mmneuron_lens.runs.jobs import jobs_of
@@ -88,7 +88,7 @@ def cancel(run: Run) -> None:
     echo(f"{cancelled} jobs cancelled; results that are there stay.")
 
 
-@jobs_app.command()
+@jobs_app.command(epilog=example("mmneuron jobs resume runs/mine"))
 def resume(context: typer.Context, run: Run) -> None:
     """Run again the command that started a run's jobs: what is finished is kept, what is missing is sent."""
     from mmneuron_lens.runs.jobs import jobs_of

@@ -21,7 +21,7 @@ def settings_of(method: Selector, written: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals or not name:
-            raise InvalidValue(f"--set {text!r} sets nothing; write NAME=VALUE, such as --set seed=1.")
+            raise InvalidValue(f"--parameter {text!r} sets nothing; write NAME=VALUE, such as --parameter seed=1.")
         if name not in method.defaults:
             raise UnknownName(unknown(f"parameter of {method.name}", name, list(method.defaults) or ["no parameter"]))
         found[name] = _as(method.defaults[name], name, value.strip())
@@ -38,5 +38,5 @@ def _as(usual: Any, name: str, text: str) -> Any:
     if isinstance(usual, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if usual is not None and type(value) is not type(usual):
-        raise InvalidValue(f"--set {name}={text} is no {type(usual).__name__}; its usual value is {usual!r}.")
+        raise InvalidValue(f"--parameter {name}={text} is no {type(usual).__name__}; its usual value is {usual!r}.")
     return value
