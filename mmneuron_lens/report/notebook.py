@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # A notebook's first import should not load torch.
@@ -14,6 +15,8 @@ def register(ipython: Any) -> None:
 
     - ipython: what `IPython.get_ipython()` returns.
     """
+    # What tqdm says, in red, of every notebook without widgets, when transformers first asks for a progress bar.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     formatter = ipython.display_formatter.formatters["text/html"]
     formatter.for_type_by_name("mmneuron_lens.artifacts.lens_trace", "LensTrace", trace_html)
     formatter.for_type_by_name("mmneuron_lens.artifacts.neighbours", "Neighbours", neighbours_html)

@@ -72,7 +72,7 @@ def test_pyright_strict_passes_on_the_main_job(tmp_path):
 
 
 @needs_node
-@pytest.mark.parametrize("name", ["01_find_neurons", "02_switch_them_off"])
+@pytest.mark.parametrize("name", ["01_find_neurons", "03_switch_them_off"])
 def test_pyright_strict_passes_on_a_new_users_notebook(tmp_path, name):
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
     code = [ast.parse(cell.source) for cell in cells if cell.cell_type == "code"]
