@@ -23,15 +23,21 @@ def register(ipython: Any) -> None:
 
 
 def trace_html(trace: LensTrace) -> str:
-    """Two heatmaps: what the second image token and the last text token decode to at every layer."""
+    """The lens to point at, and for where no script runs two heatmaps: what the second image token and the last text
+    token decode to at every layer.
+    """
+    from markupsafe import Markup
+
     from mmneuron_lens.artifacts.table_html import NO_MATH
     from mmneuron_lens.report.heat import heat_of, heat_table
+    from mmneuron_lens.report.hover_frame import hover_frame
 
     parts = [
         heat_table(heat_of(trace, place), f"{trace.labels[place]} → {trace.best(place)}")
         for place in _shown(trace.kinds)
     ]
-    return NO_MATH.format("".join(parts))
+    still = "<details><summary>Without a script: two positions as tables</summary>{}</details>".format("".join(parts))
+    return NO_MATH.format(hover_frame(trace) + Markup(still))
 
 
 def neighbours_html(found: Neighbours) -> str:
