@@ -102,10 +102,14 @@ def _tidy_output(output: Any) -> None:
 
 
 def _smaller(encoded: str) -> str:
-    """The same pixels, without the name of the software."""
-    buffer = BytesIO()
+    """Without the name of the software; of 256 colours where all of them would be too large."""
     with Image.open(BytesIO(b64decode(encoded))) as picture:
-        picture.convert("RGB").save(buffer, format="PNG", optimize=True)
+        every = picture.convert("RGB")
+    for drawn in (every, every.quantize(256, dither=Image.Dither.NONE)):
+        buffer = BytesIO()
+        drawn.save(buffer, format="PNG", optimize=True)
+        if len(buffer.getvalue()) <= LARGEST_PICTURE:
+            break
     return b64encode(buffer.getvalue()).decode()
 
 
