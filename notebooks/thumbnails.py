@@ -49,11 +49,16 @@ def thumbnail(figure: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def made(name: str) -> bytes:
+    """The thumbnail of a notebook as it is stored."""
+    return thumbnail(figure_of(read(name)))
+
+
 def main() -> None:
     GALLERY.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or names():
         path: Path = GALLERY / f"{name}.png"
-        path.write_bytes(thumbnail(figure_of(read(name))))
+        path.write_bytes(made(name))
         print(f"{path.relative_to(FOLDER.parent)}: {path.stat().st_size} bytes")
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from base64 import b64decode
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from PIL import Image
@@ -18,17 +15,6 @@ ROOT = Path(__file__).parent.parent
 SHAPES = r"\b(?:bool|u?int\d+|b?float\d+) \[[\d, ]*\]|torch\.Size\(\[[\d, ]*\]\)|shape: \([\d, ]*\)|tensor\[[\dx ]*\]"
 CLOSE = 0.15
 """By how much the sides of a figure may differ: fonts and labels are those of the machine."""
-
-
-def imported(path: Path) -> ModuleType:
-    """A script that is in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class _Tables(HTMLParser):

@@ -5,14 +5,20 @@ from __future__ import annotations
 import ast
 import os
 import re
+import sys
 from functools import cache
+from io import BytesIO
 from typing import Any
 
 import nbformat
 import pytest
-from notebook_outputs import ROOT, differences, imported
+from notebook_outputs import ROOT, differences
+from PIL import Image, ImageChops, ImageStat
 
-store = imported(ROOT / "notebooks" / "execute.py")
+sys.path.append(str(ROOT / "notebooks"))
+import execute as store  # noqa: E402
+import thumbnails  # noqa: E402
+
 NAMES = store.names()
 DEEP = r"^ *(?:from|import) +((?:mmneuron_lens|interventions)\.[\w.]+)"
 
@@ -75,3 +81,21 @@ def test_the_main_job_needs_one_import():
     for name in ("01_find_neurons", "03_switch_them_off"):
         ours = re.findall(r"^ *(?:from|import) (?:mmneuron_lens|interventions).*", code_of(store.read(name)), re.M)
         assert ours == ["import mmneuron_lens as mm"]
+
+
+def test_the_gallery_shows_every_notebook():
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        shown = rf"\[!\[[^\]]{{8,}}\]\(figures/gallery/{name}\.png\)\]\(\.\./notebooks/{name}\.ipynb\)"
+        assert len(re.findall(shown, page)) == 1, name
+        assert re.search(rf"\*\*\[{int(name[:2])} [^\]]+\]\(\.\./notebooks/{name}\.ipynb\)\*\*\n\n +\S.*\.\n", page), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_thumbnail_is_that_of_the_stored_figure(name):
+    kept = (ROOT / "docs" / "figures" / "gallery" / f"{name}.png").read_bytes()
+    assert len(kept) <= thumbnails.LARGEST
+    with Image.open(BytesIO(kept)) as here, Image.open(BytesIO(thumbnails.made(name))) as there:
+        assert here.size == there.size == thumbnails.SIZE
+        # Libraries of other versions may round and compress differently.
+        assert ImageStat.Stat(ImageChops.difference(here.convert("L"), there.convert("L"))).mean[0] < 2

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MOST = 100_000
 """Words that a frame holds, about 2 MB; a notebook with more is slow to open."""
 
-HIGH = 560
+HIGH = 640
 """Pixels; what is longer scrolls."""
 
 

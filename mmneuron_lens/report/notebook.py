@@ -36,7 +36,7 @@ def trace_html(trace: LensTrace) -> str:
         heat_table(heat_of(trace, place), f"{trace.labels[place]} → {trace.best(place)}")
         for place in _shown(trace.kinds)
     ]
-    still = "<details><summary>Without a script: two positions as tables</summary>{}</details>".format("".join(parts))
+    still = "<details><summary>Two positions as tables, where no script runs</summary>{}</details>".format("".join(parts))
     return NO_MATH.format(hover_frame(trace) + Markup(still))
 
 
