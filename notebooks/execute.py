@@ -104,6 +104,8 @@ def _tidy_output(output: Any) -> None:
 def _smaller(encoded: str) -> str:
     """Without the name of the software; of 256 colours where all of them would be too large."""
     with Image.open(BytesIO(b64decode(encoded))) as picture:
+        if "Software" not in picture.info and len(b64decode(encoded)) <= LARGEST_PICTURE:
+            return encoded
         every = picture.convert("RGB")
     for drawn in (every, every.quantize(256, dither=Image.Dither.NONE)):
         buffer = BytesIO()
