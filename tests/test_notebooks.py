@@ -1,60 +1,101 @@
-"""The notebooks run from top to bottom on the embedded models."""
+"""The notebooks: what is stored may be shown, and they come out so again when they are executed."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
-from pathlib import Path
+import sys
+from functools import cache
+from io import BytesIO
+from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from notebook_outputs import ROOT, differences
+from PIL import Image, ImageChops, ImageStat
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-NEEDS_SERVER = {"05_on_ndif"}
-WITH_FIGURES = {"06_eight_experiments": 8}
-"""Committed as they were executed, with so many figures, which are what they are for."""
+sys.path.append(str(ROOT / "notebooks"))
+import execute as store  # noqa: E402
+import thumbnails  # noqa: E402
+
+NAMES = store.names()
+DEEP = r"^ *(?:from|import) +((?:mmneuron_lens|interventions)\.[\w.]+)"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, monkeypatch):
-    # Threads that spin while they wait are ruinous on a busy machine.
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    if path.stem in NEEDS_SERVER and "MMNEURON_NDIF_URL" not in os.environ:
+@cache
+def fresh(name: str) -> Any:
+    """Executed once, however many tests ask."""
+    return store.executed(name)
+
+
+def code_of(notebook: Any) -> str:
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_comes_out_as_it_is_stored(name):
+    if name in store.NEEDS_SERVER and "MMNEURON_NDIF_URL" not in os.environ:
         pytest.skip("needs an NDIF server: start one with `mmneuron ndif up` and set MMNEURON_NDIF_URL")
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    assert not any(output.output_type == "error" for cell in notebook.cells for output in cell.get("outputs", []))
+    assert store.faults(fresh(name)) == []
+    assert differences(store.read(name), fresh(name)) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_stored_can_be_shown(name):
+    assert store.faults(store.read(name)) == [], f"store it anew: python notebooks/execute.py {name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_stored_without_what_changes(name):
+    """Executed again, it differs only where its numbers do."""
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    assert nbformat.writes(store.tidy(store.read(name))) == path.read_text(encoding="utf-8").rstrip("\n")
+    nbformat.validate(store.read(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_short_and_says_what_to_change(name):
+    cells = store.read(name).cells
+    titles = [
+        line for cell in cells if cell.cell_type == "markdown" for line in re.findall(r"^#+ .*", cell.source, re.M)
+    ]
+    assert re.fullmatch(rf"# {int(name[:2])} · \S.*", titles[0])
+    assert titles[-1] == "## On a real 7B checkpoint"
+    assert 5 <= sum(cell.cell_type == "code" for cell in cells) <= 12
+    assert max(len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code") <= 24
+    last = cells[-1]
+    assert last.cell_type == "markdown"
+    assert "llava-hf/llava-v1.6-vicuna-7b-hf" in last.source
+    # Every example there is at least Python.
+    for block in re.findall(r"```python\n(.*?)```", last.source, re.S):
+        ast.parse(block)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_imports_public_names_alone(name):
+    assert re.findall(DEEP, code_of(store.read(name)), re.M) == []
 
 
 def test_the_main_job_needs_one_import():
-    for name in ("01_find_neurons", "02_switch_them_off"):
-        notebook = nbformat.read(NOTEBOOKS[0].with_name(f"{name}.ipynb"), as_version=4)
-        code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-        assert re.findall(r"^ *(?:from|import) .*", code, re.MULTILINE) == ["import mmneuron_lens as mm"]
+    for name in ("01_find_neurons", "03_switch_them_off"):
+        ours = re.findall(r"^ *(?:from|import) (?:mmneuron_lens|interventions).*", code_of(store.read(name)), re.M)
+        assert ours == ["import mmneuron_lens as mm"]
 
 
-def test_notebooks_are_committed_without_outputs():
-    for path in NOTEBOOKS:
-        notebook = nbformat.read(path, as_version=4)
-        if path.stem not in WITH_FIGURES:
-            assert not any(cell.get("outputs") for cell in notebook.cells), path.name
+def test_the_gallery_shows_every_notebook():
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        shown = rf"\[!\[[^\]]{{8,}}\]\(figures/gallery/{name}\.png\)\]\(\.\./notebooks/{name}\.ipynb\)"
+        assert len(re.findall(shown, page)) == 1, name
+        assert re.search(rf"\*\*\[{int(name[:2])} [^\]]+\]\(\.\./notebooks/{name}\.ipynb\)\*\*\n\n +\S.*\.\n", page), name
 
 
-@pytest.mark.parametrize("name", sorted(WITH_FIGURES))
-def test_figures_that_are_committed_are_all_that_is_shown(name):
-    """No warning, no progress bar: of every experiment a figure, and beside them plain values."""
-    notebook = nbformat.read(NOTEBOOKS[0].with_name(f"{name}.ipynb"), as_version=4)
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run it again from the top"
-    shown = [output for cell in cells for output in cell.outputs]
-    assert {output.output_type for output in shown} == {"display_data", "execute_result"}
-    assert sum("image/png" in output.data for output in shown) == WITH_FIGURES[name]
-
-
-def test_each_of_the_eight_experiments_has_at_most_ten_lines():
-    notebook = nbformat.read(NOTEBOOKS[0].with_name("06_eight_experiments.ipynb"), as_version=4)
-    pairs = zip(notebook.cells, notebook.cells[1:], strict=False)
-    lines = [len(cell.source.splitlines()) for title, cell in pairs if re.match(r"## \d ", title.source)]
-    assert len(lines) == 8
-    assert max(lines) <= 10
+@pytest.mark.parametrize("name", NAMES)
+def test_a_thumbnail_is_that_of_the_stored_figure(name):
+    kept = (ROOT / "docs" / "figures" / "gallery" / f"{name}.png").read_bytes()
+    assert len(kept) <= thumbnails.LARGEST
+    with Image.open(BytesIO(kept)) as here, Image.open(BytesIO(thumbnails.made(name))) as there:
+        assert here.size == there.size == thumbnails.SIZE
+        # Libraries of other versions may round and compress differently.
+        assert ImageStat.Stat(ImageChops.difference(here.convert("L"), there.convert("L"))).mean[0] < 2

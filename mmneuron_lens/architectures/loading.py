@@ -22,6 +22,9 @@ from mmneuron_lens.architectures.placement import quantization_of, refuse_offloa
 GROUP = "mmneuron_lens.checkpoints"
 """The entry points under which a package offers checkpoints by name: functions that return a folder."""
 
+QUICK = 1_000_000_000
+"""Bytes of weights that are read before a progress bar says anything."""
+
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -69,10 +72,26 @@ def load(
         check_places(architecture_of(config), _empty(config))
     if quantize is not None:
         settings["quantization_config"] = quantization_of(quantize, settings.get("dtype") or config.dtype)
-    with _in_one_line(repo):
+    with _in_one_line(repo), _quiet_where_quick(repo):
         model = AutoModelForImageTextToText.from_pretrained(repo, revision=revision, **settings)
     refuse_offloaded(model, repo)
     return model.eval(), processor
+
+
+@contextmanager
+def _quiet_where_quick(repo: str) -> Iterator[None]:
+    """No progress bar of hundreds of tensors for a folder whose weights are read in a second."""
+    from transformers.utils import logging
+
+    sizes = [file.stat().st_size for file in Path(repo).glob("*.safetensors")] if Path(repo).is_dir() else []
+    if not sizes or sum(sizes) > QUICK or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def load_meta(

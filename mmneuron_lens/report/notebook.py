@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # A notebook's first import should not load torch.
@@ -14,21 +15,29 @@ def register(ipython: Any) -> None:
 
     - ipython: what `IPython.get_ipython()` returns.
     """
+    # What tqdm says, in red, of every notebook without widgets, when transformers first asks for a progress bar.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     formatter = ipython.display_formatter.formatters["text/html"]
     formatter.for_type_by_name("mmneuron_lens.artifacts.lens_trace", "LensTrace", trace_html)
     formatter.for_type_by_name("mmneuron_lens.artifacts.neighbours", "Neighbours", neighbours_html)
 
 
 def trace_html(trace: LensTrace) -> str:
-    """Two heatmaps: what the second image token and the last text token decode to at every layer."""
+    """The lens to point at, and for where no script runs two heatmaps: what the second image token and the last text
+    token decode to at every layer.
+    """
+    from markupsafe import Markup
+
     from mmneuron_lens.artifacts.table_html import NO_MATH
     from mmneuron_lens.report.heat import heat_of, heat_table
+    from mmneuron_lens.report.hover_frame import hover_frame
 
     parts = [
         heat_table(heat_of(trace, place), f"{trace.labels[place]} → {trace.best(place)}")
         for place in _shown(trace.kinds)
     ]
-    return NO_MATH.format("".join(parts))
+    still = "<details><summary>Two positions as tables, where no script runs</summary>{}</details>".format("".join(parts))
+    return NO_MATH.format(hover_frame(trace) + Markup(still))
 
 
 def neighbours_html(found: Neighbours) -> str:

@@ -37,6 +37,7 @@ from mmneuron_lens.neurons.selectors.registry import selector_named
 from mmneuron_lens.runs.answer import answer_stage, score_stage
 from mmneuron_lens.runs.count import count_stage
 from mmneuron_lens.runs.deviate import deviate_stage
+from mmneuron_lens.runs.examples import examples_stage
 from mmneuron_lens.runs.folder import file_of, selection_facts, selection_file
 from mmneuron_lens.runs.identify import Identified, find
 from mmneuron_lens.runs.moments import moments_stage
@@ -65,6 +66,7 @@ def identify(
     workers: int = 0,
     moments: bool = False,
     until: float | None = None,
+    top: int | None = None,
     out: str | Path | None = None,
     replace: bool = False,
     jobs: Mapping[str, Any] | None = None,
@@ -82,6 +84,8 @@ def identify(
     - moments: also keep how strongly each neuron is active, from the same forwards (docs/moments.md).
     - until: count a domain only until its neurons from two halves of what was counted have this overlap, such as 0.9;
       see `neurons.enough`. Not on a server.
+    - top: also keep in `out`, of every selected neuron, so many images on which it is most active, with thumbnails, and
+      the words that it writes, as `mmneuron neurons --top` does: what `mm.neuron` shows.
     - out: a run's folder, in which a call that was stopped goes on, as `mmneuron count` and `select` do; nothing is
       kept without it; the table of neurons (`neurons.parquet`, `neurons.csv`) is written there too. replace: what lies
       there and was made otherwise is made again.
@@ -89,8 +93,10 @@ def identify(
     - progress: wraps the batches that are gone through, such as in a bar; nothing is shown unless given.
 
     Returns `.counts`, `.selection`, `.wider` (at 5 %), `.controls` and `.moments`. Raises `InvalidValue` for fewer than
-    two domains, `StoreConflict` for a folder that holds something else.
+    two domains, or `top` without `out`, `StoreConflict` for a folder that holds something else.
     """
+    if top is not None and out is None:
+        raise InvalidValue(f"top is {top}, and examples are kept in a run's folder; give out= too.")
     store, domains = Store(out, replace=replace), _by_domain(corpus)
     if len(domains) < 2:
         raise InvalidValue(
@@ -107,7 +113,7 @@ def identify(
     if moments:
         counts = {domain: counts_from(one) for domain, one in taken.items() if one is not None}
     elif until is None:
-        counts = count_stage(lens, domains, store, jobs=jobs, **asked)
+        counts = count_stage(lens, domains, store, jobs=jobs, top=top, **asked)
     else:
         rule = EnoughRule(until, fraction, percentile, dict(kinds or {}), seed)
         counts = count_until(lens, domains, store, rule=rule, **asked)
@@ -121,6 +127,8 @@ def identify(
         seen, fraction=fraction, percentile=percentile, kinds=dict(kinds or {}), method=method, parameters=parameters,
         permutations=permutations, seed=seed, store=store, cited=cited, measured=measured, progress=progress,
     )  # fmt: skip
+    if top is not None:
+        examples_stage(lens, found.selection, domains, store, k=top, jobs=jobs, **asked)
     if out is not None:
         write_neurons(out)
     return replace_fields(found, moments=tuple(own))
