@@ -1,7 +1,7 @@
 """The pictures of README.md, drawn anew from a run made here: `python docs/make_readme_figures.py`.
 
-It needs playwright and a chromium (`--chromium /usr/bin/chromium`), and takes about two minutes on two cores. `--run FOLDER`
-keeps the run there, and goes on with one that is there.
+It needs playwright and a chromium (`--chromium /usr/bin/chromium`), and takes about a minute on two cores.
+`--run FOLDER` keeps the run there, and goes on with one that is there.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from torch import Tensor
 
 import mmneuron_lens as mm
 from interventions import batch_field, reads
-from mmneuron_lens.paper.neurons_page import publish_neurons
+from mmneuron_lens.paper.demo import QUICK, QUICK_PLAN, demo
 from mmneuron_lens.report.figures import Ink, themed
 from mmneuron_lens.report.lettering import lettered_domains
-from mmneuron_lens.runs.examples import examples_stage
+from mmneuron_lens.runs.folder import file_of
 from mmneuron_lens.runs.store import Store
 
 HERE = Path(__file__).parent
-MODEL, SITE = "embedded/llava-next", "llm.mlp.act"
-IMAGES, HELD_OUT, SHOWN = 60, 20, (3, 67)
-"""Images a domain that neurons are selected on, further ones that they are read on, and whose card is open."""
+SITE, SHOWN = "llm.mlp.act", (3, 67)
+"""Whose card is open."""
+
+IMAGES = 20
+"""New ones of each domain, on which its neurons are read."""
 
 
 @reads(SITE, over="sum", weight=batch_field("weight"))
@@ -43,20 +45,17 @@ def positions(act: Tensor, weight: Tensor) -> Tensor:
     return weight.sum()
 
 
-def made_run(folder: Path, lens: mm.Lens, corpus: mm.Corpus) -> mm.Selection:
-    """A run with examples of its selected neurons and their page; the selection of 5 % is returned."""
-    first = corpus.some(images=IMAGES)
-    found = mm.identify(lens, first, out=folder)
-    store = Store(folder)
-    examples_stage(lens, found.selection, first.by_domain(), store, k=8, corpus=corpus.name, batch_size=32)
-    publish_neurons(folder)
-    return found.wider
+def made_run(folder: Path, lens: mm.Lens) -> mm.Selection:
+    """What `mmneuron demo --quick` makes; its selection of 5 % is returned."""
+    demo(Store(folder), models=(QUICK,), plan=QUICK_PLAN)
+    return mm.Selection.load(file_of(folder, "selection_wider", lens.name))
 
 
 def card(page: Page, run: Path, file: Path) -> None:
     """The open card of a neuron: what it answers to, and how often it is active in each domain."""
     page.goto(f"{(run / 'neurons' / 'index.html').resolve().as_uri()}#{SITE}/{SHOWN[0]}/{SHOWN[1]}")
-    page.wait_for_function("[...document.querySelectorAll('dialog[open] img')].filter(one => one.naturalWidth).length > 3")
+    shown = "[...document.querySelectorAll('dialog[open] img')].filter(one => one.naturalWidth).length > 3"
+    page.wait_for_function(shown)
     page.wait_for_load_state("networkidle")
     page.evaluate("document.activeElement.blur()")
     box = page.locator("dialog[open]").bounding_box()
@@ -67,13 +66,15 @@ def card(page: Page, run: Path, file: Path) -> None:
 def smaller(file: Path, colours: int = 256) -> None:
     """The picture in a palette, which a screenshot does not show."""
     with Image.open(file) as picture:
-        picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(file, optimize=True)
+        picture.convert("RGB").quantize(colours, kmeans=1, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def shares(lens: mm.Lens, wider: mm.Selection, corpus: mm.Corpus) -> Tensor:
     """How often neurons of each domain are strongly active on pictures of each: float64 [neurons', pictures']."""
     rows: list[list[float]] = [[] for _ in wider.domains]
-    by_domain = corpus.some(images=HELD_OUT, questions_per_image=2, skip_images=IMAGES).by_domain()
+    by_domain = corpus.some(
+        images=IMAGES, questions_per_image=2, skip_images=QUICK_PLAN.identification_images
+    ).by_domain()
     for domain in wider.domains:
         some = by_domain[domain]
         asked = lens.encode([one.images[0] for one in some], [one.question for one in some])
@@ -139,10 +140,10 @@ def main() -> None:
     asked = given.parse_args()
     torch.set_num_threads(1)
     figures = HERE / "figures"
-    lens, corpus = mm.Lens(MODEL), mm.load_corpus("drawn", images=IMAGES + HELD_OUT)
+    lens, corpus = mm.Lens(QUICK), mm.load_corpus("drawn", images=QUICK_PLAN.identification_images + IMAGES)
     with tempfile.TemporaryDirectory() as scratch:
         run = asked.run or Path(scratch) / "run"
-        wider = made_run(run, lens, corpus)
+        wider = made_run(run, lens)
         with sync_playwright() as browser:
             opened = browser.chromium.launch(executable_path=asked.chromium, args=["--no-sandbox"])
             page = opened.new_page(viewport={"width": 1180, "height": 1000}, device_scale_factor=2)

@@ -76,10 +76,10 @@ def run(
 
 
 def a_smaller_demo(scope: dict[str, Any]) -> None:
-    """`runs/demo` as the demo leaves it, of the few images that the page has counted."""
-    shutil.copytree("runs/first", "runs/demo", dirs_exist_ok=True)
+    """`runs/look` as the demo leaves it, of the few images that the page has counted."""
+    shutil.copytree("runs/first", "runs/look", dirs_exist_ok=True)
     corpus, selection = scope["corpus"], scope["found"].selection
-    examples_stage(scope["lens"], selection, corpus.by_domain(), Store("runs/demo"), k=2, corpus=corpus.name)
+    examples_stage(scope["lens"], selection, corpus.by_domain(), Store("runs/look"), k=2, corpus=corpus.name)
 
 
 def test_the_readme_runs_from_top_to_bottom(folder, monkeypatch):
@@ -91,7 +91,7 @@ def test_the_readme_runs_from_top_to_bottom(folder, monkeypatch):
     Lens.weightless(checkpoint).nnsight.to_model_key()
     with FakeNdif(served_model(checkpoint), rounds=0) as server:
         monkeypatch.setattr(nnsight.CONFIG.API, "HOST", server.url)
-        run(README, scope, {'"runs/demo"': a_smaller_demo}, {"llava-hf/llava-v1.6-vicuna-13b-hf": str(checkpoint)})
+        run(README, scope, {'"runs/look"': a_smaller_demo}, {"llava-hf/llava-v1.6-vicuna-13b-hf": str(checkpoint)})
         assert len(server.ran) == 2, "one job asks about the weights, one is the page's"
         far = scope["far"].run(scope["strongly_active"], scope["asked"])["strongly_active"]
     here = scope["lens"].run(scope["strongly_active"], scope["batch"])["strongly_active"]
