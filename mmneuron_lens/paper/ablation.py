@@ -17,6 +17,7 @@ from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, domains_of, known_of, notes_on, sources_of, stacked
 from mmneuron_lens.report import tables
 from mmneuron_lens.report.ablation_figures import ablation_figure, deviation_figure
+from mmneuron_lens.report.flat import Values
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
 from mmneuron_lens.report.unreachable import marked, of_neurons_off
@@ -106,9 +107,13 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
             f"{run.model}: change of accuracy in percentage points with its interval. Filled: the domain’s neurons "
             "off. Hollow: random draws of as many neurons, in all modules at once. "
             f"{of_neurons_off(run.selection)}".strip(),
-            partial(ablation_figure, tables.ablation(scores(run.answers, run.scoring))),
+            partial(ablation_figure, scored),
+            Values.of(
+                f"the change of accuracy of {run.model}", "percentage points", scored, "difference", "low", "high"
+            ),
         )
         for run in asked
+        for scored in [tables.ablation(scores(run.answers, run.scoring))]
     )
     sources = sources_of(asked, "selection", "answers", "official scores")
     return Section(title, text, tuple(grids), pictures, sources=sources, name="Table 2")
@@ -161,9 +166,13 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
             f"table_3_deviation_{file_name(run.model)}",
             f"{run.model}: the numbers of the table as points, with the random draws of every module. "
             f"{of_neurons_off(run.selection)}".strip(),
-            partial(deviation_figure, frame.filter(pl.col("model") == run.model)),
+            partial(deviation_figure, own),
+            Values.of(
+                f"the deviation of the last hidden state of {run.model}", "per cent", own, "deviation", "low", "high"
+            ),
         )
         for run in asked
+        for own in [frame.filter(pl.col("model") == run.model)]
     )
     samples = max(frame["samples"].to_list())
     draws = len({name for one in asked[0].deviations for _, name in one.conditions if name.startswith(BY_LAYER)})

@@ -34,6 +34,10 @@ def controls(runs: Sequence[ModelRun]) -> Section:
     draws, splits = len(next(iter(discovery.null.values()))), len(next(iter(overlap.shared.values())))
     fraction = runs[0].selection.parameters["fraction"]
     text = (
+        "Chance (fdr), agreement of other images (overlap), and the size of the difference (log-odds). None of the "
+        "three tells what the neurons do: for that they are switched off, against as many random ones.",
+    )
+    how = (
         f"False discovery rate (fdr): domain labels shuffled over images {draws} times, the procedure repeated, and "
         "the neurons that chance puts under the same entropy divided by those selected: near 0, domains explain the "
         "selection; near 1, chance does. It cannot tell how much: with enough tokens nearly every neuron differs "
@@ -45,8 +49,6 @@ def controls(runs: Sequence[ModelRun]) -> Section:
         "domains; 0 is no difference, 0.69 twice the odds, 2.30 ten times. It tells how much the neurons differ. Those "
         "selected are the extremes of their own data, so it is also measured held out: selected in one half, measured "
         "in the other, where chance comes to 0.",
-        "None of the three tells what the neurons do: see accuracy and deviation with them off, against as many random "
-        "ones.",
     )
     known, notes = known_of(runs), notes_on(runs, of_selection)
     frame = stacked(tables.control(discovery, overlap, run.selection) for run, discovery, overlap in found)
@@ -57,7 +59,7 @@ def controls(runs: Sequence[ModelRun]) -> Section:
     if measured:
         grids.append(_effects(measured, known_of(runs), notes))
     sources = sources_of(runs, "false discovery", "halves overlap", "effect sizes")
-    return Section(title, text, tuple(grids), sources=sources, name="Controls")
+    return Section(title, text, tuple(grids), sources=sources, name="Controls", how=how)
 
 
 def _effects(measured: Sequence[EffectSizes], known: Mapping[str, Reachability], notes: tuple[str, ...]) -> Grid:
