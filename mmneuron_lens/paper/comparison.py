@@ -22,7 +22,6 @@ from mmneuron_lens.evaluation.specificity import cross_matrix_of, specificities
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
 from mmneuron_lens.report.comparison_figures import curve_figure, dose_figure, matrix_figure, matter_figure
 from mmneuron_lens.report.digits import between
-from mmneuron_lens.report.flat import Values
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name, listed
 
@@ -216,37 +215,28 @@ def _overlaps(asked: Sequence[Judged]) -> pl.DataFrame:
 def _pictures(asked: Sequence[Judged], area: pl.DataFrame, curve: pl.DataFrame) -> tuple[Picture, ...]:
     own = area.filter(pl.col("on") == OWN)
     whole = "area between the curves, nats × decades"
-    first, values = (
-        partial(matter_figure, own, "area", whole),
-        Values.of("the area between the curves", "nats × decades", own, "area"),
-    )
+    first = partial(matter_figure, own, "area", whole)
     if not len(own):
-        at = stacked(one.curves.filter((pl.col("fraction") == one.fraction) & (pl.col("on") == OWN)) for one in asked)
-        first, values = (
-            partial(matter_figure, at, "difference", UNIT),
-            Values.of("the change of the log-probability", "nats", at, "difference"),
-        )
+        at = stacked(one.curves.filter(pl.col("fraction") == one.fraction) for one in asked)
+        first = partial(matter_figure, at.filter(pl.col("on") == OWN), "difference", UNIT)
     caption = (
         "Which method’s neurons matter: by how much more than as many random ones they change the log-probability of "
         "the right answer, over all sizes. Left of zero they matter more; filled where the whole interval is there."
     )
-    pictures = [Picture("comparison", caption, first, values)]
+    pictures = [Picture("comparison", caption, first)]
     for one in asked:
-        name, changed = file_name(one.model), (f"the change of the log-probability in {one.model}", "nats")
+        name = file_name(one.model)
         caption = (
             f"{one.model}: each domain’s answers with more and more of its neurons off. Grey: as many random ones."
         )
-        values = Values.of(*changed, one.curves.filter(pl.col("on") == OWN), "change", "random")
-        pictures.append(Picture(f"comparison_curves_{name}", caption, partial(curve_figure, one.curves), values))
+        pictures.append(Picture(f"comparison_curves_{name}", caption, partial(curve_figure, one.curves)))
         if len(one.matrix) > len(one.comparison.methods) * len(one.asked):
             caption = (
                 f"{one.model}: at {100 * one.fraction:g} %, the change of each domain’s answers (columns) with the "
                 "neurons of each domain (rows) off, less that of random ones, in nats. A star: Holm’s p below 0.05."
             )
-            values = Values.of(*changed, one.matrix, "change")
-            pictures.append(Picture(f"comparison_matrix_{name}", caption, partial(matrix_figure, one.matrix), values))
+            pictures.append(Picture(f"comparison_matrix_{name}", caption, partial(matrix_figure, one.matrix)))
         if len(one.doses):
             caption = f"{one.model}: each domain’s answers as its neurons are turned down and up."
-            values = Values.of(*changed, one.doses, "change", "random")
-            pictures.append(Picture(f"comparison_doses_{name}", caption, partial(dose_figure, one.doses), values))
+            pictures.append(Picture(f"comparison_doses_{name}", caption, partial(dose_figure, one.doses)))
     return tuple(pictures)
