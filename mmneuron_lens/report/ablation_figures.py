@@ -6,8 +6,9 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mmneuron_lens.report.figures import Theme, look, panels, themed
+from mmneuron_lens.report.figures import Theme, panels, themed
 from mmneuron_lens.report.lettering import lettered_domains
+from mmneuron_lens.report.looks import looks_of
 
 
 def ablation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
@@ -19,6 +20,7 @@ def ablation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
         frame = frame.filter(pl.col("condition") != "none")
         modules = frame["module"].unique(maintain_order=True).to_list()
         domains = frame["domain"].unique(maintain_order=True).to_list()
+        looks = looks_of(domains)
         own = Line2D([], [], marker="o", color=ink.text, linewidth=1.8, label="the domain’s neurons")
         drawn = Line2D(
             [], [], marker="o", color=ink.quiet, markerfacecolor=ink.paper, linewidth=1, label="random neurons"
@@ -38,8 +40,8 @@ def ablation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
                     panel.plot([draw["low"], draw["high"]], [place, place], color=ink.quiet, linewidth=0.7, alpha=0.7)
                     panel.plot(draw["difference"], place, "o", ms=3, color=ink.quiet, mfc=ink.paper, mew=0.8)
                 for one in here.filter(pl.col("condition") == "domain").to_dicts():
-                    panel.plot([one["low"], one["high"]], [row - 0.12] * 2, color=look(domain)["color"], linewidth=2)
-                    panel.plot(one["difference"], row - 0.12, markersize=6, linestyle="", **look(domain))
+                    panel.plot([one["low"], one["high"]], [row - 0.12] * 2, color=looks[domain]["color"], linewidth=2)
+                    panel.plot(one["difference"], row - 0.12, markersize=6, linestyle="", **looks[domain])
             panel.set_yticks(range(len(domains)), [*lettered_domains(domains).values()])
             panel.set_ylim(len(domains) - 0.4, -0.5)
             panel.set_xlim(min(low, 0) - margin, max(high, 0) + margin)
@@ -53,6 +55,7 @@ def deviation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     with themed(theme) as ink:
         modules = frame["module"].unique(maintain_order=True).to_list()
         domains = frame["domain"].unique(maintain_order=True).to_list()
+        looks = looks_of(domains)
         own = Line2D([], [], marker="o", linestyle="", color=ink.text, label="the domain’s neurons")
         legend = [own]
         hollow = {"random": "o", "random by layer": "d"}
@@ -67,10 +70,10 @@ def deviation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
                 here = frame.filter((pl.col("module") == module) & (pl.col("domain") == domain)).to_dicts()
                 for one in here:
                     mine = one["condition"] == "domain"
-                    tint = look(domain)["color"] if mine else ink.quiet
+                    tint = looks[domain]["color"] if mine else ink.quiet
                     if one["low"] is not None:
                         panel.plot([one["low"], one["high"]], [row, row], color=tint, linewidth=2 if mine else 0.8)
-                    style = look(domain) if mine else {"color": tint, "marker": hollow[one["condition"]]}
+                    style = looks[domain] if mine else {"color": tint, "marker": hollow[one["condition"]]}
                     panel.plot(one["deviation"], row, linestyle="", mfc=tint if mine else ink.paper, **style)
             panel.set_yticks(range(len(domains)), [*lettered_domains(domains).values()])
             panel.set_ylim(len(domains) - 0.5, -0.5)
