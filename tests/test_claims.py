@@ -9,10 +9,10 @@ import numpy
 import pytest
 import torch
 
+from mmneuron_lens.artifacts import digits
 from mmneuron_lens.artifacts.answers import ALL, Answer
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
 from mmneuron_lens.artifacts.deviations import MEASURES, Deviations
-from mmneuron_lens.artifacts.digits import number
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.artifacts.reachability import UNREACHABLE
 from mmneuron_lens.artifacts.selection import Selection
@@ -310,7 +310,7 @@ def test_6_the_state_moves_more_than_accuracy(name):
     assert (finding.value, finding.verdict) == (pytest.approx(value), verdict)
     ends = (None, None) if len(before) == 1 else (pytest.approx(value),) * 2
     assert (finding.low, finding.high) == ends
-    assert f"Accuracy changes by {number(change)} points." in finding.note
+    assert f"Accuracy changes by {digits.number(float(change))} points." in finding.note
     assert "As many random neurons move the state by 1.00 %." in finding.note
 
 

@@ -10,6 +10,9 @@ from mmneuron_lens.report.figures import Theme, panels, themed
 from mmneuron_lens.report.lettering import lettered_domains
 from mmneuron_lens.report.looks import looks_of
 
+BESIDE = {"domain": -0.22, "random": 0.06, "random by layer": 0.28}
+"""Where the points of a condition stand in a domain's row."""
+
 
 def ablation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     """The ablations from `ablation`: difference of accuracy to no ablation with its interval, a panel a module.
@@ -23,7 +26,13 @@ def ablation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
         looks = looks_of(domains)
         own = Line2D([], [], marker="o", color=ink.text, linewidth=1.8, label="the domain’s neurons")
         drawn = Line2D(
-            [], [], marker="o", color=ink.quiet, markerfacecolor=ink.paper, linewidth=1, label="random neurons"
+            [],
+            [],
+            marker="o",
+            color=ink.quiet,
+            markerfacecolor=ink.paper,
+            linewidth=1,
+            label="as many random neurons, a draw each",
         )
         figure, axes = panels(modules, 0.5 + 0.42 * len(domains), [own, drawn])
         ends = frame.select(pl.min_horizontal("low", "difference").min(), pl.max_horizontal("high", "difference").max())
@@ -59,11 +68,12 @@ def deviation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
         own = Line2D([], [], marker="o", linestyle="", color=ink.text, label="the domain’s neurons")
         legend = [own]
         hollow = {"random": "o", "random by layer": "d"}
+        told = {"random": "as many random neurons", "random by layer": "as many in each layer"}
         legend += [
-            Line2D([], [], marker=marker, linestyle="", color=ink.quiet, markerfacecolor=ink.paper, label=name)
+            Line2D([], [], marker=marker, linestyle="", color=ink.quiet, markerfacecolor=ink.paper, label=told[name])
             for name, marker in hollow.items()
         ]
-        figure, axes = panels(modules, 0.5 + 0.3 * len(domains), legend)
+        figure, axes = panels(modules, 0.5 + 0.36 * len(domains), legend)
         for panel, module in zip(axes, modules, strict=True):
             panel.grid(axis="x", linewidth=0.8)
             for row, domain in enumerate(domains):
@@ -71,10 +81,11 @@ def deviation_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
                 for one in here:
                     mine = one["condition"] == "domain"
                     tint = looks[domain]["color"] if mine else ink.quiet
+                    at = row + BESIDE[one["condition"]]
                     if one["low"] is not None:
-                        panel.plot([one["low"], one["high"]], [row, row], color=tint, linewidth=2 if mine else 0.8)
+                        panel.plot([one["low"], one["high"]], [at, at], color=tint, linewidth=2 if mine else 1)
                     style = looks[domain] if mine else {"color": tint, "marker": hollow[one["condition"]]}
-                    panel.plot(one["deviation"], row, linestyle="", mfc=tint if mine else ink.paper, **style)
+                    panel.plot(one["deviation"], at, linestyle="", mfc=tint if mine else ink.paper, **style)
             panel.set_yticks(range(len(domains)), [*lettered_domains(domains).values()])
             panel.set_ylim(len(domains) - 0.5, -0.5)
             panel.set_xlim(left=0)
