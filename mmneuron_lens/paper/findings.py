@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 from mmneuron_lens.artifacts.answers import ALL
 from mmneuron_lens.artifacts.comparison import NeuronComparison
+from mmneuron_lens.artifacts.digits import interval, number
 from mmneuron_lens.evaluation.accuracy import against_random
 from mmneuron_lens.evaluation.beyond_random import beyond_random, fraction_of, with_interval
 from mmneuron_lens.evaluation.comparison_claims import matters
 from mmneuron_lens.evaluation.findings import Claim, Finding, verdict_of
 from mmneuron_lens.paper.model_run import ModelRun
 from mmneuron_lens.report.claims_table import measured
-from mmneuron_lens.report.tables import domain_name, listed, shown
+from mmneuron_lens.report.tables import domain_name, listed
 
 Said = tuple[str, str]
 """A finding in a few words, and in sentences with its numbers."""
@@ -57,7 +58,7 @@ def specific(runs: Sequence[ModelRun]) -> Said | None:
         if odds is None or odds["value"] is None:
             continue
         low, high = (None if odds[end] is None else math.exp(odds[end]) for end in ("low", "high"))
-        verdict = verdict_of(math.exp(odds["value"]), low, high, lambda number: number > 1)
+        verdict = verdict_of(math.exp(odds["value"]), low, high, lambda odds: odds > 1)
         found.append(Finding(run.model, "", math.exp(odds["value"]), low, high, verdict))
     if not found:
         return None
@@ -91,14 +92,14 @@ def reproduced(runs: Sequence[ModelRun]) -> Said | None:
     if not found:
         return None
     fraction = runs[0].selection.parameters["fraction"]
-    told = listed(f"{shown(value, decimals=2)} in {model}" for model, value in found)
+    told = listed(f"{number(value, 2)} in {model}" for model, value in found)
     chance = fraction / (2 - fraction)
     short = "Other images select mostly the same neurons."
     if min(value for _, value in found) < 0.5:
         short = "Which neurons are selected depends on the images."
     return short, (
         f"Two halves of the images share {told} of the neurons that either selects (Jaccard); 1 would be the very same "
-        f"neurons, {shown(chance, decimals=3)} is chance."
+        f"neurons, {number(chance, 1)} is chance."
     )
 
 
@@ -119,7 +120,7 @@ def matter(runs: Sequence[ModelRun]) -> Said | None:
         value, low, high = mean["value"], mean["value_low"], mean["value_high"]
         found.append(
             Finding(
-                run.model, method, value, low, high, verdict_of(value, low, high, lambda number: number < 0), "nats"
+                run.model, method, value, low, high, verdict_of(value, low, high, lambda change: change < 0), "nats"
             )
         )
         asked += len(domains)
@@ -160,8 +161,7 @@ def accuracy(runs: Sequence[ModelRun]) -> Said | None:
             continue
         worse = [row for row in rows if row["high"] < 0]
         told = listed(
-            f"{domain_name(row['domain'])} ({_points(row['difference'])} "
-            f"[{_points(row['low'])} to {_points(row['high'])}] points)"
+            f"{domain_name(row['domain'])} ({interval(row['difference'], row['low'], row['high'])} points)"
             for row in worse or [min(rows, key=lambda row: row["difference"])]
         )
         places = "in" if worse else f"in none of {len(rows)} domains, the most in"
@@ -176,10 +176,6 @@ def accuracy(runs: Sequence[ModelRun]) -> Said | None:
         "A domain’s neurons off in all modules, less as many random ones off, where the whole interval is below 0. "
         f"{'; '.join(said)}."
     )
-
-
-def _points(value: float) -> str:
-    return shown(round(value, 1) + 0.0, decimals=1)
 
 
 def _all_hold(found: Sequence[Finding]) -> bool:

@@ -8,13 +8,14 @@ from typing import Any
 
 import polars as pl
 
+from mmneuron_lens.artifacts.digits import interval
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.experiments.domain_probes import probe_rows
 from mmneuron_lens.experiments.flow import flow_rows
 from mmneuron_lens.paper.model_run import ModelRun, sources_of
 from mmneuron_lens.report.flow_figure import PLACE_NAMES, flow_figure, probe_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
-from mmneuron_lens.report.tables import domain_name, listed, shown
+from mmneuron_lens.report.tables import domain_name, listed
 
 FLOW, PROBES = "Flow", "Probes"
 
@@ -99,8 +100,7 @@ def _said(row: Mapping[str, Any]) -> str:
     """ "layer 1: −74.0 [−99.4, −24.6]", or that nothing falls."""
     if row["change"] > -0.05:
         return "no fall"
-    value, low, high = (shown(row[name], decimals=1).replace("−0.0", "0.0") for name in ("change", "low", "high"))
-    return f"layer {row['layer']}: {value}" + ("" if row["low"] is None else f" [{low}, {high}]")
+    return f"layer {row['layer']}: {interval(row['change'], row['low'], row['high'])}"
 
 
 def probes(runs: Sequence[ModelRun]) -> Section:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from mmneuron_lens.report.tables import shown
+from mmneuron_lens.artifacts.digits import number
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ class Values:
         """What is said where nothing is drawn."""
         if not self.numbers:
             return f"No figure: there is no number of {self.name}."
-        low, high = (shown(int(one) if one.is_integer() else one) for one in (min(self.numbers), max(self.numbers)))
-        unit = f" {self.unit}" if self.unit else ""
+        low, high = (number(int(one) if one.is_integer() else one) for one in (min(self.numbers), max(self.numbers)))
+        # A line does not break before the sign.
+        unit = f"\N{NO-BREAK SPACE}{self.unit}" if self.unit else ""
         if low == high:
             return f"No figure: {self.name} is {low}{unit} everywhere."
         return f"No figure: {self.name} is between {low} and {high}{unit} everywhere, less than a figure could show."

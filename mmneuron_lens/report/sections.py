@@ -19,7 +19,7 @@ LONGEST = 20
 """Rows of a table that the page shows unfolded, at most."""
 
 _NUMBER = r"−?[\d,]+(\.\d+)?"
-NUMBERS = re.compile(rf"–|\(?{_NUMBER}( \[{_NUMBER}, {_NUMBER}\])?\)?(×10[⁻⁰¹²³⁴-⁹]+)?( %)?")
+NUMBERS = re.compile(rf"–|\(?{_NUMBER}( \[{_NUMBER}, {_NUMBER}\])?\)?(×10[⁻⁰¹²³⁴-⁹]+)?( %)?( ●)?")
 """Text that is a number, or one with its interval."""
 
 
@@ -30,12 +30,14 @@ class Picture:
     - name: of its PNG, without the ending.
     - draw: makes it for a theme, "light" or "dark"; the page holds both.
     - values: the numbers it is about; where they are flat it is not drawn, and their sentence is said.
+    - folded: whether it stands behind its caption until that is opened.
     """
 
     name: str
     caption: str
     draw: Callable[[Theme], Figure]
     values: Values | None = None
+    folded: bool = False
 
     @property
     def instead(self) -> str:
