@@ -21,6 +21,7 @@ from mmneuron_lens.evaluation.planted import PlantedCheck
 from mmneuron_lens.evaluation.specificity import cross_matrix_of, specificities
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
 from mmneuron_lens.report.comparison_figures import curve_figure, dose_figure, matrix_figure
+from mmneuron_lens.report.figures import says_something
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name, domain_names, listed
 from mmneuron_lens.report.terminal import MATTERS
@@ -323,8 +324,3 @@ def _pictures(one: Judged) -> list[Picture]:
         caption = f"{one.model}: each domain’s answers as its neurons are turned down and up"
         pictures.append(Picture(f"comparison_doses_{name}", caption, partial(dose_figure, one.doses), folded=True))
     return pictures
-
-
-def says_something(frame: pl.DataFrame, *columns: str) -> bool:
-    """Whether a figure of these columns would show more than zeros."""
-    return any(value for name in columns if name in frame.columns for value in frame[name].drop_nulls())
