@@ -21,7 +21,7 @@ from mmneuron_lens.evaluation.planted import PlantedCheck
 from mmneuron_lens.evaluation.specificity import cross_matrix_of, specificities
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
 from mmneuron_lens.report.comparison_figures import curve_figure, dose_figure, matrix_figure
-from mmneuron_lens.report.figures import says_something
+from mmneuron_lens.report.flat import Values
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name, domain_names, listed
 from mmneuron_lens.report.terminal import MATTERS
@@ -34,7 +34,7 @@ def compared(runs: Sequence[ModelRun]) -> Section:
     asked = [Judged(run.model, run.comparison) for run in runs if run.comparison is not None]
     if not asked:
         return Section(TITLE, missing="no method’s neurons were compared with random ones.", name="Comparison")
-    text = (*(one.sentence for one in asked), *planted_lines(runs), *(one.unseen for one in asked if one.unseen))
+    text = (*(one.sentence for one in asked), *planted_lines(runs))
     shares = listed(dict.fromkeys(f"{100 * one.fraction:g} %" for one in asked))
     caption = (
         f"By how much more than as many random neurons those of a domain change its answers, at {shares} of each "
@@ -144,19 +144,9 @@ class Judged:
         first = f"{domain_name(where[0])} ({interval(most.value, most.low, most.high)} nats beyond random)"
         return listed([first, *map(domain_name, where[1:])])
 
-    @property
-    def unseen(self) -> str:
-        """What is said in place of a figure in which every number would be zero."""
-        return "" if self._visible else f"{self.model}: no neurons that were switched off change any answer at all."
-
-    @property
-    def _visible(self) -> bool:
-        return says_something(self.curves, "change", "random")
-
-    @property
-    def pictured(self) -> pl.DataFrame | None:
-        """The curves, where a figure of them says something."""
-        return self.curves if self._visible else None
+    def values(self, frame: pl.DataFrame, *columns: str) -> Values:
+        """Changes of the log-probability, as a figure of them has them."""
+        return Values.of(f"the change of the right answer’s log-probability in {self.model}", "nats", frame, *columns)
 
     @property
     def table(self) -> pl.DataFrame:
@@ -306,21 +296,24 @@ def _overlaps(asked: Sequence[Judged]) -> pl.DataFrame:
 
 
 def _pictures(one: Judged) -> list[Picture]:
-    name, pictures = file_name(one.model), list[Picture]()
-    if one.pictured is not None:
-        caption = (
-            f"{one.model}: each domain’s answers with more and more of its neurons off, with 95 % intervals over "
-            "questions. Filled: they matter more than as many random ones (grey). Each panel has its own scale."
-        )
-        draw = partial(curve_figure, one.pictured, one.holds)
-        pictures.append(Picture(f"comparison_curves_{name}", caption, draw))
-    if len(one.matrix) > len(one.comparison.methods) * len(one.asked) and says_something(one.matrix, "change"):
+    name = file_name(one.model)
+    caption = (
+        f"{one.model}: each domain’s answers with more and more of its neurons off, with 95 % intervals over "
+        "questions. Filled: they matter more than as many random ones (grey). Each panel has its own scale."
+    )
+    values = one.values(one.curves.filter(pl.col("on") == OWN), "change", "random")
+    pictures = [
+        Picture(f"comparison_curves_{name}", caption, partial(curve_figure, one.curves, one.holds), values),
+    ]
+    if len(one.matrix) > len(one.comparison.methods) * len(one.asked):
         caption = (
             f"{one.model}: every domain’s neurons off, every domain’s questions asked, at {100 * one.fraction:g} %, in "
             "nats less random ones"
         )
-        pictures.append(Picture(f"comparison_matrix_{name}", caption, partial(matrix_figure, one.matrix), folded=True))
-    if says_something(one.doses, "change", "random"):
+        draw, values = partial(matrix_figure, one.matrix), one.values(one.matrix, "change")
+        pictures.append(Picture(f"comparison_matrix_{name}", caption, draw, values, folded=True))
+    if len(one.doses):
         caption = f"{one.model}: each domain’s answers as its neurons are turned down and up"
-        pictures.append(Picture(f"comparison_doses_{name}", caption, partial(dose_figure, one.doses), folded=True))
+        draw, values = partial(dose_figure, one.doses), one.values(one.doses, "change", "random")
+        pictures.append(Picture(f"comparison_doses_{name}", caption, draw, values, folded=True))
     return pictures

@@ -13,7 +13,7 @@ from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.experiments.domain_probes import probe_rows
 from mmneuron_lens.experiments.flow import flow_rows
 from mmneuron_lens.paper.model_run import ModelRun, sources_of
-from mmneuron_lens.report.figures import says_something
+from mmneuron_lens.report.flat import Values
 from mmneuron_lens.report.flow_figure import PLACE_NAMES, flow_figure, probe_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name, listed
@@ -46,9 +46,12 @@ def flow(runs: Sequence[ModelRun]) -> Section:
             f"{run.model}: change of the answer’s probability with attention cut in {_window(run)} around each layer "
             "(counted from 0).",
             partial(flow_figure, frames[run.model]),
+            Values.of(
+                f"the change of the answer’s probability in {run.model}", "per cent", frames[run.model], "change"
+            ),
         )
         for run in read
-        if says_something(frames[run.model], "change")
+        if len(frames[run.model])
     )
     grids = (
         (
@@ -140,7 +143,8 @@ def probes(runs: Sequence[ModelRun]) -> Section:
         "can be read off it.",
     )
     caption = "Share of questions whose domain is read off rightly, with 95 % intervals over questions."
-    picture = Picture("probes", caption, partial(probe_figure, frame))
+    values = Values.of("the share of questions told rightly", "per cent", frame, "accuracy", "shuffled")
+    picture = Picture("probes", caption, partial(probe_figure, frame), values)
     told = frame.with_columns(pl.col("place").replace(PLACE_NAMES))
     grid = Grid("probes", "The numbers behind the figure", told, folded=True, decimals=1, long=frame)
     return Section(title, _best(frame), (grid,), (picture,), sources=sources_of(runs, "probes"), name=PROBES, how=how)

@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from mmneuron_lens.artifacts.digits import number
 from mmneuron_lens.report.figures import Ink, Theme, add_legend, panels, themed
+from mmneuron_lens.report.heat_figure import diverging
 from mmneuron_lens.report.lettering import lettered, lettered_domains, lettered_titles
 from mmneuron_lens.report.looks import line_looks
 
@@ -108,11 +109,9 @@ def matrix_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
                 place = domains.index(own), asked.index(other)
                 values[place] = row["change"]
                 star = "*" if row["p_holm"] < SIGNIFICANT else ""
-                strong = abs(row["change"]) > 0.6 * most
-                colour = "#FFFFFF" if strong else "#1D1F23"
                 text = f"{number(row['change'], 2)}{star}"
-                panel.text(place[1], place[0], text, ha="center", va="center", fontsize=8, color=colour)
-            panel.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+                panel.text(place[1], place[0], text, ha="center", va="center", fontsize=8, color=ink.text)
+            panel.imshow(values, cmap=diverging(theme), vmin=-most, vmax=most, aspect="auto")
             panel.set_xticks(range(len(asked)), [names[one] for one in asked], fontsize=8)
             panel.set_yticks(range(len(domains)), [*names.values()], fontsize=8)
             panel.tick_params(length=0, labelcolor=ink.text)

@@ -9,7 +9,6 @@ from io import BytesIO
 from typing import Any, Literal
 
 import matplotlib
-import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -118,8 +117,3 @@ def add_legend(figure: Figure, handles: list[Any]) -> None:
         if columns < COLUMNS:
             figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
         return
-
-
-def says_something(frame: pl.DataFrame, *columns: str) -> bool:
-    """Whether a figure of these columns would show more than zeros."""
-    return any(value for name in columns if name in frame.columns for value in frame[name].drop_nulls())

@@ -16,16 +16,18 @@ if TYPE_CHECKING:  # A notebook shows a heatmap without loading matplotlib.
 
 
 class Scale(NamedTuple):
-    """Colours of a heatmap: of probability 0, of 1, and of the text, which can be read on every one between them."""
+    """Colours of a heatmap: of 0, of 1, of −1 where there is less than nothing, and of the text, which can be read on
+    every one between them."""
 
     zero: str
     one: str
+    minus: str
     text: str
 
 
 SCALES: dict[Theme, Scale] = {
-    "light": Scale("#ffffff", "#4f93d2", "#1d1f23"),
-    "dark": Scale("#17191d", "#2166b0", "#e7e8ea"),
+    "light": Scale("#ffffff", "#4f93d2", "#e07b5a", "#1d1f23"),
+    "dark": Scale("#17191d", "#2166b0", "#a8431f", "#e7e8ea"),
 }
 """By theme; `style.css` has them as `--heat-zero`, `--heat-one` and `--heat-text`. Where no page sets these, as in a
 notebook, a heatmap is light."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -34,6 +35,12 @@ def heat_figure(heats: Sequence[tuple[str, Heat]], theme: Theme = "light") -> Fi
             panel.set_xticks([rank + 0.5 for rank in ranks], [f"Top {rank + 1}" for rank in ranks])
             panel.tick_params(length=0)
         return figure
+
+
+def diverging(theme: Theme) -> LinearSegmentedColormap:
+    """From −1 over the theme's paper at 0 to 1; `SCALES[theme].text` can be read on all of it."""
+    scale = SCALES[theme]
+    return LinearSegmentedColormap.from_list("diverging", [scale.minus, scale.zero, scale.one])
 
 
 def _cell(column: int, row: int, fill: str, edge: str) -> Rectangle:
