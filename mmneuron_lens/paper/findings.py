@@ -106,7 +106,7 @@ def reproduced(runs: Sequence[ModelRun]) -> Said | None:
 def matter(runs: Sequence[ModelRun]) -> Said | None:
     """Whether switching the selected neurons off costs more of the right answers than as many random ones."""
     found, where = [], list[str]()
-    asked = 0
+    asked = there = 0
     for run in runs:
         if run.comparison is None:
             continue
@@ -125,15 +125,18 @@ def matter(runs: Sequence[ModelRun]) -> Said | None:
         )
         asked += len(domains)
         held = [domain for domain in domains if matters(one, method, domain, fraction).verdict == "holds"]
+        there += len(held)
         where += [f"{listed(map(domain_name, held))} of {run.model}"] if held else []
     if not found:
         return None
     told = listed(f"{measured(one)} in {one.model}" for one in found)
     count = sum(one.verdict == "holds" for one in found)
     short = f"That they matter to the answers is shown in {count} of {len(found)} models."
-    if count in (0, len(found)):
-        shown_in = "They matter to the answers" if count else "They are not shown to matter to the answers"
-        short = f"{shown_in} more than as many random neurons."
+    if count == len(found):
+        short = "They matter to the answers more than as many random neurons."
+    elif not count:
+        places = f"but in {there} of {asked} domains" if there else "in any domain"
+        short = f"They are not shown to matter to the answers more than as many random neurons, {places}."
     places = f"in none of the {asked} domains"
     if where:
         places = f"in {listed(where)}"
