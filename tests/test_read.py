@@ -125,8 +125,8 @@ def test_registering_loads_neither_torch_nor_matplotlib():
 
 
 def test_even_layers_and_colours():
-    assert (heat.colour(0.0), heat.colour(1.0), heat.colour(2.0)) == ("#ffffff", "#084594", "#084594")
-    assert heat.ink(0.9) == "#ffffff"
+    assert (heat.colour(0.0), heat.colour(1.0), heat.colour(2.0)) == ("#ffffff", "#4f93d2", "#4f93d2")
+    assert (heat.colour(0.0, "dark"), heat.colour(0.5, "dark")) == ("#17191d", "#1c4066")
     assert lettered("a→漢\n") == "a→U+6F22U+000A"
     one = heat.Heat(("layer 2",), (("<b>", "$x$"),), ((0.75, 0.25),))
     assert re.findall(r">([^<>]*)</td>", heat.heat_table(one)) == ["&lt;b&gt;", "$x$"]

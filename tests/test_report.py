@@ -27,6 +27,7 @@ from mmneuron_lens.report import figures, page, tables
 from mmneuron_lens.report.ablation_figures import ablation_figure
 from mmneuron_lens.report.claims_table import claims_table
 from mmneuron_lens.report.layer_figures import layer_figure, silent_figure
+from mmneuron_lens.report.looks import DOMAIN_COLOURS
 from mmneuron_lens.report.page import Page
 from mmneuron_lens.report.sections import Grid, Picture, Section, Source
 from mmneuron_lens.report.terminal import terminal_table
@@ -278,22 +279,24 @@ def test_bold_is_the_most_of_each_row_and_only_there(html: str) -> None:
 
 def test_what_was_not_run_is_said(html: str) -> None:
     assert "<li>The 13B model was not run.</li>" in html
-    assert '<p class="absent">Not run: nothing was asked.</p>' in html
-    assert '<a href="#table-7" class="absent">Table 7</a>' in html
+    assert "<li>Table 7: nothing was asked.</li>" in html
+    # What has no content has no place of its own.
+    assert "table-7" not in html
+    assert "<h2>Absent</h2>" not in html
     bare = page.render(Page("t", "l", (), ()))
     assert "Nothing that this page has a place for was left out." in bare
-    assert not any(text in bare for text in ('id="claims"', 'id="artifacts"', "Written with"))
+    assert not any(text in bare for text in ('id="claims"', 'id="findings"', 'id="provenance"'))
 
 
 def test_claims_are_shown_with_interval_and_verdict(html: str) -> None:
     assert '<span class="verdict not-decided">not decided</span>' in html
-    assert '<span class="measured">2 [1.50 to 3.25] layers</span>' in html
+    assert '<span class="measured">2.00 [1.50, 3.25] layers</span>' in html
     assert claims_table(()).columns == claims_table(PAGE.claims).columns
 
 
 def test_the_script_of_the_lens_comes_with_a_lens_only(html: str) -> None:
-    assert "querySelectorAll" in html
-    assert "querySelectorAll" not in page.render(replace(PAGE, sections=PAGE.sections[:1]), {})
+    assert '".lens"' in html
+    assert '".lens"' not in page.render(replace(PAGE, sections=PAGE.sections[:1]), {})
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -320,7 +323,7 @@ def test_layer_figure_draws_the_sums_of_each_module_in_the_domains_colours(selec
         for line, domain in zip(panel.lines, DOMAINS, strict=True):
             sums = sum(selection.neurons(domain, module)[site].sum(1) for site in selection.neurons(domain, module))
             assert list(line.get_ydata()) == torch.as_tensor(sums).tolist()
-            assert line.get_color() == figures.DOMAIN_COLOURS[domain]
+            assert line.get_color() == DOMAIN_COLOURS[domain]
             assert max(line.get_ydata()) <= panel.get_ylim()[1]
 
 

@@ -12,6 +12,7 @@ import pytest
 from test_report import DOMAINS, Cells, make_counts
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM, Answer, Answers
+from mmneuron_lens.artifacts.digits import interval
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.evaluation.accuracy import against_random, scores
@@ -71,6 +72,10 @@ def save(found: Identified, out: Path, counts_in: Path | None = None, answered: 
 UNREAD = "What single neurons answer to was not read: `mmneuron neurons RUN --model ... --corpus ...`."
 
 
+def not_run(html: str) -> list[str]:
+    return re.findall(r"<li>(.*?)</li>", html.split("What was not run")[1])
+
+
 @pytest.fixture(scope="module")
 def found() -> list[Identified]:
     return [found_of(model) for model in MODELS]
@@ -113,8 +118,7 @@ def test_the_page_contains_each_number_of_every_model(found: list[Identified], r
         on_page(tables.control(one.controls.discovery, one.controls.overlap, one.selection))
         assert one.controls.effects is not None
         for name, effect in one.controls.effects.effects.items():
-            odds = ", ".join(tables.shown(effect["log_odds"][end], decimals=2) for end in ("low", "high"))
-            shown = f"{tables.shown(effect['log_odds']['value'], decimals=2)} [{odds}]"
+            shown = interval(*(effect["log_odds"][end] for end in ("value", "low", "high")))
             assert [one.selection.model, name, f"{effect['memberships']:,}", "–", shown] in [row[:5] for row in rows]
         for counts in one.counts:
             on_page(counts.to_frame())
@@ -153,8 +157,11 @@ def test_csv_files_equal_the_frames_of_all_models(found: list[Identified], run: 
         assert "\\toprule" in (run / "tables" / f"{name}.tex").read_text()
     names = [file_name(model) for model in MODELS]
     assert sorted(file.name for file in (run / "figures").iterdir()) == sorted(
-        f"{kind}_{name}.png" for kind in ("figure_5_layers", "figure_9_silent", "table_2_ablation") for name in names
+        f"{kind}_{name}.png" for kind in ("figure_5_layers", "table_2_ablation") for name in names
     )
+    # No neuron of the vision encoder is silent, which a sentence says better than bars of one colour.
+    html = (run / "index.html").read_text()
+    assert "No figure: the share of silent neurons in the vision layers of &lt;m&gt; is 0\xa0% everywhere." in html
 
 
 def test_links_lead_somewhere_and_artifacts_are_named_by_their_bytes(run: Path) -> None:
@@ -175,11 +182,11 @@ def test_links_lead_somewhere_and_artifacts_are_named_by_their_bytes(run: Path) 
 def test_only_titles_name_the_sections(run: Path) -> None:
     html = (run / "index.html").read_text()
     assert re.findall(r"<h2>(.*?)</h2>", html) == [
-        "What was run", "Domains and corpora", "Neurons of each domain", "Neurons of each domain at 30 %",
-        "Domain-specific neurons by layer", "Is the selection more than chance?", "Silent neurons",
-        "Accuracy with domain-specific neurons off", "What was not run", "Artifacts",
+        "Findings", "Accuracy with domain-specific neurons off", "Domain-specific neurons by layer",
+        "Neurons of each domain", "Neurons of each domain at 30 %", "Is the selection more than chance?",
+        "Silent neurons", "Domains and corpora", "How it was run",
     ]  # fmt: skip
-    assert re.findall(r"<li>(.*?)</li>", html) == [
+    assert not_run(html) == [
         UNREAD,
         "The 13B model was not run.",
     ]
@@ -193,10 +200,10 @@ def test_what_was_not_run_is_said_and_has_no_section(found: list[Identified], tm
     # Controls of an earlier selection say nothing about this one.
     save(replace(found[0]), tmp_path, answered=False)
     html = publish(tmp_path, uncontrolled={"<m>": why}).read_text()
-    assert re.findall(r"<li>(.*?)</li>", html) == [
+    assert not_run(html) == [
         UNREAD,
-        why,
         "No question was answered with neurons off.",
+        why,
     ]
     assert "Is the selection more than chance?" not in html
     assert not list((tmp_path / "tables").glob("ablation*"))

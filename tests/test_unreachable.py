@@ -106,7 +106,7 @@ def test_every_table_figure_and_page_marks_neurons_that_cannot_reach_the_logits(
         write(page, tmp_path, name)
         folder = "" if name == "index" else name
         html = (tmp_path / f"{name}.html").read_text()
-        for section in page.sections:
+        for section in page.said:
             inside = html.split(f'<section id="{section.anchor}">')[1].split("</section>")[0]
             shows = [grid for grid in section.grids if PLACES & {*grid.frame.columns, *grid.file.columns}]
             for grid in shows:
@@ -170,7 +170,7 @@ def test_the_numbers_are_those_of_the_masks(found, pages, tmp_path):
 
 def test_figures_by_layer_hatch_those_layers_only(pages):
     checked = 0
-    for picture in pages["index"].pictures:
+    for picture in (one for section in pages["index"].sections for one in section.pictures):
         if not picture.name.startswith(("figure_5", "figure_9")):
             continue
         for theme in ("light", "dark"):

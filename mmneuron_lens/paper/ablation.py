@@ -10,6 +10,7 @@ import polars as pl
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE
 from mmneuron_lens.artifacts.deviations import BY_LAYER, MEASURES
+from mmneuron_lens.artifacts.digits import interval
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
 from mmneuron_lens.evaluation.deviation import deviation_rows
@@ -17,6 +18,7 @@ from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, domains_of, known_of, notes_on, sources_of, stacked
 from mmneuron_lens.report import tables
 from mmneuron_lens.report.ablation_figures import ablation_figure, deviation_figure
+from mmneuron_lens.report.flat import Values
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name
 from mmneuron_lens.report.unreachable import marked, of_neurons_off
@@ -24,8 +26,7 @@ from mmneuron_lens.report.unreachable import marked, of_neurons_off
 
 def between(row: Mapping[str, Any]) -> str:
     """A difference with its interval: "−1.4 [−2.0, 0.3]"."""
-    number = {name: tables.shown(row[name], decimals=1) for name in ("difference", "low", "high")}
-    return f"{number['difference']} [{number['low']}, {number['high']}]"
+    return interval(row["difference"], row["low"], row["high"])
 
 
 SHOWN = pl.struct("difference", "low", "high").map_elements(between, return_dtype=pl.String).alias("shown")
@@ -106,9 +107,13 @@ def table_2(runs: Sequence[ModelRun]) -> Section:
             f"{run.model}: change of accuracy in percentage points with its interval. Filled: the domain’s neurons "
             "off. Hollow: random draws of as many neurons, in all modules at once. "
             f"{of_neurons_off(run.selection)}".strip(),
-            partial(ablation_figure, tables.ablation(scores(run.answers, run.scoring))),
+            partial(ablation_figure, scored),
+            Values.of(
+                f"the change of accuracy of {run.model}", "percentage points", scored, "difference", "low", "high"
+            ),
         )
         for run in asked
+        for scored in [tables.ablation(scores(run.answers, run.scoring))]
     )
     sources = sources_of(asked, "selection", "answers", "official scores")
     return Section(title, text, tuple(grids), pictures, sources=sources, name="Table 2")
@@ -161,16 +166,20 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
             f"table_3_deviation_{file_name(run.model)}",
             f"{run.model}: the numbers of the table as points, with the random draws of every module. "
             f"{of_neurons_off(run.selection)}".strip(),
-            partial(deviation_figure, frame.filter(pl.col("model") == run.model)),
+            partial(deviation_figure, own),
+            Values.of(
+                f"the deviation of the last hidden state of {run.model}", "per cent", own, "deviation", "low", "high"
+            ),
         )
         for run in asked
+        for own in [frame.filter(pl.col("model") == run.model)]
     )
     samples = max(frame["samples"].to_list())
     draws = len({name for one in asked[0].deviations for _, name in one.conditions if name.startswith(BY_LAYER)})
     text = (
         f"{samples} questions a domain, without generation; {draws} random draws of each kind. The paper’s “Random "
         "(Avg.)” is the row that matches modules. A projector whose neurons change nothing at all, as the paper prints "
-        "it, would show as 0.00.",
+        "it, would show as 0.",
     )
     sources = sources_of(asked, "selection", "deviations")
     return Section(title, text, tuple(grids), pictures, sources=sources, name="Table 3")

@@ -12,6 +12,7 @@ from mmneuron_lens.experiments.embed import component_rows
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
 from mmneuron_lens.report.embedding_figure import embedding_figure
+from mmneuron_lens.report.flat import Values
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.tables import domain_name, domain_names
 from mmneuron_lens.report.unreachable import marked, notes_of, of_counts
@@ -94,7 +95,8 @@ def figure_2(runs: Sequence[ModelRun]) -> Section:
         f"The vision encoder’s {'pooled output' if pooled else 'output'}, centred and not scaled, on its first two "
         f"principal components; {sizes}.{pooled}{averaged} Each model has axes of its own."
     )
-    picture = Picture("figure_2_embeddings", caption, lambda theme: embedding_figure(frame, theme))
+    values = Values.of("the place of every image", "", frame, "first", "second")
+    picture = Picture("figure_2_embeddings", caption, lambda theme: embedding_figure(frame, theme), values)
     grid = Grid("figure_2_embeddings", "The points of the figure", frame, folded=True)
     sources = sources_of(runs, "embeddings")
     return Section(title, (), (grid,), (picture,), sources=sources, name="Figure 2")

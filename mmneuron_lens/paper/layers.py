@@ -17,6 +17,7 @@ from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, domains_of, sources_of, stacked
 from mmneuron_lens.paper.other_lenses import SCROLLING, beside, jacobian_entropy, said_of_lenses
 from mmneuron_lens.report import tables
+from mmneuron_lens.report.flat import Values
 from mmneuron_lens.report.heat import heat_of, heat_table
 from mmneuron_lens.report.hover import hover
 from mmneuron_lens.report.html_text import html, joined
@@ -47,8 +48,8 @@ def figure_6(runs: Sequence[ModelRun], cases: Cases | None = None) -> Section:
         return Section(title, missing="no question was read layer by layer.", name="Figure 6")
     text = (
         "The hidden state after each layer, put through the final norm and the unembedding: the five most likely next "
-        "tokens, from white (0) to blue (1). The last layer is the model’s output, whose first token is the expected "
-        "one; the right answer is named apart.",
+        "tokens, from the page’s colour (0) to blue (1). The last layer is the model’s output, whose first token is "
+        "the expected one; the right answer is named apart.",
         "Below each case, point at a patch of the image or a word of the prompt to read what it decodes to at each "
         "layer; a click holds it.",
     )
@@ -153,7 +154,8 @@ def figure_7(runs: Sequence[ModelRun]) -> Section:
         "Entropy in nats of the distribution that the logit lens decodes, mean over the tokens of a kind (weighted by "
         "tokens), on the identification prompts. Solid: text tokens. Dashed: image tokens. Layer 0 is the embedding."
     )
-    picture = Picture("figure_7_entropy", caption, lambda theme: entropy_figure(frame, theme))
+    values = Values.of("the entropy by the logit lens", "nats", frame, "entropy")
+    picture = Picture("figure_7_entropy", caption, lambda theme: entropy_figure(frame, theme), values)
     wide = tables.wide(frame.drop("tokens"), "entropy", domains_of(read))
     grid = Grid("entropy", "The numbers behind the figure", wide, folded=True, decimals=3, long=frame)
     sources = sources_of(read, "entropies", "jacobian entropies")

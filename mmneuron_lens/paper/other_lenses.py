@@ -13,6 +13,7 @@ from mmneuron_lens.artifacts.positions import place_of
 from mmneuron_lens.experiments.entropy import entropy_rows
 from mmneuron_lens.paper.model_run import ModelRun, domains_of
 from mmneuron_lens.report import tables
+from mmneuron_lens.report.flat import Values
 from mmneuron_lens.report.heat import Heat, heat_of, heat_table, neighbour_heat
 from mmneuron_lens.report.html_text import html, joined
 from mmneuron_lens.report.layer_figures import entropy_figure
@@ -83,7 +84,8 @@ def jacobian_entropy(runs: Sequence[ModelRun]) -> tuple[tuple[Grid, ...], tuple[
         "Not in the paper. Entropy in nats of the distribution that the Jacobian lens decodes, on fewer of the same "
         "prompts; at the last layer it is the logit lens. Solid: text tokens. Dashed: image tokens."
     )
-    picture = Picture("entropy_jacobian", caption, partial(entropy_figure, frame))
+    values = Values.of("the entropy by the Jacobian lens", "nats", frame, "entropy")
+    picture = Picture("entropy_jacobian", caption, partial(entropy_figure, frame), values)
     wide = tables.wide(frame.drop("tokens"), "entropy", domains_of(read))
     grid = Grid(
         "entropy_jacobian",

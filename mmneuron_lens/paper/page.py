@@ -15,14 +15,15 @@ from mmneuron_lens.paper.ablation import cross_matrix, table_2, table_3
 from mmneuron_lens.paper.comparison import compared
 from mmneuron_lens.paper.control_section import controls
 from mmneuron_lens.paper.corpora import figure_2, table_4
+from mmneuron_lens.paper.findings import findings_of, verdicts
 from mmneuron_lens.paper.further import flow, probes
 from mmneuron_lens.paper.layers import Cases, figure_6, figure_7, figures_10_to_13, table_9
 from mmneuron_lens.paper.model_run import ModelRun
 from mmneuron_lens.paper.neuron_section import neuron_examples
 from mmneuron_lens.paper.neurons_page import pages_beside, publish_neurons
+from mmneuron_lens.paper.provenance import facts_of
 from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6, tables_of_13b
 from mmneuron_lens.report.page import Page, write
-from mmneuron_lens.report.sections import Section
 from mmneuron_lens.report.tables import listed
 from mmneuron_lens.runs.folder import RunError
 from mmneuron_lens.runs.neuron_tables import write_neurons
@@ -32,6 +33,8 @@ PAPER = "paper.json"
 """What says of a folder that it holds a run of the paper: its models, corpus and plan."""
 
 KIND = "run of the paper"
+
+AGAIN = "mmneuron report RUN"
 
 
 def is_paper(out: str | Path) -> bool:
@@ -96,6 +99,7 @@ def paper_of(out: str | Path, cases: Cases | None = None) -> Page:
     plan = described["plan"]
     names = listed(run.model for run in runs)
     cases = cases or Cases(tuple(plan["lens_at"]), plan["even_layers"])
+    tested = claims(evidence, seed=plan["seed"])
     sections = (
         figure_2(runs), figure_5(runs), table_1(runs), table_2(runs), table_3(runs), figure_6(runs, cases),
         figure_7(runs), table_4(runs), figure_9(runs), figures_10_to_13(runs, cases), table_6(runs),
@@ -109,8 +113,10 @@ def paper_of(out: str | Path, cases: Cases | None = None) -> Page:
         "Multimodal Large Language Model” (arXiv 2406.11193), in its order, on the models and questions named here.",
         run=said_of_run(runs, described),
         sections=sections,
-        claims=claims(evidence, seed=plan["seed"]),
-        not_run=said_not_run(runs, described, sections),
+        claims=tested,
+        findings=(*verdicts(tested), *findings_of(runs)),
+        facts=facts_of(runs, AGAIN, plan),
+        not_run=said_not_run(runs, described),
         versions=tuple(provenance()["versions"].items()),
         beside=pages_beside(out),
     )
@@ -140,7 +146,7 @@ def said_of_run(runs: Sequence[ModelRun], described: dict[str, Any]) -> tuple[st
     )
 
 
-def said_not_run(runs: Sequence[ModelRun], described: dict[str, Any], sections: Sequence[Section]) -> tuple[str, ...]:
+def said_not_run(runs: Sequence[ModelRun], described: dict[str, Any]) -> tuple[str, ...]:
     """What was not run, a line each."""
     said = []
     strange = [run.model for run in runs if run.model not in paper_numbers.MODELS]
@@ -154,7 +160,6 @@ def said_not_run(runs: Sequence[ModelRun], described: dict[str, Any], sections: 
             "says anything about the published checkpoints or corpora."
         )
     said += [note for run in runs if run.official is not None for note in run.official.notes]
-    said += [f"{one.name}: {one.missing}" for one in sections if one.missing]
     said.append("Figures 1, 3, 4 and 8 and Table 5 of the paper explain method and prompts and hold no results.")
     plan = described["plan"]
     said.append(

@@ -14,9 +14,13 @@ from mmneuron_lens.neurons.selection import PUBLISHED
 from mmneuron_lens.paper import paper_numbers
 from mmneuron_lens.paper.model_run import ModelRun, known_of, notes_on, sources_of, stacked
 from mmneuron_lens.report import tables
+from mmneuron_lens.report.flat import Values
 from mmneuron_lens.report.layer_figures import layer_figure, silent_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
 from mmneuron_lens.report.unreachable import marked, notes_of, of_counts, of_selection
+
+VISIBLE = 1.0
+"""Per cent of a layer's neurons that a bar must have more than another to be told from it."""
 
 LARGEST_PAPER_MODEL = "llava-hf/llava-v1.6-vicuna-13b-hf"
 
@@ -41,7 +45,7 @@ def table_1(runs: Sequence[ModelRun]) -> Section:
         "see the controls below.",
     )
     sources = sources_of(runs, "selection")
-    return Section("Neurons of each domain", text, tuple(grids), sources=sources, name="Table 1")
+    return Section("Neurons of each domain", (), tuple(grids), sources=sources, name="Table 1", how=text)
 
 
 def _by(rule: Mapping[str, Any]) -> tuple[str, ...]:
@@ -105,6 +109,7 @@ def figure_5(runs: Sequence[ModelRun]) -> Section:
             f"{run.model}: domain-specific neurons of each domain over layers, layer 0 nearest to the input. Each "
             f"panel has a vertical scale of its own. {of_selection(run.selection)}".strip(),
             partial(layer_figure, frame),
+            Values.of(f"the number of neurons of {run.model} by domain and layer", "", frame, "neurons"),
         )
         for run, frame in zip(runs, frames, strict=True)
     )
@@ -134,10 +139,18 @@ def figure_9(runs: Sequence[ModelRun]) -> Section:
             f"figure_9_silent_{file_name(run.model)}",
             f"{run.model}: share of each vision layer’s neurons that were active on no token of any domain. "
             f"{of_counts(run.counts[0].reachability, ('vision.mlp.act',))}".strip(),
-            partial(silent_figure, frame.filter(pl.col("site") == "vision.mlp.act")),
+            partial(silent_figure, own),
+            Values.of(
+                f"the share of silent neurons in the vision layers of {run.model}",
+                "%",
+                (100 * own["silent"] / own["neurons"]).to_list(),
+                visible=VISIBLE,
+            ),
         )
-        for run, frame in zip(counted, frames, strict=True)
-        if "vision.mlp.act" in frame["site"]
+        for run, own in zip(
+            counted, (frame.filter(pl.col("site") == "vision.mlp.act") for frame in frames), strict=True
+        )
+        if len(own)
     )
     known = {run.model: run.counts[0].reachability for run in counted}
     notes, everything = notes_of({model: of_counts(one) for model, one in known.items()}), stacked(frames)

@@ -11,10 +11,12 @@ from mmneuron_lens.paper.ablation import table_2
 from mmneuron_lens.paper.comparison import compared
 from mmneuron_lens.paper.control_section import controls
 from mmneuron_lens.paper.corpora import table_4
+from mmneuron_lens.paper.findings import findings_of
 from mmneuron_lens.paper.model_run import ModelRun, domains_of
 from mmneuron_lens.paper.neuron_section import neuron_examples
 from mmneuron_lens.paper.neurons_page import pages_beside, publish_neurons
 from mmneuron_lens.paper.page import is_paper
+from mmneuron_lens.paper.provenance import facts_of
 from mmneuron_lens.paper.selected import figure_5, figure_9, table_1, table_6
 from mmneuron_lens.report.page import INDEX, Page, figures_folder, tables_folder, write
 from mmneuron_lens.report.tables import domain_name, listed
@@ -23,6 +25,8 @@ from mmneuron_lens.runs.neuron_tables import write_neurons
 
 SELECTION = "selection"
 """The name of the page in a folder whose first page is the paper's."""
+
+AGAIN = "mmneuron select RUN"
 
 
 def publish(
@@ -65,18 +69,18 @@ def publish(
 def summary_of(runs: Sequence[ModelRun], not_run: Sequence[str] = ()) -> Page:
     """Everything the page shows; a section without content is a line of what was not run."""
     names, domains = listed(run.model for run in runs), domains_of(runs)
+    answered, judged = any(run.answers for run in runs), any(run.comparison for run in runs)
     sections = [
         neuron_examples(runs),
-        table_4(runs),
+        *([compared(runs)] if judged else []),
+        *([table_2(runs)] if answered or not judged else []),
+        figure_5(runs),
         table_1(runs),
         table_6(runs),
-        figure_5(runs),
         controls(runs),
         figure_9(runs),
+        table_4(runs),
     ]
-    answered, judged = any(run.answers for run in runs), any(run.comparison for run in runs)
-    sections += [compared(runs)] if judged else []
-    sections += [table_2(runs)] if answered or not judged else []
     missing = [one.missing[0].upper() + one.missing[1:] for one in sections if one.missing]
     asked = sum(counts.samples for counts in runs[0].counts)
     fraction = f"{100 * runs[0].selection.parameters['fraction']:g} %"
@@ -93,4 +97,6 @@ def summary_of(runs: Sequence[ModelRun], not_run: Sequence[str] = ()) -> Page:
         not_run=(*missing, *not_run),
         versions=tuple(provenance()["versions"].items()),
         beside=pages_beside(runs[0].out),
+        findings=findings_of(runs),
+        facts=facts_of(runs, AGAIN),
     )

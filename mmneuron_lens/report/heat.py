@@ -1,17 +1,41 @@
-"""The heatmap of Figure 6 as HTML: candidates for the next token, a row a layer, from white (0) to blue (1)."""
+"""The heatmap of Figure 6 as HTML: candidates for the next token, a row a layer, from the page's colour to blue."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from markupsafe import Markup
 
+from mmneuron_lens.artifacts.digits import number, percent
 from mmneuron_lens.artifacts.neighbours import Neighbours
 from mmneuron_lens.report.html_text import html, joined
 
-BLUE = (8, 69, 148)
-"""The colour of probability 1; 0 is white, in both themes, as a heatmap's scale should not turn round."""
+if TYPE_CHECKING:  # A notebook shows a heatmap without loading matplotlib.
+    from mmneuron_lens.report.figures import Theme
+
+
+class Scale(NamedTuple):
+    """Colours of a heatmap: of 0, of 1, of −1 where there is less than nothing, and of the text, which can be read on
+    every one between them."""
+
+    zero: str
+    one: str
+    minus: str
+    text: str
+
+
+SCALES: dict[Theme, Scale] = {
+    "light": Scale("#ffffff", "#4f93d2", "#e07b5a", "#1d1f23"),
+    "dark": Scale("#17191d", "#2166b0", "#a8431f", "#e7e8ea"),
+}
+"""By theme; `style.css` has them as `--heat-zero`, `--heat-one` and `--heat-text`. Where no page sets these, as in a
+notebook, a heatmap is light."""
+
+_CELL = (
+    "background:color-mix(in srgb,var(--heat-one,{0.one}) {{:.1f}}%,var(--heat-zero,{0.zero}));"
+    "color:var(--heat-text,{0.text});text-align:center"
+).format(SCALES["light"])
 
 
 @dataclass(frozen=True)
@@ -37,7 +61,8 @@ def neighbour_heat(found: Neighbours, position: int, even: bool = False) -> Heat
     """A position by its nearest words in context, coloured by cosine; see `heat_of`."""
     told = tuple(
         tuple(
-            f"cosine {cosine:.2f}; token {one['place'] + 1} of “{one['text']}” after layer {one['layer']}"
+            f"cosine {number(cosine, decimals=2)}; token {one['place'] + 1} of “{one['text']}” "
+            f"after layer {one['layer']}"
             for one, cosine in zip(places, cosines, strict=True)
         )
         for _, places, cosines in found.places(position, even)
@@ -56,15 +81,19 @@ def heat_of(trace: HasRows, position: int, even: bool = False) -> Heat:
     return Heat(names, words, probabilities)
 
 
-def colour(probability: float) -> str:
-    """White to blue, as `#rrggbb`."""
-    share = min(max(probability, 0.0), 1.0)
-    return "#" + "".join(f"{round(255 + share * (part - 255)):02x}" for part in BLUE)
+def colour(probability: float, theme: Theme = "light") -> str:
+    """From the theme's paper to its blue, as `#rrggbb`."""
+    share = _share(probability)
+    ends = zip(_parts(SCALES[theme].zero), _parts(SCALES[theme].one), strict=True)
+    return "#" + "".join(f"{round(zero + share * (one - zero)):02x}" for zero, one in ends)
 
 
-def ink(probability: float) -> str:
-    """Text that can be read on `colour(probability)`."""
-    return "#ffffff" if probability > 0.5 else "#1d1f23"
+def _share(probability: float) -> float:
+    return min(max(probability, 0.0), 1.0)
+
+
+def _parts(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
 
 
 def heat_table(heat: Heat, caption: str = "") -> Markup:
@@ -72,13 +101,13 @@ def heat_table(heat: Heat, caption: str = "") -> Markup:
     ranks = max(map(len, heat.words), default=0)
     head = joined(html('<th scope="col">Top {}</th>', rank + 1) for rank in range(ranks))
     body = Markup("")
-    chances = tuple(tuple(f"{100 * value:.1f} %" for value in row) for row in heat.probabilities)
+    chances = tuple(tuple(percent(value, 1) for value in row) for row in heat.probabilities)
     rows = zip(heat.rows, heat.words, heat.probabilities, heat.told or chances, strict=True)
     for name, words, probabilities, told in rows:
         cells = joined(
             html(
-                '<td style="background:{};color:{};text-align:center" title="{}">{}</td>',
-                *(colour(value), ink(value), said, word),
+                '<td style="{}" title="{}">{}</td>',
+                *(_CELL.format(100 * _share(value)), said, word),
             )
             for word, value, said in zip(words, probabilities, told, strict=True)
         )

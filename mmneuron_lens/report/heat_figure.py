@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mmneuron_lens.report.figures import Theme, themed
-from mmneuron_lens.report.heat import Heat, colour, ink
+from mmneuron_lens.report.heat import SCALES, Heat, colour
 from mmneuron_lens.report.lettering import lettered
 
 
@@ -25,9 +26,9 @@ def heat_figure(heats: Sequence[tuple[str, Heat]], theme: Theme = "light") -> Fi
             panel.set_ylim(len(heat.rows), 0)
             for row, (words, probabilities) in enumerate(zip(heat.words, heat.probabilities, strict=True)):
                 for rank, (word, value) in enumerate(zip(words, probabilities, strict=True)):
-                    panel.add_patch(_cell(rank, row, colour(value)))
+                    panel.add_patch(_cell(rank, row, colour(value, theme), SCALES[theme].zero))
                     shown = lettered(word if len(word) <= 12 else f"{word[:11]}…")
-                    middle = {"ha": "center", "va": "center", "fontsize": 8, "color": ink(value)}
+                    middle = {"ha": "center", "va": "center", "fontsize": 8, "color": SCALES[theme].text}
                     panel.text(rank + 0.5, row + 0.5, shown, **middle)
             panel.set_yticks([row + 0.5 for row in range(len(heat.rows))], map(lettered, heat.rows))
             ranks = range(max(map(len, heat.words)))
@@ -36,5 +37,11 @@ def heat_figure(heats: Sequence[tuple[str, Heat]], theme: Theme = "light") -> Fi
         return figure
 
 
-def _cell(column: int, row: int, fill: str) -> Rectangle:
-    return Rectangle((column, row), 1, 1, facecolor=fill, edgecolor="#ffffff", linewidth=1.5)
+def diverging(theme: Theme) -> LinearSegmentedColormap:
+    """From −1 over the theme's paper at 0 to 1; `SCALES[theme].text` can be read on all of it."""
+    scale = SCALES[theme]
+    return LinearSegmentedColormap.from_list("diverging", [scale.minus, scale.zero, scale.one])
+
+
+def _cell(column: int, row: int, fill: str, edge: str) -> Rectangle:
+    return Rectangle((column, row), 1, 1, facecolor=fill, edgecolor=edge, linewidth=1.5)

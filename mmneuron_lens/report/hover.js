@@ -13,8 +13,8 @@ for (const root of document.querySelectorAll(".lens")) {
   const buttons = new Map();
   let pinned = null;
 
-  // Probability from white to blue, as the still heatmap has it.
-  const tint = (share) => `rgb(${[8, 69, 148].map((part) => Math.round(255 + share * (part - 255))).join()})`;
+  // Probability from the paper's colour to blue, as the still heatmap has it, in either theme.
+  const tint = (share) => `color-mix(in srgb, var(--heat-one) ${100 * share}%, var(--heat-zero))`;
 
   const title = make("p", "title", said);
   const table = make("table", "heat", make("div", "scroll", said));
@@ -45,7 +45,7 @@ for (const root of document.querySelectorAll(".lens")) {
         const share = data.probabilities[layer][position][rank] / 1000;
         cell.textContent = data.words[data.tokens[layer][position][rank]];
         cell.style.background = tint(share);
-        cell.style.color = share > 0.5 ? "#fff" : "#1d1f23";
+        cell.style.color = "var(--heat-text)";
         cell.title = `${(100 * share).toFixed(1)} %`;
       });
       entropy.textContent = data.entropy[layer][position].toFixed(2);

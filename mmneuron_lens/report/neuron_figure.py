@@ -16,10 +16,11 @@ from PIL import Image
 
 from mmneuron_lens.report.figures import Ink, Theme, themed
 from mmneuron_lens.report.lettering import lettered, lettered_domains
+from mmneuron_lens.report.looks import colours_of
 from mmneuron_lens.report.neuron_card import map_of, map_size
 from mmneuron_lens.report.neuron_document import neuron_document
 from mmneuron_lens.report.neuron_maps import coloured, enlarged, outline
-from mmneuron_lens.report.neuron_sources import NeuronSources, colours_of
+from mmneuron_lens.report.neuron_sources import NeuronSources
 
 PICTURES = 4
 """Of the figure, at most."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,14 +12,10 @@ import polars as pl
 from interventions.sites import GROUP_KINDS
 from mmneuron_lens.artifacts.neuron_examples import NeuronExamples
 from mmneuron_lens.artifacts.reachability import Reachability
-from mmneuron_lens.report.figures import DOMAIN_COLOURS, OTHER_COLOUR
 from mmneuron_lens.report.tables import domain_names
 
 Neuron = tuple[str, int, int]
 """Site, layer and neuron."""
-
-FURTHER_COLOURS = ("#56B4E9", "#882255", "#999933")
-"""Of domains of one's own, once the paper's five are taken."""
 
 UNKNOWN = Reachability(None)
 KINDS = tuple(dict.fromkeys(kind for kinds in GROUP_KINDS.values() for kind in kinds))
@@ -124,13 +120,6 @@ def shapes_in(frame: pl.DataFrame) -> dict[str, tuple[int, int]]:
     """Layers and neurons of each site, as far as the table's rows reach."""
     ends = frame.group_by("site", maintain_order=True).agg(pl.col("layer", "neuron").max() + 1)
     return {site: (layers, neurons) for site, layers, neurons in ends.iter_rows()}
-
-
-def colours_of(domains: Iterable[str]) -> list[str]:
-    """A colour a domain: that of the figures, and for domains of one's own those that are left."""
-    domains = [*domains]
-    left = [colour for name, colour in DOMAIN_COLOURS.items() if name not in domains] + [*FURTHER_COLOURS]
-    return [DOMAIN_COLOURS.get(one) or (left.pop(0) if left else OTHER_COLOUR) for one in domains]
 
 
 def most_specific(frame: pl.DataFrame, most: int, shown: Collection[Neuron] = ()) -> pl.DataFrame:

@@ -15,9 +15,10 @@ from interventions.printable import printable
 from mmneuron_lens.artifacts.neuron_examples import SIDE
 from mmneuron_lens.artifacts.selection import in_order, module_of
 from mmneuron_lens.report.html_text import joined, json_in_html
+from mmneuron_lens.report.looks import colours_of
 from mmneuron_lens.report.neuron_document import TEXTS, neuron_document, neuron_name
 from mmneuron_lens.report.neuron_maps import OPACITY, RAMP
-from mmneuron_lens.report.neuron_sources import NeuronSources, colours_of, most_specific
+from mmneuron_lens.report.neuron_sources import NeuronSources, most_specific
 from mmneuron_lens.report.page import own_file, template
 from mmneuron_lens.report.tables import listed
 

@@ -1,4 +1,4 @@
-"""The page: what was run, sections of tables and figures, claims, what was not run, and the artifacts behind it all."""
+"""The page: findings first, then sections of figures and tables, how it was run, and its provenance, folded."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ INDEX = "index"
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on the page; claims and versions may be empty, and then have no place on it.
+    """Everything on the page; what is empty, and a section without content, has no place on it.
 
     - lead: one sentence below the title. run: paragraphs that say what was run.
+    - findings: what was found, each in a few words, and then with its numbers and what they allow to conclude.
     - not_run: what was not run, a line each. versions: name and version of what wrote it.
     - beside: pages beside this one, text and address.
+    - facts: what it was made of and with, name and value, beside the artifacts.
     """
 
     title: str
@@ -44,6 +46,8 @@ class Page:
     not_run: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     beside: tuple[tuple[str, str], ...] = ()
+    findings: tuple[tuple[str, str], ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -56,7 +60,18 @@ class Page:
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        return tuple(picture for section in self.sections for picture in section.pictures)
+        """Those that are drawn."""
+        return tuple(one for section in self.sections for one in section.pictures if not one.instead)
+
+    @property
+    def said(self) -> tuple[Section, ...]:
+        """The sections that have content."""
+        return tuple(section for section in self.sections if not section.missing)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What was not run, with the reasons of sections that have no content."""
+        return (*self.not_run, *(f"{one.label}: {one.missing}" for one in self.sections if one.missing))
 
 
 class Drawn(NamedTuple):
@@ -78,7 +93,7 @@ def render(page: Page, pictures: Mapping[str, Drawn] | None = None) -> str:
     """
     images = drawn(page) if pictures is None else pictures
     alive = any(section.after for section in page.sections)
-    script = Markup("\n").join(own_file(name) for name in (("hover.js",) if alive else ()) + ("unfold.js",))
+    script = Markup("\n").join(own_file(name) for name in (("hover.js",) if alive else ()) + ("page.js",))
     return template("page.html.jinja").render(page=page, images=images, script=script)
 
 
@@ -102,6 +117,9 @@ def write(page: Page, folder: str | Path, name: str = INDEX) -> Path:
         write_atomically(
             file.with_name(f"{grid.name}.tex"), latex.latex(grid.frame, caption, grid.decimals, grid.notes)
         )
+    for one in (picture for section in page.sections for picture in section.pictures if picture.instead):
+        # An earlier page may have drawn it.
+        (figures_folder(index) / f"{one.name}.png").unlink(missing_ok=True)
     for one, images in pictures.items():
         write_atomically(figures_folder(index) / f"{one}.png", images.light)
     if page.claims:

@@ -13,6 +13,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmneuron_lens.report.figures import Theme
+from mmneuron_lens.report.flat import Values
+
+LONGEST = 20
+"""Rows of a table that the page shows unfolded, at most."""
+
+_NUMBER = r"−?[\d,]+(\.\d+)?"
+NUMBERS = re.compile(rf"–|\(?{_NUMBER}( \[{_NUMBER}, {_NUMBER}\])?\)?(×10[⁻⁰¹²³⁴-⁹]+)?( %)?( ●)?")
+"""Text that is a number, or one with its interval."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +29,25 @@ class Picture:
 
     - name: of its PNG, without the ending.
     - draw: makes it for a theme, "light" or "dark"; the page holds both.
+    - values: the numbers it is about; where they are flat it is not drawn, and their sentence is said.
+    - folded: whether it stands behind its caption until that is opened.
     """
 
     name: str
     caption: str
     draw: Callable[[Theme], Figure]
+    values: Values | None = None
+    folded: bool = False
+
+    @property
+    def instead(self) -> str:
+        """What is said where the figure would say nothing; "" where it is drawn."""
+        return self.values.sentence if self.values is not None and self.values.flat else ""
+
+    @property
+    def about(self) -> str:
+        """The first sentence of the caption, for those who cannot see the figure."""
+        return re.split(r"(?<=[a-z)])\. ", self.caption)[0].rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -34,7 +56,7 @@ class Grid:
 
     - name: of its CSV and LaTeX files, without the ending.
     - frame: what the page shows, a row a row.
-    - folded: whether it stands behind its caption until that is opened.
+    - folded: whether it stands behind its caption until that is opened; a table of many rows always does.
     - most: whether the largest number of each row is bold.
     - decimals: of every fraction; if None those of its column, see `tables.shown`.
     - long: what the CSV holds, if not `frame`.
@@ -63,6 +85,20 @@ class Grid:
         shared = "model" in self.frame.columns and self.frame["model"].n_unique() == 1
         return self.frame.drop("model") if shared else self.frame
 
+    @property
+    def behind(self) -> bool:
+        """Whether the page shows it folded."""
+        return self.folded or len(self.frame) > LONGEST
+
+    @property
+    def numeric(self) -> frozenset[str]:
+        """The columns of numbers, or of text that is numbers with their intervals."""
+        return frozenset(
+            name
+            for place, (name, kind) in enumerate(self.visible.schema.items())
+            if kind.is_numeric() or (place and kind == pl.String and _of_numbers(self.visible[name]))
+        )
+
 
 @dataclass(frozen=True)
 class Source:
@@ -88,6 +124,7 @@ class Section:
 
     - name: of the table or figure in a paper, such as "Table 3"; "" where it has none.
     - text: paragraphs of plain text, before everything else.
+    - how: paragraphs on how to read it and how it was measured, which the page folds.
     - after: HTML that stands behind tables and pictures.
     - missing: why there is nothing to show; "" where there is.
     """
@@ -100,10 +137,11 @@ class Section:
     sources: tuple[Source, ...] = ()
     missing: str = ""
     name: str = ""
+    how: tuple[str, ...] = ()
 
     def new_notes(self, grid: Grid) -> tuple[str, ...]:
         """The notes of a table that no table before it on the page has; folded tables come last there."""
-        shown = takewhile(lambda one: one is not grid, sorted(self.grids, key=lambda one: one.folded))
+        shown = takewhile(lambda one: one is not grid, sorted(self.grids, key=lambda one: one.behind))
         before = {note for one in shown for note in one.notes}
         return tuple(note for note in grid.notes if note not in before)
 
@@ -115,3 +153,8 @@ class Section:
     @property
     def anchor(self) -> str:
         return re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
+
+
+def _of_numbers(column: pl.Series) -> bool:
+    texts = column.drop_nulls().to_list()
+    return bool(texts) and all(NUMBERS.fullmatch(text) for text in texts) and any(text != "–" for text in texts)
