@@ -1,14 +1,20 @@
-"""Eight experiments in at most ten lines each: what they return is what plain hooks on the module give."""
+"""Eight experiments in at most ten lines each: what they return is what plain hooks on the module give.
+
+The cells of notebooks 6 to 8 return what the experiments do, and docs/experiments.md holds the experiments themselves.
+"""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import math
+import re
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nbformat
 import numpy
 import pytest
 import torch
@@ -341,3 +347,116 @@ def test_a_tuned_lens_beside_the_logit_lens(study):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     assert (fitted.held_out[:-1] < fitted.held_out_logit_lens[:-1]).all()
     assert torch.equal(plain[-1], tuned[-1])
+
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+SHORT = {"06_patch": 1, "07_knock_out_and_flow": 2, "08_attribution_and_steering": 4, "10_on_ndif": 1}
+"""Cells with the tag `experiment`, by notebook."""
+
+
+def cells_of(name: str) -> list[str]:
+    """What the experiments of a notebook are written in."""
+    cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+    return [cell.source for cell in cells if "experiment" in cell.metadata.get("tags", [])]
+
+
+def imports_of(name: str) -> dict[str, Any]:
+    first = next(
+        cell
+        for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+        if cell.cell_type == "code" and "import mmneuron_lens" in cell.source
+    )
+    lines = ast.parse(first.source).body
+    found: dict[str, Any] = {}
+    imports = [one for one in lines if isinstance(one, (ast.Import, ast.ImportFrom))]
+    exec(compile(ast.Module(imports, []), name, "exec"), found)
+    return found
+
+
+def run_cells(name: str, cells: list[int], study: SimpleNamespace, **given: Any) -> dict[str, Any]:
+    """The names that some experiments of a notebook leave behind, on the pictures of a study."""
+    found = {**imports_of(name), "lens": study.lens, "target": study.target, "LAYERS": range(LAYERS), **given}
+    for number in cells:
+        exec(compile(cells_of(name)[number], name, "exec"), found)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(SHORT))
+def test_each_experiment_of_a_notebook_has_at_most_ten_lines(name):
+    cells = cells_of(name)
+    assert len(cells) == SHORT[name]
+    assert max(len([line for line in cell.splitlines() if line.strip()]) for cell in cells) <= 10
+
+
+def test_the_page_of_experiments_has_the_functions_that_are_tested():
+    page = (NOTEBOOKS.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    code = [ast.dump(one) for block in blocks for one in ast.parse(block).body]
+    for function in (encoded, *EXPERIMENTS):
+        assert ast.dump(ast.parse(inspect.getsource(function)).body[0]) in code, function.__name__
+
+
+def test_the_notebook_on_patching(study):
+    wet, dry = study.wet, study.dry
+    before, after = (float(contrast(study, one).mean()) for one in (wet, dry))
+    found = run_cells("06_patch", [0], study, with_left=wet, with_right=dry, before=before, after=after)
+    expected = 100 * patching(study.lens, wet, dry, study.target, range(LAYERS), ["image", -1])
+    torch.testing.assert_close(found["share"][:, [0, -1]], expected, rtol=1e-3, atol=1e-2)
+
+
+def test_the_notebook_on_knock_out(study):
+    found = run_cells("07_knock_out_and_flow", [0, 1], study, batch=study.wet)
+    for number, (keys, queries) in enumerate(found["routes"]):
+        expected = attention_knock_out(study.lens, study.wet, study.target, range(LAYERS), queries, keys, window=2)
+        torch.testing.assert_close(found["change"][number], expected, **CLOSE)
+
+
+@pytest.fixture(scope="module")
+def attributed() -> SimpleNamespace:
+    study = study_of("llava-next")
+    here = float(contrast(study, study.wet).mean())
+    answers = {name: torch.full((3,), getattr(study, name)) for name in ("yes", "no")}
+    pictures = {"wet": study.samples, "dry": study.all[1], "question": study.samples[0].question}
+    given = {"with_water": study.wet, "without": study.dry, "here": here, **answers, **pictures}
+    found = run_cells("08_attribution_and_steering", [0, 1, 2, 3], study, **given)
+    return SimpleNamespace(study=study, found=found, here=here)
+
+
+def test_the_notebook_on_who_writes_the_answer(attributed):
+    written = sum(float(value.sum()) for value in attributed.found["divided"].values())
+    assert written == pytest.approx(attributed.here, abs=1e-3)
+
+
+def test_the_notebook_on_neurons(attributed):
+    study, found = attributed.study, attributed.found
+    neurons = found["expected"].shape[1]
+    for place in (0, 1, -1):
+        layer, neuron = divmod(found["tried"][place], neurons)
+
+        def silent(_, given, neuron=neuron):
+            value = given[0].clone()
+            value[..., neuron] = 0
+            return (value, *given[1:])
+
+        part = study.lens.module.get_submodule(f"{study.layers[layer]}.mlp.down_proj")
+        handle = part.register_forward_pre_hook(silent)
+        lost = attributed.here - float(contrast(study, study.wet).mean())
+        handle.remove()
+        assert float(found["lost"][place]) == pytest.approx(lost, abs=1e-3)
+        assert float(found["expected"][layer, neuron]) == pytest.approx(lost, abs=0.02 + 0.5 * abs(lost))
+
+
+def test_the_notebook_on_pixels(attributed):
+    study, found = attributed.study, attributed.found
+    one, baseline = (encoded(study.lens, [some[0]]) for some in study.all)
+    shares, change = attribution_to_positions(study.lens, one, baseline, found["contrast"], 32)
+    torch.testing.assert_close(found["shares"], shares[0], **CLOSE)
+    assert found["change"][0] - found["change"][1] == pytest.approx(float(change[0]), abs=1e-3)
+
+
+def test_the_notebook_on_steering(attributed):
+    study, found = attributed.study, attributed.found
+    expected = steering(study.lens, study.wet, study.dry, study.target, found["scales"])
+    torch.testing.assert_close(found["steered"][0], expected, **CLOSE)
+    lengths = [found[name].norm(dim=-1) for name in ("towards", "chance")]
+    torch.testing.assert_close(*lengths)
