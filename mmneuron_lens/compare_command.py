@@ -51,9 +51,7 @@ def compare(
     fractions: Annotated[
         str, typer.Option(help="Shares of each module's neurons, with commas; eight from 0.001 to 0.2 if left out.")
     ] = "",
-    random_draws: Annotated[
-        int, typer.Option("--random-draws", "--draws", min=1, help="Draws of as many random neurons.")
-    ] = 5,
+    random_draws: Annotated[int, typer.Option(min=1, help="Draws of as many random neurons.")] = 5,
     others: Annotated[
         str, typer.Option(help="Shares at which questions of other domains are asked too: all, none, or some.")
     ] = "all",

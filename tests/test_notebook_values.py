@@ -26,7 +26,7 @@ def values():
     few = corpus.some(images=1)
     batch = lens.encode([corpus[0].images[0], None], [corpus[0].question, "why?"])
     trace = mm.read_layers(lens, corpus[0])
-    told = mm.compare(lens, few, counts=found.counts, methods=("dape",), fractions=(0.01,), draws=1, others=())
+    told = mm.compare(lens, few, counts=found.counts, methods=("dape",), fractions=(0.01,), random_draws=1, others=())
     return {
         **{"lens": lens, "corpus": corpus, "batch": batch, "counts": found.counts[0], "selection": found.selection},
         **{"identified": found, "effect_sizes": found.controls.effects, "lens_trace": trace},

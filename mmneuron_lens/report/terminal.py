@@ -130,10 +130,7 @@ def _accuracy_line(frame: pl.DataFrame) -> list[str]:
 def with_intervals(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with each number and its interval, columns NAME, NAME_low and NAME_high, as one column of text."""
     named = [name for name in frame.columns if {f"{name}_low", f"{name}_high"} <= set(frame.columns)]
-    told = [
-        pl.Series(name, [between(row, name) for row in frame.rows(named=True)])
-        for name in named
-    ]
+    told = [pl.Series(name, [between(row, name) for row in frame.rows(named=True)]) for name in named]
     ends = [f"{name}{end}" for name in named for end in ("_low", "_high")]
     return frame.with_columns(told).drop(ends)
 

@@ -39,7 +39,6 @@ def compare(
     out: str | Path | None = None,
     replace: bool = False,
     progress: Progress = quietly,
-    draws: int | None = None,
     **generation: Any,
 ) -> ComparisonTable:
     """Says which method's neurons matter to their domain's answers, against as many random ones.
@@ -53,7 +52,6 @@ def compare(
     - others: fractions at which the questions of other domains are asked too; all unless given.
     - accuracy, amplify: fractions at which answers are generated, and at which neurons are turned up.
     - batch_size, frames, prompt_form, out, replace, progress: as of `ablate`.
-    - draws: an older name of random_draws.
     - generation: settings of `generate`, over greedy decoding of at most 16 new tokens.
 
     Raises `UnknownName` for an unknown method, `InvalidValue` for a fraction outside (0, 1], or without counts.
@@ -73,7 +71,7 @@ def compare(
     return ComparisonTable(
         compare_stage(
             lens, seen, asked, store, methods=methods, parameters=parameters, fractions=fractions,
-            draws=random_draws if draws is None else draws, seed=seed, others=others, accuracy=accuracy, amplify=amplify, frames=frames, prompt_form=prompt_form,
-            **shared, **generation,
+            draws=random_draws, seed=seed, others=others, accuracy=accuracy, amplify=amplify, frames=frames,
+            prompt_form=prompt_form, **shared, **generation,
         )
     )  # fmt: skip
