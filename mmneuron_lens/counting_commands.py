@@ -145,7 +145,7 @@ def select(
     ] = "dape",
     parameter: Parameters = None,
     masks: Annotated[
-        Path | None, typer.Option(help="Take the neurons of this file of LAPE's masks, [domain][layer] indices.")
+        Path | None, typer.Option(help="Take the neurons of this file of LAPE's masks: indices by domain and layer.")
     ] = None,
     write_masks: Annotated[
         Path | None, typer.Option(help="Also write the language model's neurons to this file, as LAPE's masks.")

@@ -1,1 +1,1 @@
-"""What `mmneuron doctor` looks at: packages, machine, services, what will be slow. No model is loaded, no server asked."""
+"""What `mmneuron doctor` looks at: packages, machine, services, what will be slow; no model is loaded."""
