@@ -16,8 +16,8 @@ from notebook_outputs import ROOT, differences
 from PIL import Image, ImageChops, ImageStat
 
 sys.path.append(str(ROOT / "notebooks"))
-import execute as store  # noqa: E402
-import thumbnails  # noqa: E402
+import execute as store
+import thumbnails
 
 NAMES = store.names()
 DEEP = r"^ *(?:from|import) +((?:mmneuron_lens|interventions)\.[\w.]+)"
@@ -88,7 +88,9 @@ def test_the_gallery_shows_every_notebook():
     for name in NAMES:
         shown = rf"\[!\[[^\]]{{8,}}\]\(figures/gallery/{name}\.png\)\]\(\.\./notebooks/{name}\.ipynb\)"
         assert len(re.findall(shown, page)) == 1, name
-        assert re.search(rf"\*\*\[{int(name[:2])} [^\]]+\]\(\.\./notebooks/{name}\.ipynb\)\*\*\n\n +\S.*\.\n", page), name
+        assert re.search(rf"\*\*\[{int(name[:2])} [^\]]+\]\(\.\./notebooks/{name}\.ipynb\)\*\*\n\n +\S.*\.\n", page), (
+            name
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
