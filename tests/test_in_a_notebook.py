@@ -12,6 +12,7 @@ import pytest
 import torch
 from drawn_corpus import write_corpus
 from matplotlib import pyplot
+from polars.testing import assert_frame_equal
 from transformers.utils import logging
 
 import mmneuron_lens as mm
@@ -65,7 +66,8 @@ def test_identify_keeps_what_its_neurons_answer_to(lens, corpus, tmp_path):
     expected = examples_stage(lens, found.selection, corpus.by_domain(), Store(None), k=2, corpus=corpus.name)
     (file,) = (tmp_path / "run" / "examples").glob("*.safetensors")
     kept = NeuronExamples.load(file)
-    assert kept.to_frame().equals(expected.to_frame())
+    here, there = (one.to_frame().sort("site", "layer", "neuron", "rank") for one in (kept, expected))
+    assert_frame_equal(here, there)
     first = mm.load_run(tmp_path / "run").neurons.row(0, named=True)
     card = mm.neuron(tmp_path / "run", first["site"], first["layer"], first["neuron"])
     own = kept.to_frame().filter(site=first["site"], layer=first["layer"], neuron=first["neuron"])
