@@ -26,18 +26,17 @@ def trace_html(trace: LensTrace) -> str:
     """The lens to point at, and for where no script runs two heatmaps: what the second image token and the last text
     token decode to at every layer.
     """
-    from markupsafe import Markup
-
     from mmneuron_lens.artifacts.table_html import NO_MATH
     from mmneuron_lens.report.heat import heat_of, heat_table
     from mmneuron_lens.report.hover_frame import hover_frame
+    from mmneuron_lens.report.html_text import html, joined
 
     parts = [
         heat_table(heat_of(trace, place), f"{trace.labels[place]} → {trace.best(place)}")
         for place in _shown(trace.kinds)
     ]
-    still = "<details><summary>Two positions as tables, where no script runs</summary>{}</details>".format("".join(parts))
-    return NO_MATH.format(hover_frame(trace) + Markup(still))
+    still = "<details><summary>Two positions as tables, where no script runs</summary>{}</details>"
+    return NO_MATH.format(hover_frame(trace) + html(still, joined(parts)))
 
 
 def neighbours_html(found: Neighbours) -> str:
