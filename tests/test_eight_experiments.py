@@ -350,7 +350,7 @@ def test_a_tuned_lens_beside_the_logit_lens(study):
 
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-SHORT = {"06_patch": 1, "07_knock_out_and_flow": 2, "08_attribution_and_steering": 4, "10_on_ndif": 1}
+SHORT = {"06_patch": 1, "07_knock_out_and_flow": 2, "08_attribution_and_steering": 4, "09_compare_selectors": 1, "10_on_ndif": 1}
 """Cells with the tag `experiment`, by notebook."""
 
 
@@ -400,8 +400,10 @@ def test_the_notebook_on_patching(study):
     wet, dry = study.wet, study.dry
     before, after = (float(contrast(study, one).mean()) for one in (wet, dry))
     found = run_cells("06_patch", [0], study, with_left=wet, with_right=dry, before=before, after=after)
-    expected = 100 * patching(study.lens, wet, dry, study.target, range(LAYERS), ["image", -1])
-    torch.testing.assert_close(found["share"][:, [0, -1]], expected, rtol=1e-3, atol=1e-2)
+    image = wet.positions("image", row=0)
+    places = ["image", image[:-4], image[-4:], *wet.positions("text", row=0)[-10:]]
+    expected = 100 * patching(study.lens, wet, dry, study.target, range(LAYERS), places)
+    torch.testing.assert_close(found["share"], expected, rtol=1e-3, atol=1e-2)
 
 
 def test_the_notebook_on_knock_out(study):

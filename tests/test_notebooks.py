@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import sys
+from base64 import b64encode
 from functools import cache
 from io import BytesIO
 from typing import Any
@@ -88,8 +89,9 @@ def test_the_gallery_shows_every_notebook():
     for name in NAMES:
         shown = rf"\[!\[[^\]]{{8,}}\]\(figures/gallery/{name}\.png\)\]\(\.\./notebooks/{name}\.ipynb\)"
         assert len(re.findall(shown, page)) == 1, name
-        titled = rf"\*\*\[{int(name[:2])} [^\]]+\]\(\.\./notebooks/{name}\.ipynb\)\*\*\n\n +\S.*\.\n"
-        assert re.search(titled, page), name
+        assert re.search(rf"\*\*\[{int(name[:2])} [^\]]+\]\(\.\./notebooks/{name}\.ipynb\)\*\*\n\n +\S.*\.\n", page), (
+            name
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,3 +102,76 @@ def test_a_thumbnail_is_that_of_the_stored_figure(name):
         assert here.size == there.size == thumbnails.SIZE
         # Libraries of other versions may round and compress differently.
         assert ImageStat.Stat(ImageChops.difference(here.convert("L"), there.convert("L"))).mean[0] < 2
+
+
+def cell_of(*outputs: Any) -> Any:
+    cell = nbformat.v4.new_code_cell("x", execution_count=1, outputs=[*outputs])
+    return nbformat.v4.new_notebook(cells=[cell])
+
+
+def picture(width: int, height: int) -> Any:
+    buffer = BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, format="PNG")
+    data = {"image/png": b64encode(buffer.getvalue()).decode(), "text/plain": "figure"}
+    return nbformat.v4.new_output("display_data", data)
+
+
+def said(text: str, stream: str = "stdout") -> Any:
+    return nbformat.v4.new_output("stream", name=stream, text=text)
+
+
+def shown(**data: str) -> Any:
+    return nbformat.v4.new_output("display_data", {f"text/{kind}": text for kind, text in data.items()})
+
+
+@pytest.mark.parametrize(
+    ("output", "fault"),
+    [
+        (said("loading", "stderr"), "stderr: loading"),
+        (said("100%|██████| 131/131"), "a progress bar"),
+        (said("3.2 it/s"), "a progress bar"),
+        (said("['Ġimaging']"), "a tokenizer's byte"),
+        (said("Writing /tmp/here/mine.py"), "a path of this machine"),
+        (shown(plain="<zip object at 0x7f3a2b10c0>"), "the address of an object"),
+        (shown(html="<b>UserWarning: no</b>", plain="no"), "a warning"),
+        (said("took 31 ms"), "a time"),
+        (shown(html="<b>x</b>"), "HTML without plain text"),
+        (nbformat.v4.new_output("error", ename="KeyError", evalue="'x'"), "KeyError: 'x'"),
+    ],
+)
+def test_a_fault_in_an_output_is_named(output, fault):
+    assert store.faults(cell_of(picture(9, 9), said("llm.mlp.act 3/17"))) == []
+    (found,) = store.faults(cell_of(picture(9, 9), output))
+    assert fault in found
+
+
+def test_cells_out_of_order_and_missing_figures_are_faults():
+    notebook = cell_of(said("x"))
+    notebook.cells[0].execution_count = 3
+    assert store.faults(notebook) == ["cells were executed as [3], not one after another", "no figure"]
+
+
+TABLE = "<table><thead><tr><th>{}</th></tr></thead><tbody>{}</tbody></table>"
+ROW = "<tr><td>1</td></tr>"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "difference"),
+    [
+        (picture(100, 50), picture(110, 50), None),
+        (picture(100, 50), picture(125, 50), "a figure is (100, 50) stored, (125, 50) executed"),
+        (said("a 1\nb 2"), said("a 3\nb 4"), None),
+        (said("a\nb"), said("a"), "2 lines are stored, 1 were printed"),
+        (shown(plain="float32 [4, 512]"), shown(plain="float32 [4, 511]"), "shapes are"),
+        (
+            shown(html=TABLE.format("a", ROW), plain="x"),
+            shown(html=TABLE.format("a", ROW * 2), plain="x"),
+            "tables are",
+        ),
+        (shown(html=TABLE.format("a", ROW), plain="x"), shown(html=TABLE.format("b", ROW), plain="x"), "tables are"),
+        (said("x"), shown(plain="x"), "stored shows"),
+    ],
+)
+def test_executions_differ_by_shapes_and_counts_not_by_numbers(old, new, difference):
+    found = differences(cell_of(old), cell_of(new))
+    assert (found == []) if difference is None else (difference in found[0])

@@ -1,4 +1,4 @@
-"""The lens to be hovered over in a notebook: in a frame, so that neither styles nor scripts meet the page's."""
+"""The lens to be hovered over in a notebook: in a frame of its own, apart from the page's styles and scripts."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def hover_frame(trace: LensTrace) -> Markup:
     lens = hover(trace.document(), trace.pictures, f"lens of {trace.model}")
     style = joined([own_file("style.css"), own_file("hover_frame.css")], "\n")
     page = html(
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Lens</title><style>{}</style>'
-        "{}<script>{}</script></html>",
+        '<!doctype html><html lang="en"><meta charset="utf-8"><style>{}</style>{}<script>{}</script>',
         *(style, lens, own_file("hover.js")),
     )
     return html(
