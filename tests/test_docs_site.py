@@ -188,8 +188,8 @@ def test_links_of_a_forge_are_links_of_the_site(site, page, link, becomes):
     source = files.get_file_from_path(page)
     assert source is not None
     told = type("Page", (), {"file": source})
-    written = REPOSITORY.on_page_markdown(f"[it]({link}) and `[it]({link})`", told, config, files)
-    assert written == f"[it]({becomes}) and `[it]({link})`"
+    written = REPOSITORY.on_page_markdown(f"[it]({link}) and `[it]({link})`, [a][b]", told, config, files)
+    assert written == f"[it]({becomes}) and `[it]({link})`, [a]\\[b]"
 
 
 def test_a_built_page_that_is_wrong_is_named(tmp_path):

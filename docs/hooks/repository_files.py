@@ -28,6 +28,7 @@ log = logging.getLogger("mkdocs.hooks.repository_files")
 
 MARKDOWN_LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?(?: \"[^\"]*\")?\))")
 HTML_LINK = re.compile(r"((?:href|src)=\")([^\"#]+)((?:#[^\"]*)?\")")
+BRACKETS = re.compile(r"\[(\w+)\]\[(\w+)\]")
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|/", re.IGNORECASE)
 FENCED = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 LIST = re.compile(r"^((?![-*+#>|\s]|\d+\. )[^\n]+\n)(?=- |1\. )", re.MULTILINE)
@@ -47,12 +48,14 @@ def on_files(files: Files, config: Any) -> Files:
 
 @event_priority(-100)
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links and lists as a forge reads them become those of the site, outside code."""
+    """Links, lists and brackets as a forge reads them become those of the site, outside code."""
     outside = FENCED.split(markdown)
     outside[::2] = (LIST.sub(r"\1\n", text) for text in outside[::2])
     parts = CODE.split("".join(outside))
     for number in range(0, len(parts), 2):
-        parts[number] = MARKDOWN_LINK.sub(lambda found: _linked(found, page.file, config, files), parts[number])
+        links = MARKDOWN_LINK.sub(lambda found: _linked(found, page.file, config, files), parts[number])
+        # The site would look for what the second brackets name.
+        parts[number] = BRACKETS.sub(r"[\1]\\[\2]", links)
     return "".join(parts)
 
 
