@@ -1,1 +1,1 @@
-"""What `mmneuron doctor` looks at: packages, machine, services and what will be slow; loads no model, asks no server."""
+"""What `mmneuron doctor` looks at: packages, machine, services, speed; it loads no model and asks no server."""

@@ -93,7 +93,7 @@ def _matter(frame: pl.DataFrame) -> list[str]:
     lines = []
     for method in at["method"].unique(maintain_order=True):
         rows = at.filter(pl.col("method") == method)
-        more = [domain_name(one) for one in rows.filter(pl.col("difference_high") < 0)["domain"]]
+        more = [domain_name(one) for one in rows.filter(_below_zero("difference_high"))["domain"]]
         where = f"more than random in {', '.join(more)}" if more else "in no domain clearly more than random"
         lines.append(
             f"  {method}: off, they change the log-probability of the right answer by {_mean(rows, 'change')} nats, as "
@@ -103,7 +103,7 @@ def _matter(frame: pl.DataFrame) -> list[str]:
 
 
 def _mean(rows: pl.DataFrame, name: str) -> str:
-    mean = rows[name].drop_nulls().mean()
+    mean = rows[name].cast(pl.Float64, strict=False).drop_nulls().mean()
     return in_digits(float(mean) if isinstance(mean, int | float) else None)
 
 
@@ -118,9 +118,14 @@ def _accuracy_line(frame: pl.DataFrame) -> list[str]:
     rows = frame.filter(pl.col("module") == ALL)
     if not len(rows):
         return []
-    worse = [domain_name(one) for one in rows.filter(pl.col("high") < 0)["domain"]]
+    worse = [domain_name(one) for one in rows.filter(_below_zero("high"))["domain"]]
     where = f"lower in {', '.join(worse)}" if worse else "in no domain clearly lower"
     return [f"  accuracy with its own neurons off, against random ones off: {where} (of {len(rows)} domains)."]
+
+
+def _below_zero(name: str) -> pl.Expr:
+    """Where a number is; a column without any, as of intervals of one question, is read from a file as text."""
+    return pl.col(name).cast(pl.Float64, strict=False) < 0
 
 
 def with_intervals(frame: pl.DataFrame) -> pl.DataFrame:

@@ -73,7 +73,7 @@ def compare(
     return ComparisonTable(
         compare_stage(
             lens, seen, asked, store, methods=methods, parameters=parameters, fractions=fractions,
-            draws=random_draws if draws is None else draws, seed=seed, others=others, accuracy=accuracy, amplify=amplify, frames=frames, prompt_form=prompt_form,
-            **shared, **generation,
+            draws=random_draws if draws is None else draws, seed=seed, others=others, accuracy=accuracy,
+            amplify=amplify, frames=frames, prompt_form=prompt_form, **shared, **generation,
         )
     )  # fmt: skip
