@@ -215,6 +215,7 @@ def _accuracies(model: str, ablation: pl.DataFrame, against: pl.DataFrame) -> It
                 there.filter(pl.col("condition").str.starts_with(RANDOM))["accuracy"].mean(),
             ]
             cells = [shown(value, decimals=1) for value in (*accuracies, row["difference"])]
-            interval = f"{shown(row['low'], 'low')} to {shown(row['high'], 'high')}"
+            ends = [shown(row[name], name) for name in ("low", "high")]
+            interval = " to ".join(ends) if set(ends) != {shown(None)} else shown(None)
             table.add_row(plain(domain_name(row["domain"])), *cells, interval, shown(row["questions"]))
         yield table
