@@ -34,6 +34,7 @@ from mmneuron_lens.options import (
     FramesShown,
     Images,
     LensAt,
+    Method,
     ModelName,
     NumBeams,
     OffHow,
@@ -168,6 +169,7 @@ def ablate(
         typer.Option(help="All (at once), LLM, Vision Encoder, MLP Projector, Q-Former; repeat it for several."),
     ] = None,
     random_draws: Annotated[int, typer.Option(min=0, help="Draws of as many random neurons.")] = 3,
+    method: Method = "dape",
     match: Annotated[str, typer.Option(help="What random neurons match in number: module, or layer.")] = "module",
     off: OffHow = "zero",
     factor: Factor = 0.0,
@@ -187,14 +189,18 @@ def ablate(
     replace: Replace = False,
     plan: PlanFile = None,
 ) -> None:
-    """Answer your own corpus with selected neurons off, and with as many random ones off; write tables and a page."""
+    """Answer your own corpus with selected neurons off, and with as many random ones off; write tables and a page.
+
+    With --method the neurons of another method than the published one, on a page of their own: RUN/ablations/METHOD.
+    """
     from mmneuron_lens.lens import Lens
-    from mmneuron_lens.paper.ablate import ablate_run
+    from mmneuron_lens.paper.ablate import ablate_run, folder_of_method
     from mmneuron_lens.paper.summary import publish
 
-    asked, store = corpus_of(corpus, domain, images, questions_per_image, skip_images), store_of(run, replace)
+    asked = corpus_of(corpus, domain, images, questions_per_image, skip_images)
     quiet_loading()
     lens = Lens(model, **model_settings(remote, dtype, device, device_map, quantize), discover=discover)
+    store = store_of(folder_of_method(run, lens.name, method), replace)
     try:
         ablate_run(
             store, lens, asked, off=off, factor=factor, modules=tuple(module or ("All",)), random_draws=random_draws,
@@ -204,7 +210,7 @@ def ablate(
         )  # fmt: skip
     finally:
         print_problems(asked.problems, run)
-    print_tables(publish(run))
+    print_tables(publish(store.folder or run, counts_in=run))
 
 
 @app.command(rich_help_panel=LOOK, epilog=example("mmneuron show runs/look"))
@@ -256,6 +262,9 @@ def paper(
     ] = None,
     lens_at: LensAt = None,
     even_layers: EvenLayers = False,
+    further: Annotated[
+        bool, typer.Option(help="Also what is not in the paper: attention cut, probes, further lenses.")
+    ] = True,
     judge: Annotated[str | None, typer.Option(help="Folder or hub id of Lingo-Judge, which scores LingoQA.")] = None,
     seed: Seed = 0,
     dtype: Dtype = None,
@@ -271,7 +280,7 @@ def paper(
     from dataclasses import replace as changed
 
     from mmneuron_lens.paper.run import paper_command
-    from mmneuron_lens.runs.plan import Plan
+    from mmneuron_lens.runs.plan import FURTHER, Plan
 
     amounts = Plan(off=off, factor=factor, cross=cross, random_draws=random_draws, seed=seed)
     amounts = changed(
@@ -282,6 +291,7 @@ def paper(
     )
     amounts.generation.update(num_beams=num_beams, max_new_tokens=max_new_tokens)
     amounts = amounts if images is None else changed(amounts, identification_images=images)
+    amounts = amounts if further else changed(amounts, **dict.fromkeys(FURTHER, 0))
     quiet_loading()
     page = paper_command(
         store_of(out, replace), amounts, embedded=embedded, models=model or (), corpora=corpora, corpus=corpus,

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from mmneuron_lens import completions
 from mmneuron_lens.echo import echo
 from mmneuron_lens.options import (
     BatchSize,
@@ -21,6 +20,7 @@ from mmneuron_lens.options import (
     Frame,
     FramesShown,
     Images,
+    Method,
     ModelName,
     Out,
     Parameters,
@@ -137,12 +137,7 @@ def select(
     stability: Annotated[
         bool, typer.Option("--stability", help="Also show how the selection changes with the number of tokens.")
     ] = False,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="How neurons are ranked: docs/selectors.md lists the methods.", autocompletion=completions.methods
-        ),
-    ] = "dape",
+    method: Method = "dape",
     parameter: Parameters = None,
     masks: Annotated[
         Path | None, typer.Option(help="Take the neurons of this file of LAPE's masks: indices by domain and layer.")

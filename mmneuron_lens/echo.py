@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def write_anywhere() -> None:
     codecs.register_error("mmneuron.plain", _plainer)
     for stream in (sys.stdout, sys.stderr):
         encoding = getattr(stream, "encoding", None) or ""
-        if hasattr(stream, "reconfigure") and not encoding.lower().startswith("utf"):
+        if isinstance(stream, io.TextIOWrapper) and not encoding.lower().startswith("utf"):
             stream.reconfigure(errors="mmneuron.plain")
 
 

@@ -48,6 +48,12 @@ Parameters = Annotated[
         "--parameter", "--set", metavar="NAME=VALUE", help="A parameter of the method; repeat it for several."
     ),
 ]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="How neurons are ranked: docs/selectors.md lists the methods.", autocompletion=completions.methods
+    ),
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 DeviceMap = Annotated[

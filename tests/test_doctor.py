@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mmneuron_lens.cli import app
 from mmneuron_lens.doctor import command, machine, services
-from mmneuron_lens.doctor.check import Check
+from mmneuron_lens.doctor.diagnosis import Diagnosis
 from mmneuron_lens.doctor.packages import EXTRAS, extra_checks, package_checks, version_line
 
 GIB = 2**30
@@ -123,7 +123,10 @@ def test_a_module_of_the_users_by_the_name_of_ours_is_a_problem(tmp_path):
 
 
 def test_it_ends_with_1_where_something_is_a_problem_and_prints_the_same_as_json(monkeypatch):
-    checks = [Check("Packages", "torch", "ok", "2.13"), Check("Devices", "CUDA", "problem", "unseen", "install it")]
+    checks = [
+        Diagnosis("Packages", "torch", "ok", "2.13"),
+        Diagnosis("Devices", "CUDA", "problem", "unseen", "install it"),
+    ]
     monkeypatch.setattr(command, "all_checks", lambda: checks)
     result = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "60"})
     assert result.exit_code == 1

@@ -39,7 +39,7 @@ def checked_device(device: str | torch.device | None) -> str | torch.device | No
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     devices = _devices()
     if device is not None and str(device) not in (*devices, *(("cuda",) if len(devices) > 1 else ())):
-        raise InvalidValue(unknown("device", str(device), devices))
+        raise InvalidValue(f"{unknown('device', str(device), devices)} `mmneuron doctor` says what torch sees here.")
     return device
 
 

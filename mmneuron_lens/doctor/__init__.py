@@ -1,1 +1,1 @@
-"""What `mmneuron doctor` looks at: packages, machine, services, what will be slow; no model is loaded."""
+"""What `mmneuron doctor` looks at: packages, machine, services, speed; it loads no model and asks no server."""

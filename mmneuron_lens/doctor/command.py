@@ -14,7 +14,7 @@ from mmneuron_lens.echo import echo
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mmneuron_lens.doctor.check import Check
+    from mmneuron_lens.doctor.diagnosis import Diagnosis
 
 NOT_NEEDED = "Not needed: a browser, LaTeX, a database, a server, root."
 
@@ -44,7 +44,7 @@ def doctor(
     raise typer.Exit(1 if states["problem"] else 0)
 
 
-def all_checks() -> list[Check]:
+def all_checks() -> list[Diagnosis]:
     """Everything that is looked at, group by group."""
     from mmneuron_lens.doctor import machine, packages, services
 
@@ -61,7 +61,7 @@ def all_checks() -> list[Check]:
     ]
 
 
-def doctor_table(group: str, checks: Sequence[Check]) -> Table:
+def doctor_table(group: str, checks: Sequence[Diagnosis]) -> Table:
     """A group of checks; the next step stands below what was found."""
     from rich.table import Table
     from rich.text import Text

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from mmneuron_lens.doctor.check import Check, State
+from mmneuron_lens.doctor.diagnosis import Diagnosis, State
 
 GIB = 2**30
 
@@ -32,23 +32,25 @@ def enough_for(free: float, dtype: str = "bfloat16") -> str:
     return f"enough for the embedded models, not for a 7B in {dtype} ({needs['7B'] / GIB:.0f} GiB)"
 
 
-def device_checks() -> list[Check]:
+def device_checks() -> list[Diagnosis]:
     """Processors and accelerators, with the dtypes that each computes in."""
     import torch
 
     cores = usable_cores()
     found = f"{cores} cores usable of {os.cpu_count()}, {torch.get_num_threads()} threads of torch, {_dtypes('cpu')}"
     few = cores < 2
-    checks = [Check("Devices", "CPU", "note" if few else "ok", found, "count on a machine with more" if few else "")]
+    checks = [
+        Diagnosis("Devices", "CPU", "note" if few else "ok", found, "count on a machine with more" if few else "")
+    ]
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, whole = torch.cuda.mem_get_info(number)
         said = f"{torch.cuda.get_device_name(number)}, {free / GIB:.1f} of {whole / GIB:.1f} GiB free, "
         said += f"{_dtypes(f'cuda:{number}')}; {enough_for(free)}"
-        checks.append(Check("Devices", f"cuda:{number}", "ok", said))
+        checks.append(Diagnosis("Devices", f"cuda:{number}", "ok", said))
     if not torch.cuda.is_available():
         checks.append(_no_cuda(torch.version.cuda))
     if torch.backends.mps.is_available():
-        checks.append(Check("Devices", "mps", "ok", f"--device mps; {_dtypes('mps')}"))
+        checks.append(Diagnosis("Devices", "mps", "ok", f"--device mps; {_dtypes('mps')}"))
     return checks
 
 
@@ -57,11 +59,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _no_cuda(built: str | None) -> Check:
+def _no_cuda(built: str | None) -> Diagnosis:
     if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
         step = "install a torch with CUDA, see pytorch.org" if built is None else "look at `nvidia-smi`: no GPU is free"
-        return Check("Devices", "CUDA", "problem", "this machine has a GPU that torch does not see", step)
-    return Check("Devices", "CUDA", "ok", "none here")
+        return Diagnosis("Devices", "CUDA", "problem", "this machine has a GPU that torch does not see", step)
+    return Diagnosis("Devices", "CUDA", "ok", "none here")
 
 
 def _dtypes(device: str) -> str:
@@ -79,7 +81,7 @@ def _dtypes(device: str) -> str:
     return ", ".join(able)
 
 
-def memory_check(free: float | None = None) -> Check:
+def memory_check(free: float | None = None) -> Diagnosis:
     """Memory that is free, and what it holds. free: bytes; this machine's if None."""
     whole = psutil.virtual_memory()
     free = _free_memory() if free is None else free
@@ -88,7 +90,7 @@ def memory_check(free: float | None = None) -> Check:
     step = "a 7B runs with --remote, or on a GPU with --quantize nf4" if state == "note" else ""
     step = "close other programs: the embedded models take 1 GiB" if state == "problem" else step
     found = f"{free / GIB:.1f} of {whole.total / GIB:.1f} GiB free; {enough_for(free)}"
-    return Check("Memory and disk", "memory", state, found, step)
+    return Diagnosis("Memory and disk", "memory", state, found, step)
 
 
 def _free_memory() -> float:
@@ -102,7 +104,7 @@ def _free_memory() -> float:
         return free
 
 
-def disk_checks(folders: Mapping[str, Path] | None = None, free: float | None = None) -> list[Check]:
+def disk_checks(folders: Mapping[str, Path] | None = None, free: float | None = None) -> list[Diagnosis]:
     """The disks of this folder and of the hub's cache: whether they can be written, and what fits.
 
     - folders: by name; those two if None. free: bytes on each; the disk's own if None.
@@ -114,14 +116,14 @@ def disk_checks(folders: Mapping[str, Path] | None = None, free: float | None = 
         found = f"{room / GIB:.1f} GiB free at {folder}"
         if not os.access(there, os.W_OK):
             step = "run in a folder that you can write" if name == "this folder" else "set HF_HOME to one that you can"
-            checks.append(Check("Memory and disk", name, "problem", f"{folder} cannot be written", step))
+            checks.append(Diagnosis("Memory and disk", name, "problem", f"{folder} cannot be written", step))
         elif room < GIB / 4:
-            checks.append(Check("Memory and disk", name, "problem", found, "free some space there"))
+            checks.append(Diagnosis("Memory and disk", name, "problem", found, "free some space there"))
         elif name == "hub cache" and room < WEIGHTS["7B"] * 2:
             step = "free some, or set HF_HOME to another disk"
-            checks.append(Check("Memory and disk", name, "note", f"{found}; a 7B takes 13 GiB", step))
+            checks.append(Diagnosis("Memory and disk", name, "note", f"{found}; a 7B takes 13 GiB", step))
         else:
-            checks.append(Check("Memory and disk", name, "ok", found))
+            checks.append(Diagnosis("Memory and disk", name, "ok", found))
     return checks
 
 
@@ -131,7 +133,7 @@ def _folders() -> dict[str, Path]:
     return {"this folder": Path.cwd(), "hub cache": Path(HF_HUB_CACHE)}
 
 
-def speed_checks(environment: Mapping[str, str] = os.environ) -> list[Check]:
+def speed_checks(environment: Mapping[str, str] = os.environ) -> list[Diagnosis]:
     """What will be slow here, and what to do about it."""
     import torch
 
@@ -139,17 +141,17 @@ def speed_checks(environment: Mapping[str, str] = os.environ) -> list[Check]:
     checks = []
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         step = "--remote for a large one, see `mmneuron ndif`; the embedded models need none"
-        checks.append(Check(slow, "no GPU", "note", "a checkpoint of billions of weights is slow on a CPU", step))
+        checks.append(Diagnosis(slow, "no GPU", "note", "a checkpoint of billions of weights is slow on a CPU", step))
     if torch.get_num_threads() > cores:
         step = f"export OMP_NUM_THREADS={cores}"
-        checks.append(Check(slow, "threads", "note", f"{torch.get_num_threads()} threads on {cores} cores", step))
+        checks.append(Diagnosis(slow, "threads", "note", f"{torch.get_num_threads()} threads on {cores} cores", step))
     if environment.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE":
         found = "OMP_WAIT_POLICY=ACTIVE: idle threads spin, which on a busy machine costs ten times the time"
-        checks.append(Check(slow, "idle threads", "note", found, "unset OMP_WAIT_POLICY"))
+        checks.append(Diagnosis(slow, "idle threads", "note", found, "unset OMP_WAIT_POLICY"))
     load = psutil.getloadavg()[0]
     if load > cores:
         found = f"a load of {load:.1f} on {cores} cores: other programs are running"
-        checks.append(Check(slow, "load", "note", found, "wait, or expect longer times"))
+        checks.append(Diagnosis(slow, "load", "note", found, "wait, or expect longer times"))
     pictures = "torchvision" if find_spec("torchvision") else "Pillow, exact; with torchvision they would be faster"
-    checks.append(Check(slow, "pictures", "ok", f"prepared by {pictures}"))
+    checks.append(Diagnosis(slow, "pictures", "ok", f"prepared by {pictures}"))
     return checks

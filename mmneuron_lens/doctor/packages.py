@@ -9,7 +9,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution,
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from mmneuron_lens.doctor.check import Check
+from mmneuron_lens.doctor.diagnosis import Diagnosis
 
 NAME = "mmneuron-lens"
 
@@ -47,7 +47,9 @@ def version_line() -> str:
     return f"{NAME} {__version__} ({others}, Python {platform.python_version()})"
 
 
-def package_checks(own: Distribution | None = None, installed: Callable[[str], str | None] = version_of) -> list[Check]:
+def package_checks(
+    own: Distribution | None = None, installed: Callable[[str], str | None] = version_of
+) -> list[Diagnosis]:
     """Python and every package that is needed; one line for those that fit and are not `NAMED`.
 
     - own: where the ranges are read from; this package's metadata if None.
@@ -59,16 +61,18 @@ def package_checks(own: Distribution | None = None, installed: Callable[[str], s
         own = own or distribution(NAME)
     except PackageNotFoundError:
         step = "install it, so that versions can be checked: pip install -e ."
-        return [Check("Packages", NAME, "note", f"{__version__}, run from a folder", step)]
-    checks = [Check("Packages", NAME, "ok", __version__), _python(own)]
+        return [Diagnosis("Packages", NAME, "note", f"{__version__}, run from a folder", step)]
+    checks = [Diagnosis("Packages", NAME, "ok", __version__), _python(own)]
     needed = _required(own)
     found = {name: _package(name, ranges, installed(name)) for name, ranges in needed.items()}
     checks += [one for name, one in found.items() if name in NAMED or one.state != "ok"]
     fitting = sum(one.state == "ok" and name not in NAMED for name, one in found.items())
-    return [*checks, Check("Packages", "others", "ok", f"{fitting} more, all in their ranges")]
+    return [*checks, Diagnosis("Packages", "others", "ok", f"{fitting} more, all in their ranges")]
 
 
-def extra_checks(own: Distribution | None = None, installed: Callable[[str], str | None] = version_of) -> list[Check]:
+def extra_checks(
+    own: Distribution | None = None, installed: Callable[[str], str | None] = version_of
+) -> list[Diagnosis]:
     """Every extra: whether it is installed, and what it is for. Parameters as of `package_checks`."""
     try:
         own = own or distribution(NAME)
@@ -79,11 +83,11 @@ def extra_checks(own: Distribution | None = None, installed: Callable[[str], str
         missing = [name for name, ranges in _required(own, extra).items() if not _fits(ranges, installed(name))]
         purpose = EXTRAS.get(extra, "")
         if not missing:
-            checks.append(Check("Extras", extra, "ok", f"installed: {purpose}"))
+            checks.append(Diagnosis("Extras", extra, "ok", f"installed: {purpose}"))
             continue
         step = "" if extra in UNASKED else f"pip install '{NAME}[{extra}]'"
         state = "ok" if extra in UNASKED else "note"
-        checks.append(Check("Extras", extra, state, f"not installed ({', '.join(missing[:3])}): {purpose}", step))
+        checks.append(Diagnosis("Extras", extra, state, f"not installed ({', '.join(missing[:3])}): {purpose}", step))
     return checks
 
 
@@ -103,21 +107,23 @@ def _fits(ranges: SpecifierSet, there: str | None) -> bool:
     return there is not None and ranges.contains(there, prereleases=True)
 
 
-def _package(name: str, ranges: SpecifierSet, there: str | None) -> Check:
+def _package(name: str, ranges: SpecifierSet, there: str | None) -> Diagnosis:
     asked = ",".join(sorted(map(str, ranges), reverse=True)) or "any version"
     if _fits(ranges, there):
-        return Check("Packages", name, "ok", f"{there} ({asked})")
+        return Diagnosis("Packages", name, "ok", f"{there} ({asked})")
     said = "missing" if there is None else f"{there}, not {asked}"
-    return Check("Packages", name, "problem", said, f"pip install '{name}{asked if ranges else ''}'")
+    return Diagnosis("Packages", name, "problem", said, f"pip install '{name}{asked if ranges else ''}'")
 
 
-def _python(own: Distribution) -> Check:
+def _python(own: Distribution) -> Diagnosis:
     asked, here = own.metadata["Requires-Python"] or "", platform.python_version()
     if SpecifierSet(asked).contains(here, prereleases=True):
-        return Check("Packages", "Python", "ok", f"{here} ({asked})")
-    return Check("Packages", "Python", "problem", f"{here}, not {asked}", f"make an environment with Python {asked}")
+        return Diagnosis("Packages", "Python", "ok", f"{here} ({asked})")
+    return Diagnosis(
+        "Packages", "Python", "problem", f"{here}, not {asked}", f"make an environment with Python {asked}"
+    )
 
 
-def all_states(checks: Sequence[Check]) -> dict[str, int]:
+def all_states(checks: Sequence[Diagnosis]) -> dict[str, int]:
     """How many checks there are of each state."""
     return {state: sum(one.state == state for one in checks) for state in ("ok", "note", "problem")}

@@ -8,20 +8,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmneuron_lens.doctor.check import Check
+from mmneuron_lens.doctor.diagnosis import Diagnosis
 
 GROUP = "Models from elsewhere"
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
-def ndif_checks(environment: Mapping[str, str] = os.environ) -> list[Check]:
+def ndif_checks(environment: Mapping[str, str] = os.environ) -> list[Diagnosis]:
     """NDIF's host and whether there is a key, as nnsight would find them; nnsight itself takes seconds to load."""
     found = _nnsight_settings(environment)
     host, key = str(found.get("HOST") or "none"), bool(found.get("APIKEY"))
     step = "" if key else "for --remote ndif: get a key at login.ndif.us, and set NDIF_API_KEY"
     told = "there, not shown" if key else "none"
-    return [Check(GROUP, "NDIF host", "ok", host), Check(GROUP, "NDIF key", "ok" if key else "note", told, step)]
+    return [
+        Diagnosis(GROUP, "NDIF host", "ok", host),
+        Diagnosis(GROUP, "NDIF key", "ok" if key else "note", told, step),
+    ]
 
 
 def _nnsight_settings(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -42,21 +45,21 @@ def _nnsight_settings(environment: Mapping[str, str]) -> dict[str, Any]:
     return found | {name: value for name, value in named.items() if value}
 
 
-def hub_checks(environment: Mapping[str, str] = os.environ) -> list[Check]:
+def hub_checks(environment: Mapping[str, str] = os.environ) -> list[Diagnosis]:
     """The hub: whether one is logged in, and whether it may be asked at all."""
     from huggingface_hub import get_token
 
     there = bool(environment.get("HF_TOKEN") or get_token())
     step = "" if there else "for gated models and for push: hf auth login"
-    checks = [Check(GROUP, "hub login", "ok", "there, not shown" if there else "none", step)]
+    checks = [Diagnosis(GROUP, "hub login", "ok", "there, not shown" if there else "none", step)]
     set_to = [f"{name}={environment[name]}" for name in OFFLINE if environment.get(name)]
     if set_to:
         found = f"{', '.join(set_to)}: nothing is fetched"
-        checks.append(Check(GROUP, "offline", "note", found, "unset it to fetch checkpoints and corpora"))
+        checks.append(Diagnosis(GROUP, "offline", "note", found, "unset it to fetch checkpoints and corpora"))
     return checks
 
 
-def shadow_checks(folder: Path | None = None) -> list[Check]:
+def shadow_checks(folder: Path | None = None) -> list[Diagnosis]:
     """Whether a folder holds a module by the name of this package's `interventions`."""
     import interventions
     import mmneuron_lens
@@ -64,9 +67,9 @@ def shadow_checks(folder: Path | None = None) -> list[Check]:
     folder, own = folder or Path.cwd(), Path(mmneuron_lens.__file__).parent.parent
     if Path(interventions.__file__ or "").parent.parent != own:
         found = f"Python imports {interventions.__file__}, which is not this package's"
-        return [Check("Packages", "interventions", "problem", found, "rename that file, or run in another folder")]
+        return [Diagnosis("Packages", "interventions", "problem", found, "rename that file, or run in another folder")]
     there = [one for one in (folder / "interventions.py", folder / "interventions") if one.exists()]
     if there and there[0].resolve().parent != own.resolve():
         found = f"{there[0]} hides this package's `interventions` from notebooks and scripts here"
-        return [Check("Packages", "interventions", "problem", found, "rename it, to my_interventions.py for one")]
+        return [Diagnosis("Packages", "interventions", "problem", found, "rename it, to my_interventions.py for one")]
     return []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from interventions.files import write_atomically
 from mmneuron_lens.artifacts.answers import Answers
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.artifacts.selection import Selection
@@ -13,9 +15,32 @@ from mmneuron_lens.batching.progress import Progress, quietly
 from mmneuron_lens.corpora.corpus import Corpus
 from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.neurons.selection import PUBLISHED
+from mmneuron_lens.neurons.selectors.registry import selector_named
 from mmneuron_lens.runs.answer import answer_stage, off_stage, score_stage
-from mmneuron_lens.runs.folder import RunError, file_of
+from mmneuron_lens.runs.folder import RunError, file_of, selection_file
 from mmneuron_lens.runs.store import Store
+
+
+def folder_of_method(run: Path, model: str, method: str) -> Path:
+    """Where a method's neurons are switched off: the run itself for the published one, else `ablations/METHOD` in it.
+
+    The method's selection of the model is copied there, so that the folder is a run with a page of its own.
+
+    Raises `RunError` where the run has no selection of the model by this method.
+    """
+    if method == PUBLISHED:
+        return run
+    selector_named(method)
+    file = selection_file(run, model, method)
+    if not file.is_file():
+        raise RunError(
+            f"{run} has no selection of {model} by {method}; write one: mmneuron select {run} --method {method}"
+        )
+    folder = run / "ablations" / method
+    copy = file_of(folder, "selection", model)
+    write_atomically(copy, file.read_bytes())
+    return folder
 
 
 def ablate_run(

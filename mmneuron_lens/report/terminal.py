@@ -107,7 +107,7 @@ def _matter(frame: pl.DataFrame) -> list[str]:
 
 
 def _mean(rows: pl.DataFrame, name: str) -> str:
-    mean = rows[name].drop_nulls().mean()
+    mean = rows[name].cast(pl.Float64, strict=False).drop_nulls().mean()
     return number(float(mean) if isinstance(mean, int | float) else None)
 
 
@@ -122,9 +122,14 @@ def _accuracy_line(frame: pl.DataFrame) -> list[str]:
     rows = frame.filter(pl.col("module") == ALL)
     if not len(rows):
         return []
-    worse = [domain_name(one) for one in rows.filter(pl.col("high") < 0)["domain"]]
+    worse = [domain_name(one) for one in rows.filter(_below_zero("high"))["domain"]]
     where = f"lower in {', '.join(worse)}" if worse else "in no domain clearly lower"
     return [f"  accuracy with its own neurons off, against random ones off: {where} (of {len(rows)} domains)."]
+
+
+def _below_zero(name: str) -> pl.Expr:
+    """Where a number is; a column without any, as of intervals of one question, is read from a file as text."""
+    return pl.col(name).cast(pl.Float64, strict=False) < 0
 
 
 def with_intervals(frame: pl.DataFrame) -> pl.DataFrame:

@@ -13,10 +13,12 @@ from mmneuron_lens.corpora.frames import FRAMES, Frames
 from mmneuron_lens.experiments.ablate import PAPER_GENERATION
 from mmneuron_lens.experiments.conditions import Off
 
-BEYOND = (
-    "example_images",
+FURTHER = (
     *("flow_questions", "probe_images", "jacobian_prompts", "jacobian_images", "neighbour_texts", "neighbour_states"),
 )
+"""The amounts of a plan that are of sections of their own, which `--no-further` leaves out."""
+
+BEYOND = ("example_images", *FURTHER)
 """The amounts of a plan that are of what is not in the paper."""
 
 

@@ -9,7 +9,7 @@ State = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True)
-class Check:
+class Diagnosis:
     """What was found, and what to do.
 
     - group: the part of the table. name: of the thing.
