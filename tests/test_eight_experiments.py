@@ -350,7 +350,13 @@ def test_a_tuned_lens_beside_the_logit_lens(study):
 
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-SHORT = {"06_patch": 1, "07_knock_out_and_flow": 2, "08_attribution_and_steering": 4, "09_compare_selectors": 1, "10_on_ndif": 1}
+SHORT = {
+    "06_patch": 1,
+    "07_knock_out_and_flow": 2,
+    "08_attribution_and_steering": 4,
+    "09_compare_selectors": 1,
+    "10_on_ndif": 1,
+}
 """Cells with the tag `experiment`, by notebook."""
 
 
@@ -368,7 +374,7 @@ def imports_of(name: str) -> dict[str, Any]:
     )
     lines = ast.parse(first.source).body
     found: dict[str, Any] = {}
-    imports = [one for one in lines if isinstance(one, (ast.Import, ast.ImportFrom))]
+    imports: list[ast.stmt] = [one for one in lines if isinstance(one, (ast.Import, ast.ImportFrom))]
     exec(compile(ast.Module(imports, []), name, "exec"), found)
     return found
 
