@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 
+from mmneuron_lens.artifacts import digits
 from mmneuron_lens.artifacts.answers import ALL, Answer
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
 from mmneuron_lens.artifacts.deviations import MEASURES, Deviations
@@ -250,7 +251,7 @@ def test_4_and_5_are_not_run_or_not_decided_where_nothing_can_be_said():
 
 @pytest.mark.parametrize(
     ("confidence", "verdict", "under"),
-    [(0.3, "holds", "100.0 %"), (0.39, "holds", "100.0 %"), (0.5, "does not hold", "0.0 %")],
+    [(0.3, "holds", "100 %"), (0.39, "holds", "100 %"), (0.5, "does not hold", "0 %")],
 )
 def test_5_mean_probability_of_the_most_likely_next_token(confidence, verdict, under):
     finding = image_confidence(evidence_of(entropies_of((4, 3, 4), (3, 2, 3), confidence)), 20, 0)
@@ -309,8 +310,8 @@ def test_6_the_state_moves_more_than_accuracy(name):
     assert (finding.value, finding.verdict) == (pytest.approx(value), verdict)
     ends = (None, None) if len(before) == 1 else (pytest.approx(value),) * 2
     assert (finding.low, finding.high) == ends
-    assert f"Accuracy changes by {change:.1f} points." in finding.note
-    assert "As many random neurons move the state by 1.0 %." in finding.note
+    assert f"Accuracy changes by {digits.number(float(change))} points." in finding.note
+    assert "As many random neurons move the state by 1.00 %." in finding.note
 
 
 def test_6_is_a_mean_over_domains_of_sizes():
@@ -422,7 +423,7 @@ def test_8_silent_neurons_by_hand():
     three = silent_counts(100, dict.fromkeys(range(7), always))
     finding = silent_in_vision(Evidence(llm(1), [three, three]), 50, 0)
     assert told(finding) == (3, 3, 3, "holds")
-    assert finding.note == "Of 20 neurons, over 3,200 tokens: each is active on fewer than 937.5 tokens in a million."
+    assert finding.note == "Of 20 neurons, over 3,200 tokens: each is active on fewer than 938 tokens in a million."
     none = silent_counts(100, dict.fromkeys(range(10), always))
     assert told(silent_in_vision(Evidence(llm(1), [none]), 50, 0)) == (0, 0, 0, "does not hold")
     # Silent in one domain is not silent.

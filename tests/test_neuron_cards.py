@@ -22,9 +22,10 @@ from interventions.printable import printable
 from mmneuron_lens.artifacts.neuron_examples import NeuronExamples
 from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.paper.neurons_page import pages_beside, publish_neurons
-from mmneuron_lens.report.neuron_document import neuron_document, number
+from mmneuron_lens.report.looks import colours_of
+from mmneuron_lens.report.neuron_document import neuron_document
 from mmneuron_lens.report.neuron_maps import RAMP, coloured, enlarged, outline, outline_level
-from mmneuron_lens.report.neuron_sources import NeuronSources, Written, colours_of, domains_in, most_specific
+from mmneuron_lens.report.neuron_sources import NeuronSources, Written, domains_in, most_specific
 from mmneuron_lens.report.page import Page, render
 
 
@@ -286,7 +287,7 @@ def test_what_a_neuron_writes_is_on_its_card():
         "top": [[" cat", "2.50"], ["\\n", "1.25"]], "bottom": [["</script>", "−3.00"]],
         "contribution": "−0.0125", "missing": "",
     }  # fmt: skip
-    assert card["bars"] == [["", [[0, 0.5, 0.4, 0.6, "0.500 [0.400, 0.600]"], [1, 0.25, None, None, "0.250"]]]]
+    assert card["bars"] == [["", [[0, 0.5, 0.4, 0.6, "0.50 [0.40, 0.60]"], [1, 0.25, None, None, "0.250"]]]]
     assert card["scale"] == 0.6
     assert card["missing"][-1].startswith("Its own effect")
 
@@ -327,11 +328,6 @@ def test_colours_grow_with_activation():
     shown = coloured(torch.tensor([[0.0, 63.75, 255.0]]))[0].tolist()
     assert [one[:3] for one in shown] == [list(RAMP[0]), list(RAMP[1]), list(RAMP[-1])]
     assert [one[3] for one in shown] == [0, 46, 184]
-
-
-def test_numbers_read_as_people_write_them():
-    shown = [number(one) for one in (None, math.nan, 0.0, 0.03125, -1.4142, 12345.6, 0.00012345, 0.999951)]
-    assert shown == ["–", "–", "0", "0.0312", "−1.41", "12,346", "1.23e−04", "1.000"]
 
 
 def test_domains_of_ones_own_have_colours_apart():

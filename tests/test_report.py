@@ -27,6 +27,7 @@ from mmneuron_lens.report import figures, page, tables
 from mmneuron_lens.report.ablation_figures import ablation_figure
 from mmneuron_lens.report.claims_table import claims_table
 from mmneuron_lens.report.layer_figures import layer_figure, silent_figure
+from mmneuron_lens.report.looks import DOMAIN_COLOURS
 from mmneuron_lens.report.page import Page
 from mmneuron_lens.report.sections import Grid, Picture, Section, Source
 from mmneuron_lens.report.terminal import terminal_table
@@ -287,7 +288,7 @@ def test_what_was_not_run_is_said(html: str) -> None:
 
 def test_claims_are_shown_with_interval_and_verdict(html: str) -> None:
     assert '<span class="verdict not-decided">not decided</span>' in html
-    assert '<span class="measured">2 [1.50 to 3.25] layers</span>' in html
+    assert '<span class="measured">2.00 [1.50, 3.25] layers</span>' in html
     assert claims_table(()).columns == claims_table(PAGE.claims).columns
 
 
@@ -320,7 +321,7 @@ def test_layer_figure_draws_the_sums_of_each_module_in_the_domains_colours(selec
         for line, domain in zip(panel.lines, DOMAINS, strict=True):
             sums = sum(selection.neurons(domain, module)[site].sum(1) for site in selection.neurons(domain, module))
             assert list(line.get_ydata()) == torch.as_tensor(sums).tolist()
-            assert line.get_color() == figures.DOMAIN_COLOURS[domain]
+            assert line.get_color() == DOMAIN_COLOURS[domain]
             assert max(line.get_ydata()) <= panel.get_ylim()[1]
 
 

@@ -12,6 +12,7 @@ import pytest
 from test_report import DOMAINS, Cells, make_counts
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM, Answer, Answers
+from mmneuron_lens.artifacts.digits import interval
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.artifacts.format import content_hash
 from mmneuron_lens.evaluation.accuracy import against_random, scores
@@ -113,8 +114,7 @@ def test_the_page_contains_each_number_of_every_model(found: list[Identified], r
         on_page(tables.control(one.controls.discovery, one.controls.overlap, one.selection))
         assert one.controls.effects is not None
         for name, effect in one.controls.effects.effects.items():
-            odds = ", ".join(tables.shown(effect["log_odds"][end], decimals=2) for end in ("low", "high"))
-            shown = f"{tables.shown(effect['log_odds']['value'], decimals=2)} [{odds}]"
+            shown = interval(*(effect["log_odds"][end] for end in ("value", "low", "high")))
             assert [one.selection.model, name, f"{effect['memberships']:,}", "–", shown] in [row[:5] for row in rows]
         for counts in one.counts:
             on_page(counts.to_frame())

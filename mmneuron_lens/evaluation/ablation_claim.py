@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
+from mmneuron_lens.artifacts.digits import number, percent
 from mmneuron_lens.evaluation.accuracy import Right, right_by_condition
 from mmneuron_lens.evaluation.findings import RESAMPLES, Evidence, Finding, few, interval_of, not_run, verdict_of
 
@@ -41,8 +42,8 @@ def much_and_little(one: Evidence, resamples: int = RESAMPLES, seed: int = 0) ->
     low, high = interval_of([deviation for deviation, _ in drawn])
     margin = interval_of([deviation - max(MUCH, other) for deviation, other in drawn])
     random = [some.of(ALL, RANDOM).mean() for some in both if (ALL, f"{RANDOM} 1") in some.conditions]
-    note = f"Accuracy changes by {change:.1f} points. Taken to be much: above {MUCH:g} %, and more than the points."
-    note += f" As many random neurons move the state by {100 * float(numpy.mean(random)):.1f} %." if random else ""
+    note = f"Accuracy changes by {number(change)} points. Taken to be much: above {MUCH:g} %, and more than the points."
+    note += f" As many random neurons move the state by {percent(float(numpy.mean(random)))}." if random else ""
     statistic = "deviation of the last hidden state, all modules off, mean over domains"
     verdict = verdict_of(value - max(MUCH, change), *margin, lambda number: number > 0)
     return Finding(one.model, statistic, value, low, high, verdict, "%", note)

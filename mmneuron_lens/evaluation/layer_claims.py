@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mmneuron_lens.artifacts.digits import percent
 from mmneuron_lens.artifacts.entropies import Entropies
 from mmneuron_lens.evaluation.findings import Evidence, Finding, few, interval_of, not_run, verdict_of
 
@@ -77,7 +78,7 @@ def image_confidence(one: Evidence, resamples: int, seed: int) -> Finding:
     low, high = interval_of([mean(drawn) for drawn in _draws(one.entropies, resamples, seed)])
     below = sum(int(some.below[:, place].sum()) for some in one.entropies)
     tokens = sum(int(some.tokens[:, place].sum()) for some in one.entropies)
-    note = f"{100 * below / tokens:.1f} % of image tokens are under 40 %."
+    note = f"{percent(below / tokens)} of image tokens are under 40 %."
     statistic = "mean probability of an image token’s most likely next token"
     verdict = verdict_of(value, low, high, lambda number: number < 40)
     return Finding(one.model, statistic, value, low, high, verdict, "%", note)

@@ -16,6 +16,7 @@ import torch
 from scipy.stats import kendalltau
 
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.digits import number
 from mmneuron_lens.artifacts.selection import Selection, module_of
 from mmneuron_lens.evaluation.findings import Evidence, Finding, Verdict, few, interval_of, not_run, verdict_of
 from mmneuron_lens.evaluation.rankings import reversal
@@ -151,10 +152,8 @@ def silent_in_vision(one: Evidence, resamples: int, seed: int) -> Finding:
     low, high = interval_of([min(max(0.0, some - excess), float(value)) for some in drawn])
     tokens = sum(int(counts.tokens[VISION].sum()) for counts in one.counts)
     rate = 3e6 / tokens
-    note = (
-        f"Of {silent.numel():,} neurons, over {tokens:,} tokens: each is active on fewer than {rate:.1f} tokens in a "
-    )
-    note += "million. "
+    note = f"Of {silent.numel():,} neurons, over {tokens:,} tokens: each is active on fewer than {number(rate)} tokens "
+    note += "in a million. "
     known = one.counts[0].reachability
     reached = int(silent[known.mask(VISION, len(silent))].sum()) if known.known else None
     note += _reaching(reached, value, "silent neurons")

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.counts import BUCKETS, Counts
+from mmneuron_lens.artifacts.digits import interval
 from mmneuron_lens.neurons.selection import select_module
 
 SPLITS = 8
@@ -55,7 +56,7 @@ class OverlapInterval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return interval(self.mean, self.low, self.high)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import polars as pl
 
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE
 from mmneuron_lens.artifacts.deviations import BY_LAYER, MEASURES
+from mmneuron_lens.artifacts.digits import interval
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.evaluation.accuracy import against_random, cross_scores, scores
 from mmneuron_lens.evaluation.deviation import deviation_rows
@@ -24,8 +25,7 @@ from mmneuron_lens.report.unreachable import marked, of_neurons_off
 
 def between(row: Mapping[str, Any]) -> str:
     """A difference with its interval: "−1.4 [−2.0, 0.3]"."""
-    number = {name: tables.shown(row[name], decimals=1) for name in ("difference", "low", "high")}
-    return f"{number['difference']} [{number['low']}, {number['high']}]"
+    return interval(row["difference"], row["low"], row["high"])
 
 
 SHOWN = pl.struct("difference", "low", "high").map_elements(between, return_dtype=pl.String).alias("shown")
@@ -170,7 +170,7 @@ def table_3(runs: Sequence[ModelRun]) -> Section:
     text = (
         f"{samples} questions a domain, without generation; {draws} random draws of each kind. The paper’s “Random "
         "(Avg.)” is the row that matches modules. A projector whose neurons change nothing at all, as the paper prints "
-        "it, would show as 0.00.",
+        "it, would show as 0.",
     )
     sources = sources_of(asked, "selection", "deviations")
     return Section(title, text, tuple(grids), pictures, sources=sources, name="Table 3")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import polars as pl
 
-from mmneuron_lens.artifacts.comparison import NeuronComparison
+from mmneuron_lens.artifacts.comparison import OFF, NeuronComparison
+from mmneuron_lens.artifacts.digits import between, interval, number
 from mmneuron_lens.artifacts.file_names import file_name
-from mmneuron_lens.evaluation.beyond_random import beyond_random, drawn, fraction_of, measured, with_interval
+from mmneuron_lens.evaluation.beyond_random import fraction_of
 from mmneuron_lens.evaluation.comparison_claims import matters
 from mmneuron_lens.evaluation.comparison_table import overlaps_of
 from mmneuron_lens.evaluation.dose_response import doses
@@ -20,51 +20,48 @@ from mmneuron_lens.evaluation.findings import Finding
 from mmneuron_lens.evaluation.planted import PlantedCheck
 from mmneuron_lens.evaluation.specificity import cross_matrix_of, specificities
 from mmneuron_lens.paper.model_run import ModelRun, sources_of, stacked
-from mmneuron_lens.report.comparison_figures import curve_figure, dose_figure, matrix_figure, matter_figure
-from mmneuron_lens.report.digits import between
+from mmneuron_lens.report.comparison_figures import curve_figure, dose_figure, matrix_figure
+from mmneuron_lens.report.figures import says_something
 from mmneuron_lens.report.sections import Grid, Picture, Section
-from mmneuron_lens.report.tables import domain_name, listed
+from mmneuron_lens.report.tables import domain_name, domain_names, listed
+from mmneuron_lens.report.terminal import MATTERS
 
 TITLE = "Neurons switched off, against as many random ones"
 
-UNIT = "change of the log-probability of the right answer, nats"
-
 
 def compared(runs: Sequence[ModelRun]) -> Section:
-    """Which method's neurons matter to their domain's answers: a sentence a model and method, figures and tables."""
+    """Which method’s neurons matter to their domain’s answers: a sentence, a figure and rows of a table a model."""
     asked = [Judged(run.model, run.comparison) for run in runs if run.comparison is not None]
     if not asked:
         return Section(TITLE, missing="no method’s neurons were compared with random ones.", name="Comparison")
-    text = (*(sentence for one in asked for sentence in one.sentences), _how(asked), *planted_lines(runs))
+    text = (*(one.sentence for one in asked), *planted_lines(runs), *(one.unseen for one in asked if one.unseen))
+    shares = listed(dict.fromkeys(f"{100 * one.fraction:g} %" for one in asked))
+    caption = (
+        f"By how much more than as many random neurons those of a domain change its answers, at {shares} of each "
+        "module: log-probability of the right answer in nats, with 95 % intervals over questions. Below zero the "
+        f"answers are less likely. {MATTERS} they matter more: the whole interval lies below zero, and so does that of "
+        "the change itself."
+    )
     curve = stacked(one.curves for one in asked)
-    area = stacked(one.areas for one in asked)
-    grids = [
-        Grid(
-            "comparison",
-            "Neurons off, mean over the domain’s own questions with 95 % intervals over questions, in nats. Below zero "
-            "the answers are less likely. Area: between the curves of these and of random neurons over all shares, in "
-            "nats times decades. Specificity: how much more the own domain’s answers fall than those of the others.",
-            stacked(one.table for one in asked),
-            long=curve,
-        )
-    ]
+    grids = [Grid("comparison", caption, stacked(one.table for one in asked), long=curve)]
     said = stacked(one.accuracy for one in asked)
-    if len(said):
-        caption = "Accuracy of the generated answers: change in percentage points with 95 % intervals over questions."
-        grids.append(Grid("comparison_accuracy", caption, said))
-    grids += [
-        Grid(name, caption, frame, folded=True, decimals=4)
-        for name, caption, frame in (
-            ("comparison_areas", "Areas between the curves, on the own questions and on those of others", area),
-            ("comparison_matrix", "Every pair of domains, less random neurons, with sign-flip tests", _matrices(asked)),
-            ("comparison_overlaps", "How many neurons methods share, and two halves of the data", _overlaps(asked)),
-            ("comparison_doses", "Neurons turned down and up", stacked(one.doses for one in asked)),
-            ("planted", "The planted check, set by set", _planted(runs)),
-        )
-        if len(frame)
-    ]
+    folded = (
+        ("comparison_accuracy", "Accuracy of the generated answers: changes in percentage points", said, None),
+        (
+            "comparison_numbers",
+            "Changes beside those of random neurons, and specificity",
+            *_all(asked),
+        ),
+        ("comparison_areas", "Areas between the curves, on the own questions and on those of others", *_areas(asked)),
+        ("comparison_matrix", "Every pair of domains, less random neurons, with sign-flip tests", *_matrices(asked)),
+        ("comparison_overlaps", "How many neurons methods share, and two halves of the data", _overlaps(asked), None),
+        ("comparison_doses", "Neurons turned down and up", *_doses(asked)),
+        ("planted", "The planted check, set by set", *_planted(runs)),
+    )
+    grids += [Grid(name, said, shown, folded=True, long=long) for name, said, shown, long in folded if len(shown)]
     sources = sources_of(runs, "comparison", "planted")
-    return Section(TITLE, text, tuple(grids), _pictures(asked, area, curve), sources=sources, name="Comparison")
+    pictures = tuple(picture for one in asked for picture in _pictures(one))
+    return Section(TITLE, text, tuple(grids), pictures, sources=sources, name="Comparison", how=_how(asked))
 
 
 @dataclass(frozen=True)
@@ -108,46 +105,99 @@ class Judged:
             for domain in self.asked
         }
 
+    @cached_property
+    def holds(self) -> set[tuple[str, str, float]]:
+        """Method, domain and fraction wherever the neurons matter more than random ones."""
+        return {
+            (method, domain, fraction)
+            for method in self.comparison.methods
+            for domain in self.asked
+            for fraction in self.comparison.fractions
+            if self._there(method, domain, fraction)
+            and matters(self.comparison, method, domain, fraction).verdict == "holds"
+        }
+
+    def _there(self, method: str, domain: str, fraction: float) -> bool:
+        wanted = (method, domain, fraction, OFF, 0)
+        conditions = self.comparison.conditions
+        return any((one.method, one.domain, one.fraction, one.strength, one.draw) == wanted for one in conditions)
+
     @property
-    def sentences(self) -> list[str]:
-        """A sentence for each method: what its neurons do, what random ones do, and in how many domains they differ."""
-        return [self._sentence(method) for method in self.comparison.methods]
+    def sentence(self) -> str:
+        """Whose neurons matter more than as many random ones, in which domains, and where most."""
+        begun = f"{self.model}: with {100 * self.fraction:g} % of the neurons off, those of "
+        found = {method: self._where(method) for method in self.comparison.methods}
+        none = [method for method, where in found.items() if not where]
+        told = [f"{method}{{}} to the answers of {self._of(method, where)}" for method, where in found.items() if where]
+        told += [f"{listed(none)}{{}} to those of no domain"] if none else []
+        first, *rest = told
+        more = [first.format(" matter more than as many random ones"), *(one.format("") for one in rest)]
+        return f"{begun}{'; those of '.join(more)}."
 
-    def _sentence(self, method: str) -> str:
-        places = {domain: self.comparison.place(method, domain, self.fraction) for domain in self.asked}
+    def _where(self, method: str) -> list[str]:
+        """The domains in which its neurons matter, those that fall the most first."""
+        own = [domain for domain in self.asked if self.findings[method, domain].verdict == "holds"]
+        return sorted(own, key=lambda domain: self.findings[method, domain].value or 0)
 
-        def over(function: Any) -> str:
-            groups = [function(self.comparison, place, domain) for domain, place in places.items()]
-            return between(with_interval("mean", *groups), "mean")
+    def _of(self, method: str, where: Sequence[str]) -> str:
+        most = self.findings[method, where[0]]
+        first = f"{domain_name(where[0])} ({interval(most.value, most.low, most.high)} nats beyond random)"
+        return listed([first, *map(domain_name, where[1:])])
 
-        holds = [domain for domain in self.asked if self.findings[method, domain].verdict == "holds"]
-        verdict = "in no domain do they" if not holds else f"in {listed(map(domain_name, holds))} they"
-        return (
-            f"{self.model}: at {100 * self.fraction:g} %, switching off the neurons that {method} calls specific to a "
-            f"domain changes the log-probability of the right answer to its questions by {over(measured)} nats, as "
-            f"many random ones by {over(drawn)}, a difference of {over(beyond_random)}; {verdict} matter more than "
-            f"random ones with the whole interval (of {len(self.asked)} domains)."
-        )
+    @property
+    def unseen(self) -> str:
+        """What is said in place of a figure in which every number would be zero."""
+        return "" if self._visible else f"{self.model}: no neurons that were switched off change any answer at all."
+
+    @property
+    def _visible(self) -> bool:
+        return says_something(self.curves, "change", "random")
+
+    @property
+    def pictured(self) -> pl.DataFrame | None:
+        """The curves, where a figure of them says something."""
+        return self.curves if self._visible else None
 
     @property
     def table(self) -> pl.DataFrame:
+        """Methods by domains, more of them down than across: differences to random neurons, marked where it holds."""
+        methods = self.comparison.methods
+        names = domain_names(self.asked)
+        if len(methods) > len(names):
+            return pl.DataFrame(
+                {"model": self.model, "method": method}
+                | {f"{name}, nats": self._cell(method, domain) for domain, name in names.items()}
+                for method in methods
+            )
+        return pl.DataFrame(
+            {"model": self.model, "domain": name}
+            | {f"{method}, nats": self._cell(method, domain) for method in methods}
+            for domain, name in names.items()
+        )
+
+    def _cell(self, method: str, domain: str) -> str:
+        finding = self.findings[method, domain]
+        mark = f" {MATTERS}" if finding.verdict == "holds" else ""
+        return interval(finding.value, finding.low, finding.high) + mark
+
+    @property
+    def numbers(self) -> pl.DataFrame:
         """A row a method and domain, numbers as text with their intervals."""
         own = specificities(self.comparison, self.fraction)
         specific = own.rows_by_key(["method", "domain"], named=True, unique=True)
         area = self.areas.filter(pl.col("on") == OWN).rows_by_key(["method", "domain"], named=True, unique=True)
         at = self.curves.filter((pl.col("fraction") == self.fraction) & (pl.col("on") == OWN))
-        share = f"{100 * self.fraction:g} %"
         return pl.DataFrame(
             {
                 "model": self.model,
                 "method": row["method"],
                 "domain": domain_name(row["domain"]),
                 "neurons": row["neurons"],
-                f"change at {share}": between(row, "change"),
-                "as many random": between(row, "random"),
-                "difference": between(row, "difference"),
-                "area": between(area.get((row["method"], row["domain"]), {}), "area"),
-                "specificity": between(specific.get((row["method"], row["domain"]), {}), "specificity"),
+                f"change at {100 * self.fraction:g} %, nats": between(row, "change"),
+                "as many random, nats": between(row, "random"),
+                "difference, nats": between(row, "difference"),
+                "area, nats × decades": between(area.get((row["method"], row["domain"]), {}), "area"),
+                "specificity, nats": between(specific.get((row["method"], row["domain"]), {}), "specificity"),
                 "matter more": self.findings[row["method"], row["domain"]].verdict,
             }
             for row in at.sort("method", maintain_order=True).iter_rows(named=True)
@@ -162,25 +212,22 @@ class Judged:
         for row in said.iter_rows(named=True):
             before = right[self.comparison.asked(row["domain"])].mean()
             told = {"model": self.model, "method": row["method"], "domain": domain_name(row["domain"])}
-            told |= {"neurons off": f"{100 * row['fraction']:g} %", "accuracy before": f"{100 * before:.1f}"}
-            told |= {"change": points(row, "accuracy"), "as many random": points(row, "accuracy_random")}
-            rows.append(told | {"change less random": points(row, "accuracy_difference")})
+            told |= {"neurons off": f"{100 * row['fraction']:g} %", "accuracy before, %": number(100 * before)}
+            told |= {"change": between(row, "accuracy"), "as many random": between(row, "accuracy_random")}
+            rows.append(told | {"change less random": between(row, "accuracy_difference")})
         return pl.DataFrame(rows)
 
 
-def points(row: Mapping[str, Any], name: str) -> str:
-    """A number of percentage points with its interval."""
-    # Adding 0 takes the sign of what rounds to 0 away.
-    return between(row, name, lambda value: f"{round(value, 1) + 0.0:.1f}".replace("-", "−"))
-
-
-def _how(asked: Sequence[Judged]) -> str:
+def _how(asked: Sequence[Judged]) -> tuple[str, ...]:
     questions = max(len(one.comparison.asked(domain)) for one in asked for domain in one.asked)
     draws = max((len(condition.draws) for one in asked for condition in one.comparison.conditions), default=0)
     return (
-        f"At most {questions} questions a domain, on images that identified no neuron, with the answer read behind the "
-        f"prompt. Random neurons: {draws} draws of as many in each module, none of which a method chose. An interval "
-        "that crosses zero is compatible with no effect."
+        f"At most {questions:,} questions a domain, on images that identified no neuron, with the answer read behind "
+        f"the prompt. Random neurons: {draws} draws of as many in each module, none of which a method chose. An "
+        "interval that crosses zero is compatible with no effect. Each number is judged by itself: of a hundred "
+        "without an effect, two or three would be marked by chance.",
+        "Area: between the curves of these and of random neurons over all shares, in nats times decades. Specificity: "
+        "how much more the own domain’s answers fall than those of the others.",
     )
 
 
@@ -200,43 +247,80 @@ def planted_lines(runs: Sequence[ModelRun]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _planted(runs: Sequence[ModelRun]) -> pl.DataFrame:
-    return stacked([pl.DataFrame(), *(PlantedCheck(run.planted).to_frame() for run in runs if run.planted)])
+Both = tuple[pl.DataFrame, pl.DataFrame]
+"""What the page shows, with its intervals as text, and what the file holds."""
 
 
-def _matrices(asked: Sequence[Judged]) -> pl.DataFrame:
-    return stacked(one.matrix for one in asked)
+def _all(asked: Sequence[Judged]) -> Both:
+    shown = stacked(one.numbers for one in asked)
+    return shown, shown
+
+
+def _areas(asked: Sequence[Judged]) -> Both:
+    frame = stacked(one.areas for one in asked)
+    text = {"area, nats × decades": [between(row, "area") for row in frame.iter_rows(named=True)]}
+    return _said(frame, ("model", "method", "domain", "on"), text, ("questions",)), frame
+
+
+def _matrices(asked: Sequence[Judged]) -> Both:
+    frame = stacked(one.matrix for one in asked)
+    text = {"change, nats": [between(row, "change") for row in frame.iter_rows(named=True)]}
+    text["Holm’s p"] = [number(one, 2) for one in frame["p_holm"]]
+    return _said(frame, ("model", "method", "neurons_of", "domain"), text, ("questions",)), frame
+
+
+def _doses(asked: Sequence[Judged]) -> Both:
+    frame = stacked(one.doses for one in asked)
+    rows = frame.rows(named=True)
+    text = {"multiplied by": [f"{1 + row['strength']:g}" for row in rows]}
+    text |= {f"{name}, nats": [between(row, name) for row in rows] for name in ("change", "random", "difference")}
+    return _said(frame, ("model", "method", "domain"), text, ("questions",)), frame
+
+
+def _planted(runs: Sequence[ModelRun]) -> Both:
+    frame = stacked([pl.DataFrame(), *(PlantedCheck(run.planted).to_frame() for run in runs if run.planted)])
+    if not len(frame):
+        return frame, frame
+    rows = frame.rows(named=True)
+    text = {"change, nats": [number(row["change"]) for row in rows]}
+    text["less random, nats"] = [interval(row["difference"], row["low"], row["high"]) for row in rows]
+    return _said(frame, ("model", "set", "neurons"), text, ("verdict",)), frame
+
+
+def _said(
+    frame: pl.DataFrame, names: Sequence[str], text: Mapping[str, Sequence[str]], then: Sequence[str]
+) -> pl.DataFrame:
+    """Columns of a frame, with these columns of text between them; domains by their names."""
+    kept = frame.with_columns(
+        pl.col(name).replace({one: domain_name(one) for one in frame[name].unique()})
+        for name in ("domain", "neurons_of")
+        if name in frame
+    )
+    between_them = [pl.Series(name, values, pl.String) for name, values in text.items()]
+    return kept.select(*names, *between_them, *then)
 
 
 def _overlaps(asked: Sequence[Judged]) -> pl.DataFrame:
-    return stacked(overlaps_of(one.comparison).insert_column(0, pl.lit(one.model).alias("model")) for one in asked)
+    frame = stacked(overlaps_of(one.comparison).insert_column(0, pl.lit(one.model).alias("model")) for one in asked)
+    return frame.with_columns(pl.col("domain").replace({one: domain_name(one) for one in frame["domain"].unique()}))
 
 
-def _pictures(asked: Sequence[Judged], area: pl.DataFrame, curve: pl.DataFrame) -> tuple[Picture, ...]:
-    own = area.filter(pl.col("on") == OWN)
-    whole = "area between the curves, nats × decades"
-    first = partial(matter_figure, own, "area", whole)
-    if not len(own):
-        at = stacked(one.curves.filter(pl.col("fraction") == one.fraction) for one in asked)
-        first = partial(matter_figure, at.filter(pl.col("on") == OWN), "difference", UNIT)
-    caption = (
-        "Which method’s neurons matter: by how much more than as many random ones they change the log-probability of "
-        "the right answer, over all sizes. Left of zero they matter more; filled where the whole interval is there."
-    )
-    pictures = [Picture("comparison", caption, first)]
-    for one in asked:
-        name = file_name(one.model)
+def _pictures(one: Judged) -> list[Picture]:
+    name, pictures = file_name(one.model), list[Picture]()
+    if one.pictured is not None:
         caption = (
-            f"{one.model}: each domain’s answers with more and more of its neurons off. Grey: as many random ones."
+            f"{one.model}: each domain’s answers with more and more of its neurons off, with 95 % intervals over "
+            "questions. Filled: they matter more than as many random ones (grey). Each panel has its own scale."
         )
-        pictures.append(Picture(f"comparison_curves_{name}", caption, partial(curve_figure, one.curves)))
-        if len(one.matrix) > len(one.comparison.methods) * len(one.asked):
-            caption = (
-                f"{one.model}: at {100 * one.fraction:g} %, the change of each domain’s answers (columns) with the "
-                "neurons of each domain (rows) off, less that of random ones, in nats. A star: Holm’s p below 0.05."
-            )
-            pictures.append(Picture(f"comparison_matrix_{name}", caption, partial(matrix_figure, one.matrix)))
-        if len(one.doses):
-            caption = f"{one.model}: each domain’s answers as its neurons are turned down and up."
-            pictures.append(Picture(f"comparison_doses_{name}", caption, partial(dose_figure, one.doses)))
-    return tuple(pictures)
+        draw = partial(curve_figure, one.pictured, one.holds)
+        pictures.append(Picture(f"comparison_curves_{name}", caption, draw))
+    if len(one.matrix) > len(one.comparison.methods) * len(one.asked) and says_something(one.matrix, "change"):
+        caption = (
+            f"{one.model}: every domain’s neurons off, every domain’s questions asked, at {100 * one.fraction:g} %, in "
+            "nats less random ones"
+        )
+        pictures.append(Picture(f"comparison_matrix_{name}", caption, partial(matrix_figure, one.matrix), folded=True))
+    if says_something(one.doses, "change", "random"):
+        caption = f"{one.model}: each domain’s answers as its neurons are turned down and up"
+        pictures.append(Picture(f"comparison_doses_{name}", caption, partial(dose_figure, one.doses), folded=True))
+    return pictures

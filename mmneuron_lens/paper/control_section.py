@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
+from mmneuron_lens.artifacts.digits import interval, number
 from mmneuron_lens.artifacts.effect_sizes import EffectSizes
 from mmneuron_lens.artifacts.reachability import Reachability
 from mmneuron_lens.paper.model_run import ModelRun, known_of, notes_on, sources_of, stacked
@@ -40,7 +41,8 @@ def controls(runs: Sequence[ModelRun]) -> Section:
         "between domains by more than chance, and the rate is 0 however small the differences are.",
         f"Overlap: the data split into two halves {splits} times, neurons selected in each, and the shared ones "
         "divided by those in either (Jaccard). 1 is full agreement; two random selections of this size would reach "
-        f"{fraction / (2 - fraction):.3f}. It tells whether other images give these neurons, not whether they matter.",
+        f"{number(fraction / (2 - fraction))}. It tells whether other images give these neurons, not whether they "
+        "matter.",
         "Effect size: the log-odds of a neuron’s being active on a token of its domain against those of all other "
         "domains; 0 is no difference, 0.69 twice the odds, 2.30 ten times. It tells how much the neurons differ. Those "
         "selected are the extremes of their own data, so it is also measured held out: selected in one half, measured "
@@ -86,8 +88,7 @@ def _interval(column: str, factor: float = 1) -> pl.Expr:
     """A number with its interval as text: "1.42 [1.30, 1.55]"."""
 
     def text(row: dict[str, float | None]) -> str:
-        value, low, high = (tables.shown(None if one is None else factor * one, decimals=2) for one in row.values())
-        return f"{value} [{low}, {high}]"
+        return interval(*row.values(), factor=factor)
 
     names = (column, f"{column}_low", f"{column}_high")
     return pl.struct(names).map_elements(text, return_dtype=pl.String)

@@ -8,13 +8,15 @@ from typing import Any
 
 import polars as pl
 
+from mmneuron_lens.artifacts.digits import interval, number
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.experiments.domain_probes import probe_rows
 from mmneuron_lens.experiments.flow import flow_rows
 from mmneuron_lens.paper.model_run import ModelRun, sources_of
+from mmneuron_lens.report.figures import says_something
 from mmneuron_lens.report.flow_figure import PLACE_NAMES, flow_figure, probe_figure
 from mmneuron_lens.report.sections import Grid, Picture, Section
-from mmneuron_lens.report.tables import domain_name, listed, shown
+from mmneuron_lens.report.tables import domain_name, listed
 
 FLOW, PROBES = "Flow", "Probes"
 
@@ -27,7 +29,7 @@ def flow(runs: Sequence[ModelRun]) -> Section:
         return Section(title, missing="no attention was cut.", name=FLOW)
     frames = {run.model: flow_rows(run.flow) for run in read}
     frame = pl.concat(list(frames.values()))
-    text = [
+    how = (
         "Not in the paper; arXiv 2411.18620. Some positions are kept from attending to others in a window of layers, "
         "and the probability p of the answer’s first token is compared with what it is otherwise: 100 (p’ − p) / p. "
         "Image to question: the question may not attend to the image; image to last, question to last: the last "
@@ -36,8 +38,8 @@ def flow(runs: Sequence[ModelRun]) -> Section:
         "Of the questions that the model answers right, by greedy decoding. Lines are means over questions, bands "
         "their 95 % bootstrap intervals. What the question takes from the image in the last layer cannot reach the "
         "last position any more, so that the first route ends at 0.",
-    ]
-    text += [told for run in read for told in _notes(run)]
+    )
+    text = [*_most(frame), *(told for run in read for told in _notes(run))]
     pictures = tuple(
         Picture(
             f"flow_{file_name(run.model)}",
@@ -46,7 +48,7 @@ def flow(runs: Sequence[ModelRun]) -> Section:
             partial(flow_figure, frames[run.model]),
         )
         for run in read
-        if len(frames[run.model])
+        if says_something(frames[run.model], "change")
     )
     grids = (
         (
@@ -61,7 +63,23 @@ def flow(runs: Sequence[ModelRun]) -> Section:
         if len(frame)
         else ()
     )
-    return Section(title, tuple(text), grids, pictures, sources=sources_of(read, "flow"), name=FLOW)
+    return Section(title, tuple(text), grids, pictures, sources=sources_of(read, "flow"), name=FLOW, how=how)
+
+
+def _most(frame: pl.DataFrame) -> list[str]:
+    """What is needed most, a sentence a model."""
+    said = []
+    for (model,), rows in frame.group_by("model", maintain_order=True):
+        row = rows.sort("change", "layer").row(0, named=True)
+        if row["change"] >= 0:
+            said.append(f"{model}: no answer becomes less likely, whatever route is cut.")
+            continue
+        change = interval(row["change"], row["low"], row["high"])
+        said.append(
+            f"{model}: the answers fall the most with {row['route']} cut around layer {row['layer']} "
+            f"({domain_name(row['domain'])}: {change} %)."
+        )
+    return said
 
 
 def _window(run: ModelRun) -> str:
@@ -99,8 +117,7 @@ def _said(row: Mapping[str, Any]) -> str:
     """ "layer 1: −74.0 [−99.4, −24.6]", or that nothing falls."""
     if row["change"] > -0.05:
         return "no fall"
-    value, low, high = (shown(row[name], decimals=1).replace("−0.0", "0.0") for name in ("change", "low", "high"))
-    return f"layer {row['layer']}: {value}" + ("" if row["low"] is None else f" [{low}, {high}]")
+    return f"layer {row['layer']}: {interval(row['change'], row['low'], row['high'])}"
 
 
 def probes(runs: Sequence[ModelRun]) -> Section:
@@ -112,7 +129,7 @@ def probes(runs: Sequence[ModelRun]) -> Section:
     frame = probe_rows(found)
     questions, shuffles = found[0].right.shape[-1], found[0].shuffled.shape[-1]
     folds = found[0].parameters["folds"]
-    text = (
+    how = (
         "Not in the paper. Ridge regression tells the domain of a question from the residual stream after each layer, "
         "at the last position of the prompt, or from its mean over image positions; each question is classified by a "
         f"probe that has not seen it ({questions} questions, one an image, {folds} folds).",
@@ -126,4 +143,17 @@ def probes(runs: Sequence[ModelRun]) -> Section:
     picture = Picture("probes", caption, partial(probe_figure, frame))
     told = frame.with_columns(pl.col("place").replace(PLACE_NAMES))
     grid = Grid("probes", "The numbers behind the figure", told, folded=True, decimals=1, long=frame)
-    return Section(title, text, (grid,), (picture,), sources=sources_of(runs, "probes"), name=PROBES)
+    return Section(title, _best(frame), (grid,), (picture,), sources=sources_of(runs, "probes"), name=PROBES, how=how)
+
+
+def _best(frame: pl.DataFrame) -> tuple[str, ...]:
+    """Where the domain is read off best, a sentence a model."""
+    said = []
+    for (model,), rows in frame.group_by("model", maintain_order=True):
+        row = rows.sort("accuracy", "layer", descending=[True, False]).row(0, named=True)
+        right = interval(row["accuracy"], row["low"], row["high"])
+        said.append(
+            f"{model}: read off best after layer {row['layer']}, {PLACE_NAMES.get(row['place'], row['place'])}: of "
+            f"{right} % of questions; with shuffled labels of {number(row['shuffled'])} %."
+        )
+    return tuple(said)

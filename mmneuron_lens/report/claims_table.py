@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from mmneuron_lens.artifacts.digits import interval, number
 from mmneuron_lens.evaluation.findings import Claim, Finding
-from mmneuron_lens.report.tables import shown
 
 _TEXT = ("claim", "statement", "model", "statistic")
 SCHEMA: dict[str, type[pl.DataType]] = {
@@ -30,15 +30,13 @@ def claims_table(claims: Sequence[Claim]) -> pl.DataFrame:
 
 
 def measured(finding: Finding) -> str:
-    """The number with its interval, as people read it: "3.50 [2 to 4.10] layers"."""
+    """The number with its interval, as people read it: "3.50 [2.00, 4.10] layers"."""
     if finding.value is None:
         return "–"
-    text = _number(finding.value)
-    if finding.low is not None and finding.high is not None:
-        text += f" [{_number(finding.low)} to {_number(finding.high)}]"
+    ends = [finding.value, finding.low, finding.high]
+    if all(one is not None and float(one).is_integer() for one in ends):
+        value, low, high = (number(int(one)) for one in ends if one is not None)
+        text = f"{value} [{low}, {high}]"
+    else:
+        text = interval(*ends)
     return f"{text} {finding.unit}".strip()
-
-
-def _number(value: float) -> str:
-    whole = float(value).is_integer() and abs(value) < 1e9
-    return shown(int(value) if whole else value, decimals=2)

@@ -2,106 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil
 from typing import Any
 
 import numpy
 import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from mmneuron_lens.report.digits import in_digits
-from mmneuron_lens.report.figures import Theme, panels, themed
+from mmneuron_lens.artifacts.digits import number
+from mmneuron_lens.report.figures import Ink, Theme, add_legend, panels, themed
 from mmneuron_lens.report.lettering import lettered, lettered_domains, lettered_titles
-
-METHOD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-METHOD_MARKERS = ("o", "s", "^", "D", "v", "P")
+from mmneuron_lens.report.looks import line_looks
 
 SIGNIFICANT = 0.05
 """Holm's p below which a cell of the matrix has a star."""
 
+RANDOM = "as many random neurons"
 
-def method_look(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each method, in the order in which they were compared."""
-    return {
-        method: {
-            "color": METHOD_COLOURS[place % len(METHOD_COLOURS)],
-            "marker": METHOD_MARKERS[place % len(METHOD_MARKERS)],
-        }
-        for place, method in enumerate(methods)
-    }
+APART = 1.045
+"""By how much the points of methods at one fraction stand apart, as a factor."""
 
 
-def matter_figure(frame: pl.DataFrame, value: str, label: str, theme: Theme = "light") -> Figure:
-    """Which method's neurons matter: a panel a model, a row a domain, a point with its interval a method.
+def curve_figure(frame: pl.DataFrame, holds: Collection[tuple[str, str, float]] = (), theme: Theme = "light") -> Figure:
+    """Whose neurons matter: the curves of one model from `curves`, of the own questions, a panel a domain.
 
-    - frame: model, method, domain, and `value` with `_low` and `_high`; filled where the interval is wholly below 0.
-    - value, label: what is shown, and how its axis is called.
-    """
-    with themed(theme) as ink:
-        models = frame["model"].unique(maintain_order=True).to_list()
-        domains = frame["domain"].unique(maintain_order=True).to_list()
-        looks = method_look(frame["method"].unique(maintain_order=True).to_list())
-        height = 0.5 + 0.14 * len(domains) * (1 + len(looks))
-        figure, axes = panels(models, height, _legend(looks))
-        for panel, model in zip(axes, models, strict=True):
-            panel.axvline(0, color=ink.quiet, linewidth=1)
-            panel.grid(axis="x", linewidth=0.8)
-            here = frame.filter(pl.col("model") == model)
-            for one in here.iter_rows(named=True):
-                place = list(looks).index(one["method"])
-                row = domains.index(one["domain"]) + 0.7 * ((place + 0.5) / len(looks) - 0.5)
-                look, high = looks[one["method"]], one[f"{value}_high"]
-                if high is not None:
-                    panel.plot([one[f"{value}_low"], high], [row, row], color=look["color"], linewidth=1.6)
-                filled = look["color"] if high is not None and high < 0 else ink.paper
-                panel.plot(one[value], row, linestyle="", mfc=filled, mew=1.2, **look)
-            panel.set_yticks(range(len(domains)), [*lettered_domains(domains).values()])
-            panel.set_ylim(len(domains) - 0.45, -0.55)
-            panel.tick_params(axis="y", length=0, labelcolor=ink.text)
-        axes[-1].set_xlabel(label)
-        return figure
+    A line a method with intervals; grey, with its interval as a band, as many random neurons.
 
-
-def curve_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
-    """The curves of one model from `curves`, of the own questions: change against fraction, a panel a domain.
-
-    A line a method; grey, with its interval as a band, as many random neurons.
+    - holds: method, domain and fraction where the neurons matter more than random ones; filled there, hollow elsewhere.
     """
     with themed(theme) as ink:
         frame = frame.filter(pl.col("on") == "own").sort("fraction")
         domains = frame["domain"].unique(maintain_order=True).to_list()
-        looks = method_look(frame["method"].unique(maintain_order=True).to_list())
-        band = Patch(facecolor=ink.quiet, alpha=0.3, label="as many random neurons")
+        looks = line_looks(frame["method"].unique(maintain_order=True).to_list())
+        band = Patch(facecolor=ink.quiet, alpha=0.35, label=RANDOM)
         figure, axes = _grid([*lettered_domains(domains).values()], [*_legend(looks), band])
         fractions = frame["fraction"].unique().sort().to_list()
         for panel, domain in zip(axes, domains, strict=False):
-            panel.axhline(0, color=ink.quiet, linewidth=0.8)
-            panel.grid(axis="y", linewidth=0.8)
-            for method, look in looks.items():
+            _ruled(panel, ink)
+            for place, (method, look) in enumerate(looks.items()):
                 here = frame.filter((pl.col("domain") == domain) & (pl.col("method") == method))
-                x = here["fraction"].to_list()
-                for name, shown in (("random", {"color": ink.quiet}), ("change", look)):
-                    drawn = here[name].to_list()
-                    if not x or None in drawn:
-                        continue
-                    low, high = (here[f"{name}_{end}"].to_list() for end in ("low", "high"))
-                    if None not in low + high:
-                        panel.fill_between(x, low, high, color=shown["color"], alpha=0.18, linewidth=0)
-                    panel.plot(x, drawn, linewidth=1.4, **shown)
+                _random_band(panel, here, ink)
+                rows = [row for row in here.iter_rows(named=True) if row["change"] is not None]
+                x = [row["fraction"] * APART ** (2 * place - len(looks) + 1) for row in rows]
+                panel.plot(x, [row["change"] for row in rows], linewidth=1.3, color=look["color"], zorder=3)
+                for at, row in zip(x, rows, strict=True):
+                    filled = (method, domain, row["fraction"]) in holds
+                    _point(panel, at, row, look, ink, filled)
             panel.set_xscale("log")
+            panel.set_xlim(fractions[0] / 1.5, fractions[-1] * 1.5)
             panel.set_xticks(fractions, [f"{100 * one:g}" for one in fractions])
             panel.xaxis.set_minor_formatter(NullFormatter())
             panel.tick_params(axis="x", which="minor", length=0)
-            panel.tick_params(labelsize=8)
-        figure.supxlabel("neurons off, per cent of each module", fontsize=9, color=ink.quiet)
-        figure.supylabel("change of log-probability, nats", fontsize=9, color=ink.quiet)
+        figure.supxlabel("neurons off, per cent of each module", fontsize=9.5, color=ink.quiet)
+        figure.supylabel("change of log-probability, nats", fontsize=9.5, color=ink.quiet)
         return figure
+
+
+def _random_band(panel: Axes, rows: pl.DataFrame, ink: Ink) -> None:
+    """What as many random neurons do: the mean as a line, its interval as a band; wide of a single fraction."""
+    kept = rows.drop_nulls(["random", "random_low", "random_high"])
+    x, y, low, high = (kept[name].to_list() for name in ("fraction", "random", "random_low", "random_high"))
+    if len(x) == 1:
+        x, y, low, high = [x[0] / 1.4, x[0] * 1.4], 2 * y, 2 * low, 2 * high
+    panel.fill_between(x, low, high, color=ink.quiet, alpha=0.25, linewidth=0, zorder=1)
+    panel.plot(x, y, color=ink.quiet, linewidth=1, zorder=2)
+
+
+def _point(panel: Axes, at: float, row: Mapping[str, Any], look: Mapping[str, Any], ink: Ink, filled: bool) -> None:
+    low, high = row["change_low"], row["change_high"]
+    if low is not None and high is not None:
+        panel.plot([at, at], [low, high], color=look["color"], linewidth=1.4, zorder=3)
+    face = look["color"] if filled else ink.paper
+    panel.plot([at], [row["change"]], linestyle="", mfc=face, mew=1.3, markersize=6, zorder=4, **look)
+
+
+def _ruled(panel: Axes, ink: Ink) -> None:
+    panel.axhline(0, color=ink.quiet, linewidth=0.8)
+    panel.grid(axis="y", linewidth=0.8)
+    panel.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
 
 def matrix_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
@@ -125,7 +110,7 @@ def matrix_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
                 star = "*" if row["p_holm"] < SIGNIFICANT else ""
                 strong = abs(row["change"]) > 0.6 * most
                 colour = "#FFFFFF" if strong else "#1D1F23"
-                text = f"{in_digits(row['change'])}{star}"
+                text = f"{number(row['change'], 2)}{star}"
                 panel.text(place[1], place[0], text, ha="center", va="center", fontsize=8, color=colour)
             panel.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
             panel.set_xticks(range(len(asked)), [names[one] for one in asked], fontsize=8)
@@ -140,22 +125,20 @@ def dose_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     """The dose-response of one model from `doses`: change against strength, a panel a domain, random neurons grey."""
     with themed(theme) as ink:
         domains = frame["domain"].unique(maintain_order=True).to_list()
-        looks = method_look(frame["method"].unique(maintain_order=True).to_list())
-        drawn = Line2D([], [], color=ink.quiet, label="as many random neurons")
+        looks = line_looks(frame["method"].unique(maintain_order=True).to_list())
+        drawn = Line2D([], [], color=ink.quiet, label=RANDOM)
         figure, axes = _grid([*lettered_domains(domains).values()], [*_legend(looks), drawn])
         for panel, domain in zip(axes, domains, strict=False):
-            panel.axhline(0, color=ink.quiet, linewidth=0.8)
-            panel.grid(axis="y", linewidth=0.8)
+            _ruled(panel, ink)
             for method, look in looks.items():
                 here = frame.filter((pl.col("domain") == domain) & (pl.col("method") == method)).sort("strength")
                 x = here["strength"].to_list()
                 if None not in here["random"].to_list():
                     panel.plot(x, here["random"].to_list(), color=ink.quiet, linewidth=1.2)
                 panel.plot(x, here["change"].to_list(), linewidth=1.4, **look)
-            panel.tick_params(labelsize=8)
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 + value:g}×"))
-        figure.supxlabel("what the neurons’ activations are multiplied by", fontsize=9, color=ink.quiet)
-        figure.supylabel("change of log-probability, nats", fontsize=9, color=ink.quiet)
+        figure.supxlabel("what the neurons’ activations are multiplied by", fontsize=9.5, color=ink.quiet)
+        figure.supylabel("change of log-probability, nats", fontsize=9.5, color=ink.quiet)
         return figure
 
 
@@ -163,15 +146,23 @@ def _legend(looks: dict[str, dict[str, Any]]) -> list[Any]:
     return [Line2D([], [], label=lettered(method, 28), linewidth=1.6, **look) for method, look in looks.items()]
 
 
-def _grid(titles: Sequence[str], legend: list[Any], columns: int = 2) -> tuple[Figure, list[Any]]:
-    """Panels in two columns, with one legend above them; one too many is left blank."""
+def _grid(titles: Sequence[str], legend: list[Any], columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """Panels in two columns; the legend stands in the place that is left, or above them."""
     rows = ceil(len(titles) / columns)
-    figure = Figure(figsize=(7.0, 1.75 * rows + 0.9), layout=ConstrainedLayoutEngine(hspace=0.05))
+    figure = Figure(figsize=(7.0, 1.9 * rows + 0.3), layout=ConstrainedLayoutEngine(hspace=0.05))
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for panel, title in zip(axes, lettered_titles(titles), strict=False):
-        panel.set_title(title, fontsize=9.5)
-    for panel in axes[len(titles) :]:
+        panel.set_title(title)
+    spare = axes[len(titles) :]
+    for panel in spare:
         panel.set_axis_off()
-    figure.legend(handles=legend, ncols=4, loc="outside upper left", columnspacing=1.2, handletextpad=0.4)
+    if spare and len(legend) <= IN_A_PANEL:
+        spare[0].legend(handles=legend, loc="center left")
+    else:
+        add_legend(figure, legend)
     return figure, axes
+
+
+IN_A_PANEL = 7
+"""Lines of a legend that have place in a panel."""

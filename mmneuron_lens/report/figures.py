@@ -1,4 +1,4 @@
-"""What all figures share: themes, colours of domains, panels, PNG. No global state; the same frame, the same bytes."""
+"""What all figures share: themes, panels, PNG. No global state; the same frame, the same bytes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import Any, Literal
 
 import matplotlib
+import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,18 +19,6 @@ from interventions.errors import InvalidValue
 from mmneuron_lens.report.lettering import FONT, lettered_titles
 
 Theme = Literal["light", "dark"]
-
-DOMAIN_COLOURS = {
-    "common": "#0072B2",
-    "remote_sensing": "#D55E00",
-    "medical": "#009E73",
-    "document": "#CC79A7",
-    "auto_driving": "#E69F00",
-}
-"""One colour a domain, in every figure and both themes: Okabe and Ito's, told apart with any colour vision."""
-
-DOMAIN_MARKERS = {"common": "o", "remote_sensing": "s", "medical": "^", "document": "D", "auto_driving": "v"}
-OTHER_COLOUR, OTHER_MARKER = "#7F7F7F", "P"
 
 COLUMNS = 5
 """Of a legend, at most."""
@@ -113,11 +102,11 @@ def panels(titles: list[str], height: float, legend: list[Any], columns: int = 1
     axes = axes[: len(titles)]
     for panel, title in zip(axes, lettered_titles(titles), strict=True):
         panel.set_title(title)
-    _add_legend(figure, legend)
+    add_legend(figure, legend)
     return figure, axes
 
 
-def _add_legend(figure: Figure, handles: list[Any]) -> None:
+def add_legend(figure: Figure, handles: list[Any]) -> None:
     """The legend in as many columns as fit; where they are few, the figure grows by its rows."""
     style = {"loc": "outside upper left", "columnspacing": 1.2, "handletextpad": 0.4}
     for columns in range(COLUMNS, 0, -1):
@@ -131,7 +120,6 @@ def _add_legend(figure: Figure, handles: list[Any]) -> None:
         return
 
 
-def look(domain: str) -> dict[str, Any]:
-    """Colour and marker of a domain, as matplotlib takes them."""
-    colour, marker = DOMAIN_COLOURS.get(domain, OTHER_COLOUR), DOMAIN_MARKERS.get(domain, OTHER_MARKER)
-    return {"color": colour, "marker": marker}
+def says_something(frame: pl.DataFrame, *columns: str) -> bool:
+    """Whether a figure of these columns would show more than zeros."""
+    return any(value for name in columns if name in frame.columns for value in frame[name].drop_nulls())

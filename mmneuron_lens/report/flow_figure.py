@@ -11,13 +11,10 @@ from matplotlib.lines import Line2D
 
 from mmneuron_lens.report.figures import Theme, panels, themed
 from mmneuron_lens.report.lettering import lettered_domains
+from mmneuron_lens.report.looks import line_looks
 
-LOOKS: tuple[dict[str, Any], ...] = (
-    {"color": "#4C8DD6", "marker": "o", "linestyle": "-"},
-    {"color": "#E0607E", "marker": "s", "linestyle": "--"},
-    {"color": "#3FA66B", "marker": "^", "linestyle": "-."},
-)
-"""Lines that are no domains: told apart by colour, marker and dashes, in both themes."""
+MARKERS = 8
+"""On a line, and fewer than twice as many."""
 
 PLACE_NAMES = {"last": "last position", "image": "mean over image positions"}
 
@@ -29,7 +26,7 @@ def flow_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     with themed(theme) as ink:
         domains = frame["domain"].unique(maintain_order=True).to_list()
         routes = frame["route"].unique(maintain_order=True).to_list()
-        looks = dict(zip(routes, LOOKS, strict=False))
+        looks = line_looks(routes, dashed=True)
         legend = [Line2D([], [], label=route, linewidth=1.6, **looks[route]) for route in routes]
         names = [*lettered_domains(domains).values()]
         figure, axes = panels(names, 2.1, legend, columns=2 if len(domains) > 1 else 1)
@@ -39,9 +36,10 @@ def flow_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
             panel.axhline(0, color=ink.quiet, linewidth=0.8)
             for route in routes:
                 _line(panel, here.filter(pl.col("route") == route), "change", looks[route])
-            _layers(panel, here, "layer (middle of the cut)" if number >= len(domains) - 2 else "")
-            panel.set_ylabel("change of p, %" if number % 2 == 0 else "")
+            _layers(panel, here, "", most=6 if len(domains) > 1 else 12)
             panel.tick_params(labelbottom=number >= len(domains) - 2)
+        figure.supxlabel("layer (middle of the cut, from 0)", fontsize=9.5, color=ink.quiet)
+        figure.supylabel("change of the answer’s probability, %", fontsize=9.5, color=ink.quiet)
         return figure
 
 
@@ -52,7 +50,7 @@ def probe_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     with themed(theme) as ink:
         models = frame["model"].unique(maintain_order=True).to_list()
         places = frame["place"].unique(maintain_order=True).to_list()
-        looks = dict(zip(places, LOOKS, strict=False))
+        looks = line_looks(places, dashed=True)
         legend = [
             Line2D([], [], label=PLACE_NAMES.get(place, place), linewidth=1.6, **looks[place]) for place in places
         ]
@@ -69,7 +67,7 @@ def probe_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
                 panel.plot(x, y, color=looks[place]["color"], **thin)
             panel.set_ylim(0, 103)
             _layers(panel, here, "layer (0 is the embedding)")
-            panel.set_ylabel("right, %")
+            panel.set_ylabel("questions told rightly, %")
         return figure
 
 
@@ -77,12 +75,12 @@ def _line(panel: Axes, rows: pl.DataFrame, value: str, look: dict[str, Any]) -> 
     """A line with its interval, where there is one."""
     line = rows.sort("layer")
     x, y = line["layer"].to_list(), line[value].to_list()
-    panel.plot(x, y, linewidth=1.6, zorder=3, clip_on=False, **look)
+    panel.plot(x, y, linewidth=1.6, zorder=3, clip_on=False, markevery=max(1, len(x) // MARKERS), **look)
     low, high = (line[name].fill_null(line[value]).to_list() for name in ("low", "high"))
     panel.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0, zorder=2)
 
 
-def _layers(panel: Axes, rows: pl.DataFrame, name: str) -> None:
+def _layers(panel: Axes, rows: pl.DataFrame, name: str, most: int = 12) -> None:
     layers = rows["layer"].unique().sort().to_list()
-    panel.set_xticks(layers[:: max(1, len(layers) // 12)])
+    panel.set_xticks(layers[:: max(1, -(-len(layers) // most))])
     panel.set_xlabel(name)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from markupsafe import Markup
 
+from mmneuron_lens.artifacts.digits import number, percent
 from mmneuron_lens.artifacts.neighbours import Neighbours
 from mmneuron_lens.report.html_text import html, joined
 
@@ -37,7 +38,8 @@ def neighbour_heat(found: Neighbours, position: int, even: bool = False) -> Heat
     """A position by its nearest words in context, coloured by cosine; see `heat_of`."""
     told = tuple(
         tuple(
-            f"cosine {cosine:.2f}; token {one['place'] + 1} of “{one['text']}” after layer {one['layer']}"
+            f"cosine {number(cosine, decimals=2)}; token {one['place'] + 1} of “{one['text']}” "
+            f"after layer {one['layer']}"
             for one, cosine in zip(places, cosines, strict=True)
         )
         for _, places, cosines in found.places(position, even)
@@ -72,7 +74,7 @@ def heat_table(heat: Heat, caption: str = "") -> Markup:
     ranks = max(map(len, heat.words), default=0)
     head = joined(html('<th scope="col">Top {}</th>', rank + 1) for rank in range(ranks))
     body = Markup("")
-    chances = tuple(tuple(f"{100 * value:.1f} %" for value in row) for row in heat.probabilities)
+    chances = tuple(tuple(percent(value, 1) for value in row) for row in heat.probabilities)
     rows = zip(heat.rows, heat.words, heat.probabilities, heat.told or chances, strict=True)
     for name, words, probabilities, told in rows:
         cells = joined(

@@ -16,6 +16,8 @@ _ESCAPES |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"
 # Behind `\\` and the rules of booktabs these two are read as an argument and a star.
 _ESCAPES |= {"[": "{[}", "*": "{*}"}
 _ESCAPES |= {"−": "$-$", "–": "--", "—": "---", "…": r"\ldots{}", "†": r"\dag{}", "×": r"$\times$", "±": r"$\pm$"}
+_ESCAPES |= {"●": r"$\bullet$", "∞": r"$\infty$"}
+_ESCAPES |= {raised: f"$^{{{one}}}$" for raised, one in zip("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789", strict=True)}
 _ESCAPES |= {"’": "'", "‘": "`", "“": "``", "”": "''", "→": r"$\to$", "°": r"\textdegree{}", "\u00a0": "~"}
 _ESCAPES |= {"ß": r"\ss{}", "ı": r"\i{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}"}
 _ESCAPES |= {"ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}", "Ł": r"\L{}"}

@@ -12,8 +12,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from mmneuron_lens.artifacts.selection import module_of
-from mmneuron_lens.report.figures import Theme, look, panels, themed
+from mmneuron_lens.report.figures import Theme, panels, themed
 from mmneuron_lens.report.lettering import lettered_domains
+from mmneuron_lens.report.looks import looks_of
 from mmneuron_lens.report.unreachable import hatch_handle, hatched
 
 DASHES: dict[str, Literal["--", "-"]] = {"image": "--", "text": "-"}
@@ -32,8 +33,9 @@ def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     with themed(theme) as ink:
         modules = frame["module"].unique(maintain_order=True).to_list()
         domains = frame["domain"].unique(maintain_order=True).to_list()
+        looks = looks_of(domains)
         names = lettered_domains(domains)
-        legend = [Line2D([], [], label=name, linewidth=1.6, **look(domain)) for domain, name in names.items()]
+        legend = [Line2D([], [], label=name, linewidth=1.6, **looks[domain]) for domain, name in names.items()]
         unreachable = frame.filter(pl.col("reaches_logits").eq(False))
         legend += [hatch_handle(ink)] if len(unreachable) else []
         figure, axes = panels(modules, 2.15, legend)
@@ -46,7 +48,7 @@ def layer_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
             for number, domain in enumerate(domains):
                 line = here.filter(pl.col("domain") == domain).sort("layer")
                 x, y = line["layer"].to_list(), line["neurons"].to_list()
-                panel.plot([number] if layers == 1 else x, y, linewidth=1.6, clip_on=False, zorder=3, **look(domain))
+                panel.plot([number] if layers == 1 else x, y, linewidth=1.6, clip_on=False, zorder=3, **looks[domain])
             panel.set_ylim(bottom=0, top=max(1.0, 1.05 * most))
             panel.set_ylabel("neurons")
             panel.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -94,8 +96,9 @@ def entropy_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
     with themed(theme) as ink:
         models = frame["model"].unique(maintain_order=True).to_list()
         domains = frame["domain"].unique(maintain_order=True).to_list()
+        looks = looks_of(domains)
         names = lettered_domains(domains)
-        legend = [Line2D([], [], label=name, linewidth=1.6, **look(domain)) for domain, name in names.items()]
+        legend = [Line2D([], [], label=name, linewidth=1.6, **looks[domain]) for domain, name in names.items()]
         legend += [
             Line2D([], [], label=f"{kind} tokens", color=ink.quiet, linestyle=dash) for kind, dash in DASHES.items()
         ]
@@ -106,7 +109,7 @@ def entropy_figure(frame: pl.DataFrame, theme: Theme = "light") -> Figure:
             for domain in domains:
                 for kind, dash in DASHES.items():
                     line = here.filter((pl.col("domain") == domain) & (pl.col("kind") == kind)).sort("layer")
-                    style = {"linestyle": dash, "linewidth": 1.6, "clip_on": False, "zorder": 3, **look(domain)}
+                    style = {"linestyle": dash, "linewidth": 1.6, "clip_on": False, "zorder": 3, **looks[domain]}
                     panel.plot(line["layer"].to_list(), line["entropy"].to_list(), **style)
             panel.set_ylim(bottom=0)
             layers = here["layer"].unique().sort().to_list()

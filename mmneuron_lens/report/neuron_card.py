@@ -12,9 +12,10 @@ import torch
 from mmneuron_lens.artifacts.neuron_examples import SIDE
 from mmneuron_lens.artifacts.table_html import NO_MATH
 from mmneuron_lens.report.html_text import joined
+from mmneuron_lens.report.looks import colours_of
 from mmneuron_lens.report.neuron_document import TEXTS, neuron_document
 from mmneuron_lens.report.neuron_maps import png_of
-from mmneuron_lens.report.neuron_sources import NeuronSources, colours_of
+from mmneuron_lens.report.neuron_sources import NeuronSources
 from mmneuron_lens.report.page import own_file, template
 
 LONGEST = 240

@@ -7,6 +7,7 @@ from base64 import b64encode
 from typing import Any
 
 from interventions.printable import printable
+from mmneuron_lens.artifacts.digits import interval, number, percent
 from mmneuron_lens.artifacts.neuron_examples import AROUND, NeuronExamples, ShownSample
 from mmneuron_lens.report.neuron_maps import outline, outline_level
 from mmneuron_lens.report.neuron_sources import KINDS, Neuron, NeuronSources
@@ -89,17 +90,6 @@ def neuron_document(sources: NeuronSources, place: int) -> dict[str, Any]:
     }
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number as people read it: 0.0312, −1.4, 12,345; a dash for nothing."""
-    if value is None or math.isnan(value):
-        return "–"
-    if value == 0:
-        return "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{digits - 1}e}" if abs(value) < 0.001 else f"{value:,.{places}f}"
-    return text.replace("-", "−")
-
-
 def _unreachable(sources: NeuronSources, neuron: Neuron, row: dict[str, Any]) -> str:
     if row["reaches_logits"] is not False:
         return ""
@@ -136,21 +126,20 @@ def _bars(sources: NeuronSources, row: dict[str, Any]) -> list[list[Any]]:
 def _bar(row: dict[str, Any], place: int, column: str) -> list[Any]:
     value = _finite(row[column])
     low, high = (_finite(row.get(f"{column}_{end}")) for end in ("low", "high"))
-    text = number(value) if low is None or high is None else f"{number(value)} [{number(low)}, {number(high)}]"
-    return [place, value, low, high, text]
+    return [place, value, low, high, interval(value, low, high)]
 
 
 def _interval(row: dict[str, Any], name: str) -> dict[str, Any] | None:
     value, low, high = (_finite(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
     if value is None:
         return None
-    text = number(value) if low is None or high is None else f"{number(value)} [{number(low)}, {number(high)}]"
+    text = interval(value, low, high)
     return {"value": value, "low": low, "high": high, "text": text, "ends": _ends(value, low, high)}
 
 
 def _effect(row: dict[str, Any]) -> dict[str, Any] | None:
     found, rank = _interval(row, "effect"), _finite(row["effect_rank"])
-    than = "" if rank is None else f"larger than that of {100 * rank:.1f} % of random neurons"
+    than = "" if rank is None else f"larger than that of {percent(rank)} of random neurons"
     return None if found is None else {**found, "than": than}
 
 
@@ -165,7 +154,7 @@ def _attribution(row: dict[str, Any]) -> dict[str, Any] | None:
     value, rank = _finite(row["attribution"]), _finite(row["attribution_rank"])
     if value is None:
         return None
-    than = "" if rank is None else f"larger than that of {100 * rank:.1f} % of its module’s neurons"
+    than = "" if rank is None else f"larger than that of {percent(rank)} of its module’s neurons"
     return {"value": value, "rank": rank, "text": f"{number(value)} nats", "than": than}
 
 

@@ -16,10 +16,11 @@ from PIL import Image
 
 from mmneuron_lens.report.figures import Ink, Theme, themed
 from mmneuron_lens.report.lettering import lettered, lettered_domains
+from mmneuron_lens.report.looks import colours_of
 from mmneuron_lens.report.neuron_card import map_of, map_size
 from mmneuron_lens.report.neuron_document import neuron_document
 from mmneuron_lens.report.neuron_maps import coloured, enlarged, outline
-from mmneuron_lens.report.neuron_sources import NeuronSources, colours_of
+from mmneuron_lens.report.neuron_sources import NeuronSources
 
 PICTURES = 4
 """Of the figure, at most."""
@@ -107,4 +108,6 @@ def _bars(panel: Axes, groups: Sequence[Any], names: list[str], colours: list[st
     panel.set_xlim(left=0)
     panel.grid(axis="x", linewidth=0.8)
     if len(groups) > 1:
-        panel.legend(loc="lower right", fontsize=8)
+        # Beside the title: there are bars everywhere below it.
+        style: Any = {"ncols": len(groups), "borderaxespad": 0.2, "columnspacing": 1, "handlelength": 1.4}
+        panel.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=8.5, **style)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import polars as pl
 
 from interventions.sites import GROUP_KINDS
 from mmneuron_lens.artifacts.neuron_examples import NeuronExamples
 from mmneuron_lens.artifacts.reachability import Reachability
-from mmneuron_lens.report.figures import DOMAIN_COLOURS, OTHER_COLOUR
 from mmneuron_lens.report.tables import domain_names
 
 Neuron = tuple[str, int, int]
 """Site, layer and neuron."""
-
-FURTHER_COLOURS = ("#56B4E9", "#882255", "#999933")
-"""Of domains of one's own, once the paper's five are taken."""
 
 UNKNOWN = Reachability(None)
 KINDS = tuple(dict.fromkeys(kind for kinds in GROUP_KINDS.values() for kind in kinds))
@@ -126,11 +123,40 @@ def shapes_in(frame: pl.DataFrame) -> dict[str, tuple[int, int]]:
     return {site: (layers, neurons) for site, layers, neurons in ends.iter_rows()}
 
 
-def colours_of(domains: Iterable[str]) -> list[str]:
-    """A colour a domain: that of the figures, and for domains of one's own those that are left."""
-    domains = [*domains]
-    left = [colour for name, colour in DOMAIN_COLOURS.items() if name not in domains] + [*FURTHER_COLOURS]
-    return [DOMAIN_COLOURS.get(one) or (left.pop(0) if left else OTHER_COLOUR) for one in domains]
+def evidence_ranks(sources: NeuronSources) -> list[int]:
+    """The place of each row when those that teach most come first: they reach the logits, have pictures mostly of their
+    own domain, log-odds and then a measured effect whose whole interval is on one side of 0, and large log-odds.
+    """
+    rows = ({**dict.fromkeys(OPTIONAL), **row} for row in sources.frame.iter_rows(named=True))
+    found = [_evidence(sources, row) for row in rows]
+    order = sorted(range(len(found)), key=lambda place: found[place], reverse=True)
+    ranks = [0] * len(found)
+    for rank, place in enumerate(order):
+        ranks[place] = rank
+    return ranks
+
+
+def _evidence(sources: NeuronSources, row: Mapping[str, Any]) -> tuple[float, ...]:
+    pictured, own = _pictured(sources, (row["site"], row["layer"], row["neuron"]), row["domain"])
+    low, odds = _or_none(row["log_odds_low"]), _or_none(row["log_odds"])
+    ends = _or_none(row["effect_low"]), _or_none(row["effect_high"])
+    measured = ends[0] is not None and ends[1] is not None and ends[0] * ends[1] > 0
+    above = low is not None and low > 0
+    return (row["reaches_logits"] is not False, pictured, own, above, measured, -math.inf if odds is None else odds)
+
+
+def _pictured(sources: NeuronSources, neuron: Neuron, domain: str | None) -> tuple[bool, bool]:
+    """Whether a neuron has examples with pictures, and whether at least half of them are of this domain."""
+    place, found = sources.place_of_example.get(neuron), sources.examples
+    if place is None or found is None:
+        return False, False
+    samples, pictures = (cast(Any, values[neuron[0]][place]).tolist() for values in (found.sample, found.picture))
+    domains = [found.samples[one].domain for one, which in zip(samples, pictures, strict=True) if one >= 0 <= which]
+    return bool(domains), bool(domains) and 2 * domains.count(domain or "") >= len(domains)
+
+
+def _or_none(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def most_specific(frame: pl.DataFrame, most: int, shown: Collection[Neuron] = ()) -> pl.DataFrame:

@@ -21,11 +21,13 @@ class Picture:
 
     - name: of its PNG, without the ending.
     - draw: makes it for a theme, "light" or "dark"; the page holds both.
+    - folded: whether it stands behind its caption until that is opened.
     """
 
     name: str
     caption: str
     draw: Callable[[Theme], Figure]
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Section:
 
     - name: of the table or figure in a paper, such as "Table 3"; "" where it has none.
     - text: paragraphs of plain text, before everything else.
+    - how: paragraphs on how to read it and how it was measured, which the page folds.
     - after: HTML that stands behind tables and pictures.
     - missing: why there is nothing to show; "" where there is.
     """
@@ -100,6 +103,7 @@ class Section:
     sources: tuple[Source, ...] = ()
     missing: str = ""
     name: str = ""
+    how: tuple[str, ...] = ()
 
     def new_notes(self, grid: Grid) -> tuple[str, ...]:
         """The notes of a table that no table before it on the page has; folded tables come last there."""

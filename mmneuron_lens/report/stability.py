@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from interventions.files import write_atomically
+from mmneuron_lens.artifacts.digits import interval, number
 from mmneuron_lens.artifacts.file_names import file_name
 from mmneuron_lens.echo import plain
 from mmneuron_lens.neurons.stability import Stability
@@ -16,12 +17,12 @@ from mmneuron_lens.report.csv_files import csv
 def stability_table(found: Stability) -> Table:
     """The rows of `Stability.frame` for a terminal."""
     table = Table(title=plain(f"{found.model}: overlap of the selections from two parts of the data"))
-    for name in ("module", "site", "buckets", "tokens", "Jaccard", "95 % of splits"):
+    for name in ("module", "site", "buckets", "tokens", "Jaccard [95 % of splits]"):
         table.add_column(name, justify="left" if name in ("module", "site") else "right")
     for row in found.frame().iter_rows(named=True):
-        spread = f"{row['low']:.3f} to {row['high']:.3f}"
-        sizes = (str(row["buckets"]), f"{row['tokens']:,}", f"{row['jaccard']:.3f}")
-        table.add_row(plain(row["module"]), plain(row["site"]), *sizes, spread)
+        sizes = (number(row["buckets"]), number(row["tokens"]))
+        overlap = interval(row["jaccard"], row["low"], row["high"])
+        table.add_row(plain(row["module"]), plain(row["site"]), *sizes, overlap)
     return table
 
 

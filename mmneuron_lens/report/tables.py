@@ -11,6 +11,7 @@ import polars as pl
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.controls import FalseDiscovery, HalvesOverlap
 from mmneuron_lens.artifacts.counts import Counts
+from mmneuron_lens.artifacts.digits import number
 from mmneuron_lens.artifacts.effect_sizes import EffectSizes
 from mmneuron_lens.artifacts.selection import Selection, groups_of, in_order, module_of
 from mmneuron_lens.neurons.silent import silent_neurons
@@ -186,11 +187,11 @@ def ablation(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     Raises `ValueError` naming the columns that are missing or not known.
     """
     rows = [dict(row) for row in rows]
-    for number, row in enumerate(rows):
+    for place, row in enumerate(rows):
         if row.keys() != ABLATION.keys():
             missing, unknown = sorted(ABLATION.keys() - row.keys()), sorted(row.keys() - ABLATION.keys())
             raise InvalidValue(
-                f"ablation row {number} lacks {missing} and has unknown {unknown}; give {list(ABLATION)}."
+                f"ablation row {place} lacks {missing} and has unknown {unknown}; give {list(ABLATION)}."
             )
     return pl.DataFrame(rows, schema=ABLATION)
 
@@ -218,7 +219,7 @@ DECIMALS = {"accuracy": 1, "difference": 1, "low": 1, "high": 1, "null_mean": 1}
 
 
 def shown(value: Any, column: str = "", decimals: int | None = None) -> str:
-    """A cell as people read it: 12,345; 0.012; −1.4; yes; a dash for nothing.
+    """A cell as people read it: 12,345; 0.012; −1.4; yes; a dash for nothing; see `artifacts.digits`.
 
     Decimals follow the column unless given.
     """
@@ -228,9 +229,7 @@ def shown(value: Any, column: str = "", decimals: int | None = None) -> str:
         return "yes" if value else "no"
     if not isinstance(value, int | float):
         return str(value)
-    places = DECIMALS.get(column, 3) if decimals is None else decimals
-    text = f"{value:,}" if isinstance(value, int) else f"{value:,.{places}f}"
-    return text.replace("-", "−")
+    return number(value, decimals=DECIMALS.get(column, 3) if decimals is None else decimals)
 
 
 _WORDS = (

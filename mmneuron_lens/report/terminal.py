@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from rich.table import Table
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.artifacts.answers import ALL, DOMAIN, NONE, RANDOM
+from mmneuron_lens.artifacts.digits import between, interval, number
 from mmneuron_lens.echo import plain
 from mmneuron_lens.report.csv_files import read_csv
-from mmneuron_lens.report.digits import between
 from mmneuron_lens.report.page import tables_folder
 from mmneuron_lens.report.tables import domain_name, heading, shown, wide
 from mmneuron_lens.report.unreachable import MARK
@@ -24,6 +25,9 @@ TITLES = {
     "effect": "Effect sizes",
 }
 """The tables that a terminal shows, besides accuracies; the others are long and lie beside them as CSV."""
+
+MATTERS = "●"
+"""What marks neurons that matter more than as many random ones, here and on the page."""
 
 ABLATIONS = ("ablation", "ablation_against_random")
 
@@ -64,10 +68,17 @@ def _compared(frame: pl.DataFrame) -> Table:
     rows = [
         {"model": row["model"], "method": row["method"], "domain": domain_name(row["domain"])}
         | {title: between(row, name) for name, title in names.items()}
+        | {"matter more": MATTERS if _matter(row) else ""}
         for row in own.iter_rows(named=True)
     ]
     title = f"Change of the log-probability of the right answer in nats, {100 * nearest:g} % of the neurons off"
     return terminal_table(pl.DataFrame(rows), title)
+
+
+def _matter(row: Mapping[str, Any]) -> bool:
+    """As `evaluation.comparison_claims` decides it: the whole intervals of the difference and of the change below 0."""
+    ends = (row["difference_high"], row["change_high"])
+    return all(one is not None and one < 0 for one in ends)
 
 
 def _table(file: Path) -> pl.DataFrame:
@@ -120,7 +131,7 @@ def _accuracies(model: str, ablation: pl.DataFrame, against: pl.DataFrame) -> It
         where = "all modules" if module == ALL else module
         title = f"Accuracy in per cent with neurons off in {where}, {model}"
         table = Table(title=plain(title), title_justify="left")
-        for name in ("domain", "none off", "own off", "random off", "own − random", "95 % interval", "questions"):
+        for name in ("domain", "none off", "own off", "random off", "own − random, points", "questions"):
             table.add_column(name, justify="left" if name == "domain" else "right")
         for row in against.filter(pl.col("module") == module).iter_rows(named=True):
             here = ablation.filter(pl.col("domain") == row["domain"])
@@ -130,7 +141,7 @@ def _accuracies(model: str, ablation: pl.DataFrame, against: pl.DataFrame) -> It
                 there.filter(pl.col("condition") == DOMAIN)["accuracy"].mean(),
                 there.filter(pl.col("condition").str.starts_with(RANDOM))["accuracy"].mean(),
             ]
-            cells = [shown(value, decimals=1) for value in (*accuracies, row["difference"])]
-            interval = f"{shown(row['low'], 'low')} to {shown(row['high'], 'high')}"
-            table.add_row(plain(domain_name(row["domain"])), *cells, interval, shown(row["questions"]))
+            cells = [shown(value, decimals=1) for value in accuracies]
+            apart = interval(row["difference"], row["low"], row["high"])
+            table.add_row(plain(domain_name(row["domain"])), *cells, apart, number(row["questions"]))
         yield table

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmneuron_lens.artifacts.counts import LEFT_OUT, Counts
+from mmneuron_lens.artifacts.digits import number
 from mmneuron_lens.artifacts.selection import Selection, in_order, module_of
 from mmneuron_lens.runs.identify import Controls
 from mmneuron_lens.runs.run_results import controls_of, counts_by_model, selections_by_model
@@ -77,9 +78,9 @@ def _domain(counts: Counts) -> tuple[Any, ...]:
 
 def _of_controls(site: str, controls: Controls) -> tuple[str, str]:
     known = controls.discovery is not None and site in controls.discovery.null
-    rate = f"{controls.discovery.rate(site):.3f}" if controls.discovery is not None and known else "not run"
+    rate = number(controls.discovery.rate(site)) if controls.discovery is not None and known else "not run"
     known = controls.overlap is not None and site in controls.overlap.shared
-    overlap = f"{controls.overlap.mean(site):.2f}" if controls.overlap is not None and known else "not run"
+    overlap = number(controls.overlap.mean(site)) if controls.overlap is not None and known else "not run"
     return rate, overlap
 
 
