@@ -143,6 +143,9 @@ def _output_faults(output: Any) -> Iterator[str]:
             size = len(b64decode(shown))
             if size > LARGEST_PICTURE:
                 yield f"a picture of {size} bytes"
+            with Image.open(BytesIO(b64decode(shown))) as picture:
+                if "Software" in picture.info:
+                    yield "a picture that names the software it was drawn with"
             continue
         # Pictures inside HTML are no text.
         text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", str(shown))

@@ -18,8 +18,8 @@ from transformers.utils import logging
 import mmneuron_lens as mm
 from mmneuron_lens.artifacts.neuron_examples import NeuronExamples
 from mmneuron_lens.report import hover_frame as frames
-from mmneuron_lens.report.figures import DOMAIN_COLOURS
-from mmneuron_lens.report.notebook import trace_html
+from mmneuron_lens.report.looks import DOMAIN_COLOURS
+from mmneuron_lens.report.notebook_values import lens_trace
 from mmneuron_lens.runs.examples import examples_stage
 from mmneuron_lens.runs.store import Store
 
@@ -36,7 +36,7 @@ def corpus(tmp_path) -> mm.Corpus:
 
 def test_a_trace_can_be_pointed_at_in_a_frame_of_its_own(lens, corpus):
     trace = mm.read_layers(lens, corpus[0], top_k=2)
-    shown = trace_html(trace)
+    shown = lens_trace(trace)
     (frame,) = re.findall(r"<iframe ([^>]*)>", shown)
     # Its script reaches neither the notebook's page nor its origin.
     assert 'sandbox="allow-scripts"' in frame
@@ -54,7 +54,7 @@ def test_a_trace_can_be_pointed_at_in_a_frame_of_its_own(lens, corpus):
 def test_a_trace_of_too_many_words_says_how_to_read_fewer(lens, corpus, monkeypatch):
     trace = mm.read_layers(lens, corpus[0], top_k=2)
     monkeypatch.setattr(frames, "MOST", trace.tokens.numel() - 1)
-    shown = trace_html(trace)
+    shown = lens_trace(trace)
     assert "<iframe" not in shown
     assert f"{trace.tokens.numel():,} words at {len(trace.labels):,} positions" in shown
     assert "positions=" in shown

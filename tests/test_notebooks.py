@@ -15,6 +15,7 @@ import nbformat
 import pytest
 from notebook_outputs import ROOT, differences
 from PIL import Image, ImageChops, ImageStat
+from PIL.PngImagePlugin import PngInfo
 
 sys.path.append(str(ROOT / "notebooks"))
 import execute as store
@@ -109,9 +110,11 @@ def cell_of(*outputs: Any) -> Any:
     return nbformat.v4.new_notebook(cells=[cell])
 
 
-def picture(width: int, height: int) -> Any:
-    buffer = BytesIO()
-    Image.new("RGB", (width, height)).save(buffer, format="PNG")
+def picture(width: int, height: int, **written: str) -> Any:
+    buffer, info = BytesIO(), PngInfo()
+    for name, text in written.items():
+        info.add_text(name, text)
+    Image.new("RGB", (width, height)).save(buffer, format="PNG", pnginfo=info)
     data = {"image/png": b64encode(buffer.getvalue()).decode(), "text/plain": "figure"}
     return nbformat.v4.new_output("display_data", data)
 
@@ -135,6 +138,7 @@ def shown(**data: str) -> Any:
         (shown(plain="<zip object at 0x7f3a2b10c0>"), "the address of an object"),
         (shown(html="<b>UserWarning: no</b>", plain="no"), "a warning"),
         (said("took 31 ms"), "a time"),
+        (picture(9, 9, Software="Matplotlib version 3.10"), "names the software"),
         (shown(html="<b>x</b>"), "HTML without plain text"),
         (nbformat.v4.new_output("error", ename="KeyError", evalue="'x'"), "KeyError: 'x'"),
     ],

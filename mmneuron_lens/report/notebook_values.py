@@ -28,7 +28,7 @@ from mmneuron_lens.evaluation.deviation import DeviationTable
 from mmneuron_lens.report import tables
 from mmneuron_lens.report.heat import heat_of, heat_table, neighbour_heat
 from mmneuron_lens.report.hover_frame import hover_frame
-from mmneuron_lens.report.html_text import html
+from mmneuron_lens.report.html_text import html, joined
 from mmneuron_lens.report.tables import domain_name
 
 MATTERS = "●"
@@ -192,8 +192,8 @@ def lens_trace(value: LensTrace) -> str:
         heat_table(heat_of(value, place), f"{value.labels[place]} → {value.best(place)}") for place in _two(value.kinds)
     ]
     still = "<details><summary>Two positions as tables, where no script runs</summary>{}</details>"
-    folded = still.format(SCROLLING.format("".join(parts)))
-    return shown_html(f"{hover_frame(value)}{folded}", ("trace.rows(position)", "trace.best(position, layer)"))
+    shown = f"{hover_frame(value)}{SCROLLING.format(html(still, joined(parts)))}"
+    return shown_html(shown, ("trace.rows(position)", "trace.best(position, layer)"))
 
 
 def neighbours(value: Neighbours) -> str:
