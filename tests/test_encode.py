@@ -45,7 +45,7 @@ def test_every_position_is_named(lens):
         assert images == [f"<image 1: {place}>" for place in range(len(images))]
         assert all(word == "<pad>" for word, kind in zip(words, kinds, strict=True) if kind == "padding")
         text = "".join(word for word, kind in zip(words, kinds, strict=True) if kind == "text")
-        assert text.endswith(["Is it red?", "how many cars are there?", "why"][row])
+        assert text.endswith(["Is␣it␣red?", "how␣many␣cars␣are␣there?", "why"][row])
 
 
 def test_several_images_per_question_and_text_alone():
@@ -60,7 +60,7 @@ def test_several_images_per_question_and_text_alone():
     features = lens.module.get_image_features(batch.inputs["pixel_values"], batch.inputs["image_sizes"]).pooler_output
     assert [length for row in lengths for length in row] == [feature.shape[0] for feature in features]
     placed = lens.encode([[one, two]], ["first <image> second <image> compare"])
-    assert placed.tokens[0][:6] == list("first ") or placed.tokens[0][1:7] == list("first ")
+    assert placed.tokens[0][:6] == list("first␣") or placed.tokens[0][1:7] == list("first␣")
     with pytest.raises(ValueError, match="1 <image> in the text for 2 images"):
         lens.encode([[one, two]], ["first <image>"])
 

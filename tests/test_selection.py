@@ -296,5 +296,7 @@ def test_html_is_short_and_escaped() -> None:
     assert "&lt;m&gt;" in html
     assert "<m>" not in html
     for row in selection.summary().head(4).iter_rows(named=True):
-        assert f"<td>&quot;{row['domain']}&quot;</td><td>{row['neurons']}</td><td>{row['selected']}</td>" in html
-    assert len(html) < 4000
+        assert (
+            f'<td>{row["domain"]}</td><td class="n">{row["neurons"]}</td><td class="n">{row["selected"]}</td>' in html
+        )
+    assert len(html) < 5000

@@ -14,7 +14,6 @@ from interventions import direct_logit_attribution, neuron_write_in, per_layer, 
 from interventions.errors import InvalidValue, OutOfRange
 from mmneuron_lens import Lens
 from mmneuron_lens.experiments import vocabulary
-from mmneuron_lens.experiments.readable_tokens import readable
 from mmneuron_lens.experiments.token_directions import (
     final_norm,
     token_id,
@@ -23,6 +22,7 @@ from mmneuron_lens.experiments.token_directions import (
     write_in_weights,
 )
 from mmneuron_lens.experiments.vocabulary import neuron_vocabulary
+from mmneuron_lens.runtime.readable_tokens import readable
 
 # transformers' own: a processor makes an array of a tensor, which numpy 2 wants asked otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")

@@ -176,7 +176,7 @@ class NeuronComparison(Artifact):
         ]
 
     def _repr_html_(self) -> str:
-        return table_html(self.to_frame())
+        return table_html(self.to_frame().head(50))
 
 
 FRAME: dict[str, Any] = {

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import polars as pl
 
 from mmneuron_lens.artifacts.comparison import NeuronComparison
-from mmneuron_lens.artifacts.short_repr import short_repr
 from mmneuron_lens.artifacts.table_html import table_html
 from mmneuron_lens.evaluation.beyond_random import fraction_of
 from mmneuron_lens.evaluation.comparison_claims import comparison_claims
@@ -24,7 +23,10 @@ class ComparisonTable:
     comparison: NeuronComparison
 
     def __repr__(self) -> str:
-        return short_repr(self)
+        one = self.comparison
+        shares = ", ".join(f"{100 * share:g}" for share in one.fractions)
+        told = f"{', '.join(one.methods)} at {shares} % of {len(one.domains)} domains, {len(one.questions)} questions"
+        return f"ComparisonTable({one.model}: {told})"
 
     def to_frame(self) -> pl.DataFrame:
         """See `evaluation.faithfulness.curves`."""

@@ -19,6 +19,11 @@ Measure = Literal["after norm", "before norm", "last position"]
 class DeviationTable(tuple[Deviations, ...]):
     """The deviations of several domains."""
 
+    def __repr__(self) -> str:
+        models = ", ".join(dict.fromkeys(one.model for one in self))
+        conditions = len({pair for one in self for pair in one.conditions})
+        return f"DeviationTable({models}: {', '.join(one.domain for one in self)}; {conditions} conditions)"
+
     def to_frame(self, measure: Measure = "after norm") -> pl.DataFrame:
         """A row per module, condition and domain; see `deviation_rows`."""
         return pl.DataFrame(deviation_rows(self, measure), infer_schema_length=None)

@@ -14,9 +14,9 @@ from mmneuron_lens.artifacts.neuron_examples import ShownSample
 from mmneuron_lens.corpora.content import image_digest
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.pictured_row import PicturedRows
-from mmneuron_lens.experiments.readable_tokens import readable
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.readable_tokens import readable
 from mmneuron_lens.wire.images import file_bytes
 
 

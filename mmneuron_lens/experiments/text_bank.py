@@ -26,11 +26,11 @@ from mmneuron_lens.corpora.folder import Problems
 from mmneuron_lens.corpora.prompts import without_image_lines
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.knock_out import knocked_out
-from mmneuron_lens.experiments.readable_tokens import readable
 from mmneuron_lens.experiments.residual_stream import refuse_below
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.finite import refuse_not_finite
+from mmneuron_lens.runtime.readable_tokens import readable
 
 MOST = 20_000
 """States of a bank: of 4,096 numbers they are 160 MB in float16."""

@@ -18,6 +18,7 @@ from mmneuron_lens.experiments.whole_rows import refuse_packed_rows
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.arguments import refuse_weightless
 from mmneuron_lens.runtime.batch import Batch
+from mmneuron_lens.runtime.readable_tokens import readable
 
 _AGREEMENT = 1e-3
 
@@ -129,7 +130,7 @@ def token_id(lens: Lens, token: str | int) -> int:
     if isinstance(token, str):
         ids = lens.processor.tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:
-            pieces = lens.processor.tokenizer.convert_ids_to_tokens(ids)
+            pieces = [readable(lens.processor.tokenizer, one, strip=False) for one in ids]
             raise InvalidValue(f"{token!r} is {len(ids)} tokens, {pieces}; give a text of one token, or an id.")
         return int(ids[0])
     if not isinstance(token, int) or isinstance(token, bool):

@@ -28,11 +28,11 @@ from mmneuron_lens.corpora.folder import open_images
 from mmneuron_lens.corpora.frames import Frames
 from mmneuron_lens.corpora.sample import Sample
 from mmneuron_lens.experiments.entropy import READ_AT
-from mmneuron_lens.experiments.readable_tokens import readable
 from mmneuron_lens.lens import Lens
 from mmneuron_lens.runtime.batch import Batch
 from mmneuron_lens.runtime.finite import refuse_not_finite
 from mmneuron_lens.runtime.patches import boxes_of
+from mmneuron_lens.runtime.readable_tokens import readable
 
 SHOWN_PIXELS = 384
 """The longer side, at most, of the image that a trace keeps to be looked at."""

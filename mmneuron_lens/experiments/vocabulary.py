@@ -17,7 +17,6 @@ from torch import Tensor
 from interventions.errors import InvalidValue, OutOfRange
 from interventions.narrowing import indices
 from mmneuron_lens.artifacts.table_html import table_html
-from mmneuron_lens.experiments.readable_tokens import readable
 from mmneuron_lens.experiments.token_directions import (
     down_projection,
     final_norm,
@@ -25,6 +24,7 @@ from mmneuron_lens.experiments.token_directions import (
     unembedding,
 )
 from mmneuron_lens.lens import Lens
+from mmneuron_lens.runtime.readable_tokens import readable
 
 _CELLS = 2**24
 """Scores that exist at a time: 64 MiB in float32."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import polars as pl
 
@@ -120,6 +121,42 @@ def shapes_in(frame: pl.DataFrame) -> dict[str, tuple[int, int]]:
     """Layers and neurons of each site, as far as the table's rows reach."""
     ends = frame.group_by("site", maintain_order=True).agg(pl.col("layer", "neuron").max() + 1)
     return {site: (layers, neurons) for site, layers, neurons in ends.iter_rows()}
+
+
+def evidence_ranks(sources: NeuronSources) -> list[int]:
+    """The place of each row when those that teach most come first: they reach the logits, have pictures mostly of their
+    own domain, log-odds and then a measured effect whose whole interval is on one side of 0, and large log-odds.
+    """
+    rows = ({**dict.fromkeys(OPTIONAL), **row} for row in sources.frame.iter_rows(named=True))
+    found = [_evidence(sources, row) for row in rows]
+    order = sorted(range(len(found)), key=lambda place: found[place], reverse=True)
+    ranks = [0] * len(found)
+    for rank, place in enumerate(order):
+        ranks[place] = rank
+    return ranks
+
+
+def _evidence(sources: NeuronSources, row: Mapping[str, Any]) -> tuple[float, ...]:
+    pictured, own = _pictured(sources, (row["site"], row["layer"], row["neuron"]), row["domain"])
+    low, odds = _or_none(row["log_odds_low"]), _or_none(row["log_odds"])
+    ends = _or_none(row["effect_low"]), _or_none(row["effect_high"])
+    measured = ends[0] is not None and ends[1] is not None and ends[0] * ends[1] > 0
+    above = low is not None and low > 0
+    return (row["reaches_logits"] is not False, pictured, own, above, measured, -math.inf if odds is None else odds)
+
+
+def _pictured(sources: NeuronSources, neuron: Neuron, domain: str | None) -> tuple[bool, bool]:
+    """Whether a neuron has examples with pictures, and whether at least half of them are of this domain."""
+    place, found = sources.place_of_example.get(neuron), sources.examples
+    if place is None or found is None:
+        return False, False
+    samples, pictures = (cast(Any, values[neuron[0]][place]).tolist() for values in (found.sample, found.picture))
+    domains = [found.samples[one].domain for one, which in zip(samples, pictures, strict=True) if one >= 0 <= which]
+    return bool(domains), bool(domains) and 2 * domains.count(domain or "") >= len(domains)
+
+
+def _or_none(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def most_specific(frame: pl.DataFrame, most: int, shown: Collection[Neuron] = ()) -> pl.DataFrame:

@@ -5,7 +5,16 @@ const opened = byId("opened");
 const search = byId("search");
 const chooser = byId("model");
 const choices = ["module", "domain", "layer", "reach", "selected", "effect", "order"].map(byId);
-const shortly = (number) => (number === null ? "–" : number.toPrecision(3).replace("-", "−"));
+
+// As artifacts/digits.py writes a number: three digits, a power of ten below 0.0001, zero for zero alone.
+const raised = (power) => `×10${[...String(power)].map((one) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(one)]).join("")}`;
+const shortly = (number) => {
+  if (number === null || number === 0) return number === null ? "–" : "0";
+  const [digits, power] = number.toExponential(2).split("e");
+  const places = Math.max(0, 2 - power);
+  const settings = { minimumFractionDigits: places, maximumFractionDigits: places };
+  return (power < -4 ? `${digits}${raised(+power)}` : number.toLocaleString("en", settings)).replace("-", "−");
+};
 
 let table = null;
 let shownModel = -1;
@@ -24,8 +33,8 @@ const arranged = (found, model) => {
   found.dead = (row) => columns.reaches_logits[row] === 0;
   found.label = (row) => `${found.full(row)}, ${found.domains[columns.domain[row]] ?? ""}`
     + `${columns.selected[row] ? "" : ", not selected"}${found.dead(row) ? ", cannot reach the logits" : ""}`;
-  found.facts = (row) => [["log-odds", columns.log_odds[row]], ["entropy", columns.entropy[row]],
-    columns.effect[row] === null ? ["attribution", columns.attribution[row]] : ["effect", columns.effect[row]]]
+  found.facts = (row) => [["log-odds", columns.log_odds[row]], ["entropy, nats", columns.entropy[row]],
+    columns.effect[row] === null ? ["attribution, nats", columns.attribution[row]] : ["effect, nats", columns.effect[row]]]
     .filter(([, one]) => one !== null).map(([name, one]) => [name, shortly(one)]);
   found.card = async (row) => (await load(about.chunks[Math.floor(row / run.size)]))[row % run.size];
   found.rows = new Map(columns.site.map((_, row) => [found.full(row), row]));
@@ -62,6 +71,7 @@ const filters = {
 
 // Smallest first; of what is ranked by size, the largest; rows without a number last, ties in the table's order.
 const keys = {
+  evidence: (row) => table.columns.evidence[row],
   log_odds: (row) => (table.columns.log_odds[row] === null ? null : -table.columns.log_odds[row]),
   entropy: (row) => table.columns.entropy[row],
   attribution: (row) => (table.columns.attribution[row] === null ? null : -Math.abs(table.columns.attribution[row])),

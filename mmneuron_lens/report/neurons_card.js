@@ -38,9 +38,15 @@ const sentence = (parent, said, measured, after) => {
   if (after) line.append(`, ${after}`);
 };
 
+// Text in which commands stand between backquotes.
+const told = (tag, parent, text, className) => {
+  const line = make(tag, className, parent);
+  text.split("`").forEach((part, place) => (place % 2 ? make("code", "", line, part) : line.append(part)));
+};
+
 const examplesOf = (parent, card, table) => {
   make("h3", "", parent, "What it answers to");
-  make("p", "quiet", parent, card.examples.length ? run.texts.examples : card.unseen);
+  told("p", parent, card.examples.length ? run.texts.examples : card.unseen, "quiet");
   const list = make("div", "examples", parent);
   for (const one of card.examples) {
     const figure = make("figure", "example", list);
@@ -120,7 +126,7 @@ const numbersOf = (parent, card, table) => {
   if (!card.missing.length) return;
   make("h3", "", parent, "What was not run");
   const absent = make("ul", "absent", parent);
-  for (const text of card.missing) make("li", "", absent, text);
+  for (const text of card.missing) told("li", absent, text);
 };
 
 const cardOf = (card, table) => {
@@ -132,7 +138,7 @@ const cardOf = (card, table) => {
   for (const place of card.domains) domainOf(make("span", "chip", chips), table, place);
   make("span", "chip", chips, card.selected ? "selected" : "not selected");
   if (card.unreachable) make("p", "dead", article, `† ${card.unreachable}`);
-  const body = make("div", "body", article);
+  const body = make("div", card.examples.length ? "body" : "body bare", article);
   examplesOf(make("section", "", body), card, table);
   numbersOf(make("section", "", body), card, table);
   return article;

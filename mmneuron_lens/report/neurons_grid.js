@@ -105,8 +105,9 @@ const thumbnailCard = (row, table) => {
   table.card(row).then((found) => {
     if (!card.isConnected) return;
     for (const one of found.examples.filter((some) => some.ratio !== null).slice(0, THUMBNAILS)) stage(one, tiles, 120, "");
+    card.classList.toggle("bare", !tiles.childElementCount);
     const best = found.examples[0];
-    if (!best) make("span", "quiet", line, found.unseen);
+    if (!best) told("span", line, found.unseen, "quiet");
     else if (best.words.length) wordsOf(line, best.words.slice(Math.max(0, best.words.findIndex((one) => one[2]) - 6)), best.spaced);
     else make("span", "asked", line, best.question);
     const [, all] = found.bars[0] ?? ["", []];

@@ -18,7 +18,7 @@ from mmneuron_lens.report.html_text import joined, json_in_html
 from mmneuron_lens.report.looks import colours_of
 from mmneuron_lens.report.neuron_document import TEXTS, neuron_document, neuron_name
 from mmneuron_lens.report.neuron_maps import OPACITY, RAMP
-from mmneuron_lens.report.neuron_sources import NeuronSources, most_specific
+from mmneuron_lens.report.neuron_sources import NeuronSources, evidence_ranks, most_specific
 from mmneuron_lens.report.page import own_file, template
 from mmneuron_lens.report.tables import listed
 
@@ -37,6 +37,8 @@ HOW = (
     "one example an image, with its activation laid over the picture; how often it is active (above zero) in each "
     "domain; how specific that makes it, as the log-odds of its domain against all others with a 95 % interval over "
     "images; and, where they were run, what it does to the answers and which words it writes.",
+    "By evidence, those come first that reach the logits, have pictures mostly of their own domain, and log-odds whose "
+    "whole interval lies above 0; of these, those with a measured effect, then the largest log-odds.",
     "A neuron that is specific to a domain need not matter to it: most do not. Rank by effect to see those that do.",
     "Neurons marked † cannot reach the logits: whatever they do, no answer depends on them.",
 )
@@ -118,6 +120,7 @@ def table_document(kept: NeuronSources, whole: pl.DataFrame) -> dict[str, Any]:
             "selected": [int(bool(one)) for one in frame["selected"]],
             "domain": [domains.get(one, -1) for one in frame["domain"]],
             "domains": [[domains[one] for one in some or [] if one in domains] for some in frame["domains"].to_list()],
+            "evidence": evidence_ranks(kept),
             "reaches_logits": _column(frame, "reaches_logits", pl.Int64),
             **{name: _column(frame, name, pl.Float64) for name in NUMBERS},
         },

@@ -95,7 +95,7 @@ addEventListener("pointermove", (event) => {
   const cell = (at, start, length) => Math.min(SIDE - 1, Math.max(0, Math.floor(((at - start) / length) * SIDE)));
   const [row, column] = [cell(event.clientY, box.top, box.height), cell(event.clientX, box.left, box.width)];
   const found = (map.cells[row * SIDE + column] / 255) * map.maximum;
-  value.textContent = found > 0 ? found.toPrecision(3) : "0";
+  value.textContent = shortly(Math.max(0, found));
   value.hidden = false;
   // An open dialog is above everything else.
   const above = document.querySelector("dialog[open]") ?? document.body;

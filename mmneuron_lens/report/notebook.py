@@ -1,49 +1,49 @@
-"""What Jupyter shows of an artifact, where a table of its numbers is not the best of it. Light to import."""
+"""What Jupyter shows of a value of ours: a compact table or a figure, and what to call next. Light to import."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
-if TYPE_CHECKING:  # A notebook's first import should not load torch.
-    from mmneuron_lens.artifacts.lens_trace import LensTrace
-    from mmneuron_lens.artifacts.neighbours import Neighbours
+SHOWN = {
+    "counts": ("mmneuron_lens.artifacts.counts", "Counts"),
+    "moments": ("mmneuron_lens.artifacts.moments", "Moments"),
+    "selection": ("mmneuron_lens.artifacts.selection", "Selection"),
+    "identified": ("mmneuron_lens.runs.identify", "Identified"),
+    "effect_sizes": ("mmneuron_lens.artifacts.effect_sizes", "EffectSizes"),
+    "comparison": ("mmneuron_lens.artifacts.comparison", "NeuronComparison"),
+    "comparison_table": ("mmneuron_lens.evaluation.comparison_table", "ComparisonTable"),
+    "deviations": ("mmneuron_lens.evaluation.deviation", "DeviationTable"),
+    "one_deviations": ("mmneuron_lens.artifacts.deviations", "Deviations"),
+    "ablation": ("mmneuron_lens.evaluation.ablation", "Ablation"),
+    "examples": ("mmneuron_lens.artifacts.neuron_examples", "NeuronExamples"),
+    "entropies": ("mmneuron_lens.artifacts.entropies", "Entropies"),
+    "lens_trace": ("mmneuron_lens.artifacts.lens_trace", "LensTrace"),
+    "neighbours": ("mmneuron_lens.artifacts.neighbours", "Neighbours"),
+    "corpus": ("mmneuron_lens.corpora.corpus", "Corpus"),
+    "batch": ("mmneuron_lens.runtime.batch", "Batch"),
+    "result": ("mmneuron_lens.runtime.result", "Result"),
+    "lens": ("mmneuron_lens.lens", "Lens"),
+}
+"""By function of `notebook_values`, module and name of what it shows."""
 
 
 def register(ipython: Any) -> None:
-    """Teaches an IPython shell to show artifacts; a second call changes nothing.
+    """Teaches an IPython shell to show our values; a second call changes nothing.
 
     - ipython: what `IPython.get_ipython()` returns.
     """
     formatter = ipython.display_formatter.formatters["text/html"]
-    formatter.for_type_by_name("mmneuron_lens.artifacts.lens_trace", "LensTrace", trace_html)
-    formatter.for_type_by_name("mmneuron_lens.artifacts.neighbours", "Neighbours", neighbours_html)
+    for name, (module, kind) in SHOWN.items():
+        formatter.for_type_by_name(module, kind, _shower(name))
 
 
-def trace_html(trace: LensTrace) -> str:
-    """Two heatmaps: what the second image token and the last text token decode to at every layer."""
-    from mmneuron_lens.artifacts.table_html import NO_MATH
-    from mmneuron_lens.report.heat import heat_of, heat_table
-
-    parts = [
-        heat_table(heat_of(trace, place), f"{trace.labels[place]} → {trace.best(place)}")
-        for place in _shown(trace.kinds)
-    ]
-    return NO_MATH.format("".join(parts))
+def value_html(name: str, value: Any) -> str:
+    """The HTML of a value by the function of that name."""
+    return getattr(import_module("mmneuron_lens.report.notebook_values"), name)(value)
 
 
-def neighbours_html(found: Neighbours) -> str:
-    """Two heatmaps: the nearest words in context of the second image token and the last text token, by layer."""
-    from mmneuron_lens.artifacts.table_html import NO_MATH
-    from mmneuron_lens.report.heat import heat_table, neighbour_heat
-
-    parts = [
-        heat_table(neighbour_heat(found, place), f"{found.labels[place]}, nearest words")
-        for place in _shown(found.kinds)
-    ]
-    return NO_MATH.format("".join(parts))
-
-
-def _shown(kinds: tuple[str, ...]) -> list[int]:
-    """The second image token, or the only one, and the last text token."""
-    images, texts = ([place for place, one in enumerate(kinds) if one == kind] for kind in ("image", "text"))
-    return images[:2][-1:] + texts[-1:]
+def _shower(name: str) -> Callable[[Any], str]:
+    """Calls what shows a value once there is one; a notebook's first import does not load torch."""
+    return lambda value: value_html(name, value)

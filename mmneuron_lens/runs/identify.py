@@ -63,6 +63,13 @@ class Identified:
     controls: Controls
     moments: tuple[Moments, ...] = ()
 
+    def __repr__(self) -> str:
+        chosen = sum(map(self.selection.selected, self.selection.masks))
+        every = sum(one.numel() for one in self.selection.entropy.values())
+        controls = f"no controls ({self.controls.missing})" if self.controls.missing else "controls"
+        domains = ", ".join(self.selection.domains)
+        return f"Identified({self.selection.model}: {chosen:,} of {every:,} neurons, of {domains}; {controls})"
+
     def silent(self, site: str) -> Bool[Tensor, "layer neuron"]:
         """Neurons of a site that were active on no token of any domain (Figure 9)."""
         return silent_neurons(list(self.counts), site)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any, cast
 
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from interventions.sites import GROUP_KINDS
 from mmneuron_lens.architectures.picture_areas import Pictured
 from mmneuron_lens.architectures.tower_boxes import Before
 from mmneuron_lens.runtime.image_spans import image_spans
+from mmneuron_lens.runtime.readable_tokens import readable
 from mmneuron_lens.runtime.row_pictures import (
     boxes_of_row,
     columns_of,
@@ -87,11 +89,13 @@ class Batch:
 
     @property
     def tokens(self) -> list[list[str]]:
-        """Every position as text. Image positions are named by image and place in its span: `<image 1: 17>`."""
+        """Every position as it reads: `cat`, whatever mark its vocabulary has for a space; space alone is drawn, `␣`.
+        Image positions are named by image and place in its span: `<image 1: 17>`.
+        """
         shown: list[list[str]] = []
-        padding = str(self.tokenizer.pad_token)
+        padding, read = str(self.tokenizer.pad_token), cache(partial(readable, self.tokenizer))
         for row, (ids, kinds) in enumerate(zip(_lists(self.inputs["input_ids"]), self.kind, strict=True)):
-            words: list[str] = self.tokenizer.convert_ids_to_tokens(ids)
+            words = list(map(read, ids))
             named = {
                 column: f"<image {number}: {place}>"
                 for number, span in enumerate(self.image_spans(row), 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from interventions.errors import InvalidValue
 from mmneuron_lens.model import Model
+from mmneuron_lens.runtime.readable_tokens import readable
 from mmneuron_lens.wire.pack import too_long
 from mmneuron_lens.wire.positions import lengths as lengths_of
 
@@ -65,7 +66,7 @@ def _refuse_length(
 def _refuse_placeholders(held: Tensor, queries: int, names: Sequence[str], model: Model) -> None:
     wrong = ((held != 0) & (held != queries)).nonzero().flatten().tolist()
     if wrong:
-        token = model.processor.tokenizer.convert_ids_to_tokens(model.architecture.facts["image_token"])
+        token = readable(model.processor.tokenizer, model.architecture.facts["image_token"])
         raise InvalidValue(
             f"{names[wrong[0]]}the text holds {token!r}, whose place {model.name} chooses itself; leave it out."
         )
@@ -76,7 +77,7 @@ def _refuse_ids(ids: Tensor, rows: int, names: Sequence[str], what: str, tokeniz
         return
     row, column = (ids >= rows).nonzero()[0].tolist()
     number = int(ids[row, column])
-    token = tokenizer.convert_ids_to_tokens(number)
+    token = readable(tokenizer, number)
     raise InvalidValue(
         f"{names[row]}token {token!r} has the id {number}, and the embedding of {what} has {rows} rows; write it "
         "otherwise, or use the model's own tokenizer."

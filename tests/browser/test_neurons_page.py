@@ -19,8 +19,10 @@ from neuron_inputs import HOSTILE, Made, rows_of, write_run
 from test_page import CHROMIUM, browser, sync_api  # noqa: F401
 
 from interventions.printable import printable
+from mmneuron_lens.artifacts.digits import number
 from mmneuron_lens.artifacts.neuron_examples import NeuronExamples
 from mmneuron_lens.paper.neurons_page import publish_neurons
+from mmneuron_lens.runs.neuron_sources import neuron_sources
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
@@ -39,7 +41,7 @@ def run(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def opened(browser, run, width: int = 1280, scheme: str = "light", link: str = "") -> Iterator[Any]:  # noqa: F811
+def opened(browser, run, width=1280, scheme="light", link="", order="log_odds") -> Iterator[Any]:  # noqa: F811
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     one = context.new_page()
     one.errors, one.asked = [], []
@@ -50,6 +52,9 @@ def opened(browser, run, width: int = 1280, scheme: str = "light", link: str = "
     one.on("dialog", lambda said: one.errors.append(said.message))
     one.goto((run / "neurons" / "index.html").as_uri() + link)
     one.wait_for_selector(".card .line > *", state="attached")
+    if order:
+        one.evaluate("o => { const s = document.querySelector('#order'); s.value = o; "
+                     "s.dispatchEvent(new Event('change')); }", order)  # fmt: skip
     yield one
     assert one.errors == []
     assert {url.partition(":")[0] for url in one.asked} == {"file"}
@@ -86,6 +91,31 @@ def named(rows) -> list[str]:
 def by(rows: list[dict], key) -> list[dict]:
     """Rows in an order, those without a number last; ties stay."""
     return sorted(rows, key=lambda row: (key(row) is None, key(row) or 0))
+
+
+def test_those_that_teach_most_come_first(browser, run):  # noqa: F811
+    sources = next(one for one in neuron_sources(run) if one.model == MODEL)
+    rows, examples = rows_of(run, MODEL), sources.examples
+    assert examples is not None
+
+    def evidence(row: dict[str, Any]) -> tuple[Any, ...]:
+        place = examples.neurons[row["site"]].tolist().index([row["layer"], row["neuron"]])
+        samples, pictures = (one[row["site"]][place].tolist() for one in (examples.sample, examples.picture))
+        pairs = zip(samples, pictures, strict=True)
+        domains = [examples.samples[one].domain for one, which in pairs if one >= 0 and which >= 0]
+        half = bool(domains) and domains.count(row["domain"]) * 2 >= len(domains)
+        clear = row["effect_low"] is not None and (row["effect_low"] > 0 or row["effect_high"] < 0)
+        return (row["reaches_logits"], bool(domains), half, row["log_odds_low"] > 0, clear, row["log_odds"])
+
+    with opened(browser, run, order="") as page:
+        assert page.input_value("#order") == "evidence"
+        assert shown(page) == named(sorted(rows, key=evidence, reverse=True))
+
+
+def test_numbers_are_written_as_everywhere_else(page):
+    seen = np.random.default_rng(0)
+    values = [0.0, None, 0.0009996, 99999.5, -0.0000014, *(seen.normal(size=300) * 10.0 ** seen.integers(-9, 6, 300))]
+    assert page.evaluate("values => values.map(shortly)", values) == [number(one) for one in values]
 
 
 def test_every_order_is_the_frames(page, run):
