@@ -167,8 +167,9 @@ def accuracy(runs: Sequence[ModelRun]) -> Said | None:
             f"{domain_name(row['domain'])} ({interval(row['difference'], row['low'], row['high'])} points)"
             for row in worse or [min(rows, key=lambda row: row["difference"])]
         )
-        places = "in" if worse else f"in none of {len(rows)} domains, the most in"
-        said.append(f"{run.model}: {places} {told}")
+        places = "in" if worse else f"in none of {len(rows)} domains, the lowest is"
+        same = all(row["difference"] == row["low"] == row["high"] == 0 for row in rows)
+        said.append(f"{run.model}: {f'no difference in any of {len(rows)} domains' if same else f'{places} {told}'}")
         lost += len(worse)
     if not said:
         return None
