@@ -108,4 +108,6 @@ def _bars(panel: Axes, groups: Sequence[Any], names: list[str], colours: list[st
     panel.set_xlim(left=0)
     panel.grid(axis="x", linewidth=0.8)
     if len(groups) > 1:
-        panel.legend(loc="lower right", fontsize=8)
+        # Beside the title: there are bars everywhere below it.
+        style: Any = {"ncols": len(groups), "borderaxespad": 0.2, "columnspacing": 1, "handlelength": 1.4}
+        panel.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=8.5, **style)
