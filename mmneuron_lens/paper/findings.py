@@ -57,7 +57,7 @@ def specific(runs: Sequence[ModelRun]) -> Said | None:
         odds = run.effects.effect()["held_out"] if run.effects is not None and not run.uncontrolled else None
         if odds is None or odds["value"] is None:
             continue
-        low, high = (None if odds[end] is None else math.exp(odds[end]) for end in ("low", "high"))
+        low, high = (None if one is None else math.exp(one) for one in (odds["low"], odds["high"]))
         verdict = verdict_of(math.exp(odds["value"]), low, high, lambda odds: odds > 1)
         found.append(Finding(run.model, "", math.exp(odds["value"]), low, high, verdict))
     if not found:
