@@ -263,7 +263,7 @@ def test_a_small_demo_goes_the_whole_way(tmp_path):
     assert said[-1] == "drawing figures and writing the page"
     before = {file: file.read_bytes() for file in tmp_path.rglob("tables/*.csv")}
     again = mmneuron("show", tmp_path)
-    assert "at 5 %, switching off the neurons that dape calls specific to a domain changes" in html
+    assert "embedded/llava-next: with 5 % of the neurons off, those of " in html
     assert "right answer in nats, 5 % of the neurons off, embedded/llava-next" in " ".join(again.stdout.split())
     # What is there was made with fewer permutations, or another fraction: not replaced unless this is asked for.
     for fraction, differs in (
