@@ -241,7 +241,8 @@ def test_verdicts_are_counted_by_model():
 def test_the_run_says_what_its_page_was_made_of(run):
     (run.out / "problems.txt").write_text("one\ntwo\n")
     facts = dict(summary_of([run]).facts)
+    assert facts["the page again"] == "mmneuron select RUN --method dape --fraction 0.1 --percentile 0.95"
     assert facts["skipped"] == "2 records, named in problems.txt"
     assert "model id: <m>" in facts[MODEL]
     assert facts["corpus, medical"] == "name: medical corpus"
-    assert "fraction: 0.1" in facts["selection"]
+    assert "fraction: 0.1" in facts["selection, <m>"]

@@ -57,7 +57,7 @@ def specific(runs: Sequence[ModelRun]) -> Said | None:
         odds = run.effects.effect()["held_out"] if run.effects is not None and not run.uncontrolled else None
         if odds is None or odds["value"] is None:
             continue
-        low, high = (None if odds[end] is None else math.exp(odds[end]) for end in ("low", "high"))
+        low, high = (None if one is None else math.exp(one) for one in (odds["low"], odds["high"]))
         verdict = verdict_of(math.exp(odds["value"]), low, high, lambda odds: odds > 1)
         found.append(Finding(run.model, "", math.exp(odds["value"]), low, high, verdict))
     if not found:
@@ -167,8 +167,9 @@ def accuracy(runs: Sequence[ModelRun]) -> Said | None:
             f"{domain_name(row['domain'])} ({interval(row['difference'], row['low'], row['high'])} points)"
             for row in worse or [min(rows, key=lambda row: row["difference"])]
         )
-        places = "in" if worse else f"in none of {len(rows)} domains, the most in"
-        said.append(f"{run.model}: {places} {told}")
+        places = "in" if worse else f"in none of {len(rows)} domains, the lowest is"
+        same = all(row["difference"] == row["low"] == row["high"] == 0 for row in rows)
+        said.append(f"{run.model}: {f'no difference in any of {len(rows)} domains' if same else f'{places} {told}'}")
         lost += len(worse)
     if not said:
         return None

@@ -26,8 +26,7 @@ def facts_of(
     facts += [(run.model, _model(run)) for run in runs if run.counts]
     corpora = {(one.domain, _corpus(one.provenance.get("corpus"))) for run in runs for one in run.counts}
     facts += [(f"corpus, {domain}", said) for domain, said in sorted(corpora)]
-    rules = dict.fromkeys(_text(run.selection.parameters) for run in runs)
-    facts += [("selection", rule) for rule in rules]
+    facts += [(f"selection, {run.model}", _text(run.selection.parameters)) for run in runs]
     facts += [("settings", _text(plan))] if plan else []
     facts.append(("skipped", _skipped(runs[0].out)))
     return tuple(facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mmneuron_lens.artifacts.format import provenance
 from mmneuron_lens.paper.ablation import table_2
@@ -25,8 +26,6 @@ from mmneuron_lens.runs.neuron_tables import write_neurons
 
 SELECTION = "selection"
 """The name of the page in a folder whose first page is the paper's."""
-
-AGAIN = "mmneuron select RUN"
 
 
 def publish(
@@ -98,5 +97,11 @@ def summary_of(runs: Sequence[ModelRun], not_run: Sequence[str] = ()) -> Page:
         versions=tuple(provenance()["versions"].items()),
         beside=pages_beside(runs[0].out),
         findings=findings_of(runs),
-        facts=facts_of(runs, AGAIN),
+        facts=facts_of(runs, _again(runs[0].selection.parameters)),
     )
+
+
+def _again(rule: Mapping[str, Any]) -> str:
+    """The command that selects the same neurons again, and makes the page."""
+    given = {name: rule[name] for name in ("method", "fraction", "percentile") if name in rule}
+    return " ".join(("mmneuron select RUN", *(f"--{name} {value}" for name, value in given.items())))

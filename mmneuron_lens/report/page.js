@@ -31,8 +31,11 @@ for (const box of document.querySelectorAll(".scroll, nav.contents")) {
 
 // Paper has no folds: all of them open to be printed, and close again.
 let opened = [];
-matchMedia("print").addEventListener("change", ({ matches }) => {
-  if (matches) opened = [...document.querySelectorAll("details:not([open])")];
-  for (const one of opened) one.open = matches;
-  if (!matches) opened = [];
-});
+const printed = (begins) => {
+  if (begins) opened.push(...document.querySelectorAll("details:not([open])"));
+  for (const one of opened) one.open = begins;
+  if (!begins) opened = [];
+};
+addEventListener("beforeprint", () => printed(true));
+addEventListener("afterprint", () => printed(false));
+matchMedia("print").addEventListener("change", ({ matches }) => printed(matches));

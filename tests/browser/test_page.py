@@ -18,12 +18,15 @@ import torch
 from test_paper import LITTLE, MODEL
 
 from mmneuron_lens.artifacts.lens_trace import LensTrace
+from mmneuron_lens.paper import page as page_of_paper
 from mmneuron_lens.paper.drawn import drawn_corpus
 from mmneuron_lens.paper.model_run import ModelRun
+from mmneuron_lens.paper.page import paper_of
 from mmneuron_lens.paper.run import paper
 from mmneuron_lens.paper.summary import SELECTION, summary_of
 from mmneuron_lens.report.heat import heat_of
 from mmneuron_lens.report.page import write
+from mmneuron_lens.report.sections import Picture
 from mmneuron_lens.runs.questions import corpus_questions
 from mmneuron_lens.runs.store import Store
 
@@ -151,6 +154,107 @@ def test_both_pages_have_one_width_and_one_edge(browser, run, width, scheme):
     assert len(set(edges.values())) == 1, edges
 
 
+def test_the_pages_share_their_letters_colours_and_edges_with_that_of_the_neurons(browser, run, width, scheme):
+    looks = []
+    for name in ("index.html", f"{SELECTION}.html", "neurons/index.html"):
+        with opened(browser, run / name, width, scheme) as one:
+            looks.append(
+                one.evaluate(
+                    "['body', 'h1', '.lead', 'a', 'details:not(.sources) > summary'].map(name => {"
+                    " const one = document.querySelector('main ' + name) || document.querySelector(name);"
+                    " const { color, backgroundColor, fontFamily, fontSize, fontWeight } = getComputedStyle(one);"
+                    " return [name, color, backgroundColor, fontFamily, fontSize, fontWeight,"
+                    " name === 'body' ? 0 : document.querySelector('h1').getBoundingClientRect().left]; })"
+                )
+            )
+    assert looks[0] == looks[1] == looks[2]
+
+
+def test_findings_are_first_and_the_provenance_is_last_and_closed_until_it_is_printed(either):
+    heads = either.evaluate("[...document.querySelectorAll('main h2')].map(one => one.textContent)")
+    assert heads[0] == "Findings"
+    assert heads[-1] == "How it was run"
+    assert len(either.locator("#findings li").all()) >= 3
+    last = either.locator("main > :last-child")
+    assert (last.get_attribute("id"), last.get_attribute("open")) == ("provenance", None)
+    assert not last.locator("table.facts").first.is_visible()
+    either.emulate_media(media="print")
+    # The policy of the page lets no condition be evaluated again and again: attributes are waited for.
+    either.locator("details:not([open])").first.wait_for(state="detached")
+    assert last.locator("table.facts").first.is_visible()
+    assert not either.locator("nav.contents").is_visible()
+    either.emulate_media(media="screen")
+    either.locator("details[open]").first.wait_for(state="detached")
+
+
+def test_a_table_that_is_wider_says_so_until_its_end_and_can_be_scrolled_by_keys(either, width):
+    more = either.evaluate("[...document.querySelectorAll('main .scroll[data-more~=right]')].length")
+    assert (more > 0) == (width < WIDE)
+    if not more:
+        return
+    assert either.evaluate(
+        "[...document.querySelectorAll('.scroll')].every(e => e.tabIndex === 0 && e.role === 'region' && e.ariaLabel)"
+    )
+    box = either.query_selector("main figure.table .scroll[data-more~=right]")
+    name = box.query_selector("tbody th")
+    assert "gradient" in box.evaluate("e => getComputedStyle(e).maskImage")
+    before = name.bounding_box()["x"]
+    box.focus()
+    either.keyboard.press("ArrowRight")
+    either.locator("main .scroll[data-more^=left]").wait_for()
+    box.evaluate("e => { e.scrollLeft = e.scrollWidth; }")
+    either.locator("main .scroll[data-more=left]").wait_for()
+    # The first column stays.
+    assert name.bounding_box()["x"] == before
+
+
+RATIOS = """elements => {
+  const parts = colour => {
+    const mixed = colour.startsWith('color(srgb');
+    return colour.match(/[0-9.]+(e-?[0-9]+)?/g).slice(0, 3).map(one => mixed ? +one : one / 255);
+  };
+  const light = colour => parts(colour).map(one => one <= 0.03928 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, one, place) => sum + one * [0.2126, 0.7152, 0.0722][place], 0);
+  return elements.map(one => {
+    const style = getComputedStyle(one), ground = light(style.backgroundColor), ink = light(style.color);
+    return [ground, (Math.max(ground, ink) + 0.05) / (Math.min(ground, ink) + 0.05)];
+  });
+}"""
+"""Of elements, how light the ground is, and the contrast of the text on it."""
+
+
+def test_heatmaps_follow_the_theme_and_can_be_read(page, scheme):
+    for cells in ("#figure-6 .case table.heat td", "#figure-6 .lens td.word"):
+        found = page.eval_on_selector_all(cells, RATIOS)
+        assert len(found) >= 20
+        assert min(ratio for _, ratio in found) >= 4.5
+        # What is unlikely has the colour of the page, what is likely one of its own.
+        lights = sorted(ground for ground, _ in found)
+        if scheme == "dark":
+            assert lights[0] < 0.02
+            assert lights[-1] > 0.08
+        else:
+            assert lights[-1] > 0.95
+            assert lights[0] < 0.5
+
+
+@pytest.fixture(scope="module")
+def pictures(run) -> list[Picture]:
+    with pytest.MonkeyPatch.context() as patch:
+        # No figure is of them, and they take seconds.
+        patch.setattr(page_of_paper, "claims", lambda *_, **__: ())
+        return [one for section in paper_of(run).sections for one in section.pictures]
+
+
+def test_no_figure_is_of_one_value(page, run, pictures):
+    assert all(one.values is not None for one in pictures)
+    drawn = {one.name for one in pictures if not one.instead}
+    assert {file.stem for file in (run / "figures").glob("*.png")} == drawn
+    assert page.locator("figure.picture").count() == len(drawn)
+    assert page.locator("p.instead").all_inner_texts() == [one.instead for one in pictures if one.instead]
+    assert len(drawn) < len(pictures)
+
+
 def test_the_page_follows_the_theme(either):
     dark = either.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     colour = either.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -185,6 +289,7 @@ def test_hovering_a_patch_shows_what_it_decodes_to(page, run):
 
 
 def test_a_link_to_an_artifact_opens_it(page):
+    page.locator("#table-1 .sources summary").click()
     link = page.locator("#table-1 .sources a").first
     anchor = link.get_attribute("href")
     link.click()
