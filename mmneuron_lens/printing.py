@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mmneuron_lens.echo import echo
 
 if TYPE_CHECKING:
+    import rich.table
     from rich.console import Console
-    from rich.table import Table
 
     from mmneuron_lens.artifacts.selection import Selection
     from mmneuron_lens.corpora.corpus import Corpus
@@ -151,7 +151,7 @@ def print_selections(found: Sequence[tuple[Selection, str]], out: Path) -> None:
         echo(selection_file(out, selection.model, method))
 
 
-def print_table(table: Table) -> None:
+def print_table(table: rich.table.Table) -> None:
     """A table as the terminal has room for it, see `report.fitting`."""
     from mmneuron_lens.report.fitting import fitted
 

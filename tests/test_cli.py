@@ -298,6 +298,7 @@ def test_compare_says_which_neurons_matter_on_the_page_and_in_the_terminal(run, 
     assert (found.methods, found.fractions, len(found.questions)) == (("dape",), (0.05, 0.2), 4)
     assert {one.strength for one in found.conditions if one.fraction == 0.05} == {-1, 0, 1, 2, 3}
     assert "right answer in nats, 5 % of the neurons off" in " ".join(result.stdout.split())
+    assert "  dape: off, they change the log-probability of the right answer by " in result.stdout
     html = (out / "index.html").read_text()
     assert "No question was answered with neurons off." not in html
     assert (out / "figures" / "comparison_doses_embedded+instructblip.png").is_file()

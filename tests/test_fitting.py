@@ -45,6 +45,7 @@ def test_every_number_is_whole_and_no_line_is_too_long(width):
         assert name in text
     assert "…" not in text
     assert text.count("† cannot reach the logits") == 1
+    assert text.rstrip().endswith("† cannot reach the logits")
 
 
 def test_one_table_where_there_is_room_and_several_with_the_rows_named_where_not():

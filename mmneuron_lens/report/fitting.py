@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich.table import Column, Table
 from rich.text import Text
 
+from mmneuron_lens.echo import plain
+
 NUMBERS = "0123456789−–-"
 """What a cell that must not be broken begins with."""
 
@@ -96,4 +98,4 @@ def _longest(column: Column) -> int:
 
 
 def _text(cell: object) -> Text:
-    return cell if isinstance(cell, Text) else Text(str(cell or ""))
+    return cell if isinstance(cell, Text) else plain(str(cell or ""))
