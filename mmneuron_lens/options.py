@@ -41,12 +41,10 @@ QuestionsPerImage = Annotated[
     int | None, typer.Option(min=1, help="Only so many questions of each image, drawn with a fixed seed.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")]
-NumBeams = Annotated[int, typer.Option("--num-beams", "--beams", min=1, help="Beams of the search for answers.")]
+NumBeams = Annotated[int, typer.Option(min=1, help="Beams of the search for answers.")]
 Parameters = Annotated[
     list[str] | None,
-    typer.Option(
-        "--parameter", "--set", metavar="NAME=VALUE", help="A parameter of the method; repeat it for several."
-    ),
+    typer.Option(metavar="NAME=VALUE", help="A parameter of the method; repeat it for several."),
 ]
 Method = Annotated[
     str,

@@ -291,7 +291,18 @@ def test_compare_says_which_neurons_matter_on_the_page_and_in_the_terminal(run, 
     out = tmp_path / "run"
     assert mmneuron("select", out, "--fraction", "0.05").exit_code == 0
     words = ["compare", out, *MODEL, "--corpus", corpus, "--methods", "dape,random", "--fractions", "0.05,0.2"]
-    words += ["--draws", 2, "--images", 2, "--questions-per-image", 1, "--accuracy", "--amplify", "--max-new-tokens", 2]
+    words += [
+        "--random-draws",
+        2,
+        "--images",
+        2,
+        "--questions-per-image",
+        1,
+        "--accuracy",
+        "--amplify",
+        "--max-new-tokens",
+        2,
+    ]
     result = mmneuron(*words)
     assert result.exit_code == 0, result.stderr
     found = NeuronComparison.load(out / "comparison" / "embedded+instructblip.safetensors")

@@ -118,15 +118,7 @@ def test_an_option_has_the_name_of_the_parameter(command, functions):
     # Of what can be repeated the singular.
     taken |= {name.removesuffix("s") for name in taken} | {"domain"}
     names = {one.name for one in COMMANDS[f"mmneuron {command}"].params} - {"help"}
-    assert names - OF_THE_SHELL - OF_OBJECTS - {"method", "set"} <= taken
-
-
-def test_older_spellings_are_still_taken():
-    for command, words in (("compare", ["--draws", "2", "--beams", "3"]), ("select", ["--set", "seed=1"])):
-        needed = ["run"] + (["--model", "m", "--corpus", "c"] if command == "compare" else [])
-        with COMMANDS[f"mmneuron {command}"].make_context(command, [*needed, *words]) as context:
-            assert context.params.get("random_draws", 2) == 2
-            assert context.params.get("parameter", ["seed=1"]) == ["seed=1"]
+    assert names - OF_THE_SHELL - OF_OBJECTS - {"method"} <= taken
 
 
 FAULTS = {

@@ -39,7 +39,7 @@ def printed(width: int) -> str:
 def test_every_number_is_whole_and_no_line_is_too_long(width):
     text = printed(width)
     assert max(map(len, text.splitlines())) <= width
-    for whole in ("123,456", "1.73 [1.68, 1.84]", "−1.74 [−1.66, −1.84]", "1.000", "0.500"):
+    for whole in ("123,456", "1.731 [1.679, 1.835]", "−1.74 [−1.66, −1.84]", "1.000", "0.500"):
         assert whole in text
     for name in ("memberships", "log odds", "held out", "above", "Vision Encoder †", "MLP Projector"):
         assert name in text
