@@ -17,9 +17,9 @@ NAMED = ("torch", "transformers", "nnsight", "jaxtyping", "beartype", "huggingfa
 """Packages with a line of their own; of the others only those that do not fit have one."""
 
 EXTRAS = {
-    "corpora": "corpora of the hub, and the published ones in their own formats",
+    "corpora": "corpora of the hub, and folders that datasets saved",
     "quantize": "models in 4 or 8 bits, and layers on several devices",
-    "remote": "models on a server, with --remote",
+    "remote": "the same as s3; running on NDIF needs no extra",
     "s3": "push and pull to s3:// folders",
     "smol": "`embedded/smol`, a model with a real language model",
     "docs": "building these docs; not needed to use the package",

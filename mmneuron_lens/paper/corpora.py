@@ -55,9 +55,11 @@ def table_4(runs: Sequence[ModelRun]) -> Section:
         "LLM tokens that the identifying questions come to. The paper names about 20 million a domain in LLaVA-NeXT, "
         "which its numbers of samples do not give."
     )
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    if not frame["answered questions"].any():
+        frame = frame.drop("answered questions")
     everything = stacked(one.to_frame() for run in runs for one in run.counts)
     known = {run.model: run.counts[0].reachability for run in runs if run.counts}
-    frame = pl.DataFrame(rows, infer_schema_length=None)
     grids = (
         Grid("corpora", caption, frame, examples=tuple(examples) if seen else ()),
         Grid("corpora_tokens", sums, pl.DataFrame(tokens, infer_schema_length=None)),

@@ -92,14 +92,14 @@ def reproduced(runs: Sequence[ModelRun]) -> Said | None:
     if not found:
         return None
     fraction = runs[0].selection.parameters["fraction"]
-    told = listed(f"{number(value, 2)} in {model}" for model, value in found)
+    told = listed(f"{model}: {number(value, 2)}" for model, value in found)
     chance = fraction / (2 - fraction)
     short = "Other images select mostly the same neurons."
     if min(value for _, value in found) < 0.5:
         short = "Which neurons are selected depends on the images."
     return short, (
-        f"Two halves of the images share {told} of the neurons that either selects (Jaccard); 1 would be the very same "
-        f"neurons, {number(chance, 1)} is chance."
+        f"Of the neurons that either of two halves of the images selects, this share is selected by both (Jaccard): "
+        f"{told}. 1 would be the very same neurons, {number(chance, 1)} is chance."
     )
 
 

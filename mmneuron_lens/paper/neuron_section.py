@@ -27,7 +27,7 @@ def neuron_examples(runs: Sequence[ModelRun]) -> Section:
     text = (
         "Of each domain, the selected neuron whose log-odds of being active there rather than elsewhere are surely the "
         "largest (by the lower end of their interval), with the pictures on which it is most active, one a picture; "
-        "colour shows where. Whether such neurons matter is another question: see below.",
+        "colour shows where. Whether such neurons matter is another question.",
     )
     after: list[Markup] = []
     for one in found:
