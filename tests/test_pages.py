@@ -210,7 +210,7 @@ def test_findings_have_the_numbers_of_the_artifacts(run):
     odds = [math.exp(effect[end]) for end in ("value", "low", "high")]
     assert f"{interval(*odds)} in {MODEL}" in told
     assert ("specific to domains, on other images too" in specific) == (odds[1] > 1)
-    assert f"share {run.overlap.mean(None):.2g} in {MODEL}" in halves  # type: ignore[union-attr]
+    assert f"{MODEL}: {run.overlap.mean(None):.2g}." in halves  # type: ignore[union-attr]
     # Of the last domain half of the eight answers are lost, of random neurons none.
     assert "Auto Driving (−50" in accuracy
     assert "Common Scenes" not in accuracy

@@ -56,7 +56,7 @@ def table_4(runs: Sequence[ModelRun]) -> Section:
         "which its numbers of samples do not give."
     )
     frame = pl.DataFrame(rows, infer_schema_length=None)
-    if not frame["answered questions"].any():
+    if not frame["answered questions"].sum():
         frame = frame.drop("answered questions")
     everything = stacked(one.to_frame() for run in runs for one in run.counts)
     known = {run.model: run.counts[0].reachability for run in runs if run.counts}
