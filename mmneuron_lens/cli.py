@@ -97,16 +97,22 @@ def _options(
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def _demo_folder(context: typer.Context, out: Path | None) -> Path:
+    return out or Path("runs/look" if context.params["quick"] else "runs/demo")
+
+
 @app.command(rich_help_panel=FIND, epilog=example("mmneuron demo --quick --out runs/look"))
 def demo(
     out: Annotated[
-        Path | None, typer.Option(help="The folder to write to: runs/demo, and runs/look with --quick.")
+        Path | None,
+        typer.Option(callback=_demo_folder, help="The folder to write to: runs/demo, and runs/look with --quick."),
     ] = None,
     model: Annotated[
         Literal["embedded", "smol"], typer.Option(help="The three small models, or one with a real language model.")
     ] = "embedded",
     quick: Annotated[
-        bool, typer.Option("--quick", help="One model, its neurons and their pictures: about half a minute.")
+        bool,
+        typer.Option("--quick", is_eager=True, help="One model, its neurons and their pictures: about half a minute."),
     ] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Questions in one forward pass: 32, and 16 of smol.")
@@ -134,8 +140,17 @@ def demo(
     plan = plan if batch_size is None else changed(plan, batch_size=batch_size)
     quiet_loading()
     settings = model_settings(remote, dtype, device, device_map, quantize)
-    store = store_of(out or Path("runs/look" if quick else "runs/demo"), replace)
-    print_tables(run(store, models=models, plan=plan, settings=settings, again=command_line(remote), progress=bar))
+    assert out is not None
+    print_tables(
+        run(
+            store_of(out, replace),
+            models=models,
+            plan=plan,
+            settings=settings,
+            again=command_line(remote),
+            progress=bar,
+        )
+    )
 
 
 app.command(

@@ -87,6 +87,7 @@ def test_resume_imports_nothing_that_lies_in_the_folder(tmp_path, monkeypatch):
         ((*COUNT[:-1], "../elsewhere"), "its command writes to .*elsewhere, and this run is"),
         ((*COUNT, "--out", "/etc"), "its command writes to /etc"),
         (("demo",), "its command writes to .*runs/demo"),
+        (("demo", "--quick"), "its command writes to .*runs/look"),
         (("paper", "--plan", "plan.toml"), "its command writes to .*planned"),
         (("paper", "--plan", "absent.toml"), "cannot be read"),
         ((*COUNT, "--run-this"), "cannot be read"),

@@ -33,7 +33,7 @@ SCALES: dict[Theme, Scale] = {
 notebook, a heatmap is light."""
 
 _CELL = (
-    "background:color-mix(in srgb,var(--heat-one,{0.one}) {{:.1f}}%,var(--heat-zero,{0.zero}));"
+    "background:color-mix(in srgb,var(--heat-one,{0.one}) {{:g}}%,var(--heat-zero,{0.zero}));"
     "color:var(--heat-text,{0.text});text-align:center"
 ).format(SCALES["light"])
 
@@ -107,7 +107,7 @@ def heat_table(heat: Heat, caption: str = "") -> Markup:
         cells = joined(
             html(
                 '<td style="{}" title="{}">{}</td>',
-                *(_CELL.format(100 * _share(value)), said, word),
+                *(_CELL.format(round(100 * _share(value), 1)), said, word),
             )
             for word, value, said in zip(words, probabilities, told, strict=True)
         )
