@@ -18,7 +18,7 @@ setup: .venv/ready  ## the environment .venv, with all that tests, docs and a re
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch .venv/ready
 
-look: setup  ## the first pictures of neurons, in about a minute after setup: runs/look/index.html
+look: setup  ## the first pictures of neurons, in half a minute after setup: runs/look/index.html
 	$(BIN)/mmneuron demo --quick --out runs/look
 	@echo "The page: file://$(CURDIR)/runs/look/index.html"
 

@@ -125,7 +125,7 @@ def patching(study: Study) -> None:
     images = [column for column, kind in enumerate(kinds) if kind == "image"]
     words = [column for column, kind in enumerate(kinds) if kind == "text" and column > images[-1]]
     groups = {"image": images, **{str(column): [column] for column in words}}
-    labels = ["image", *(study.wet.tokens[0][column].strip("ĠĊ") or "line break" for column in words)]
+    labels = ["image", *(study.wet.tokens[0][column].strip(" ⏎") or "line break" for column in words)]
     before = difference(study, Graph())
     heat = torch.zeros(len(groups), 4)
     for row, columns in enumerate(groups.values()):

@@ -30,8 +30,8 @@ from mmneuron_lens.report.heat import heat_of, heat_table, neighbour_heat
 from mmneuron_lens.report.hover_frame import hover_frame
 from mmneuron_lens.report.html_text import html, joined
 from mmneuron_lens.report.tables import domain_name
+from mmneuron_lens.report.terminal import MATTERS
 
-MATTERS = "●"
 SCROLLING = '<div class="mm-scroll">{}</div>'
 
 WORDS = 12
